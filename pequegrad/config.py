@@ -1,0 +1,149 @@
+"""Settings, read from the environment at the moment of use, and overridable as attributes or a context manager.
+
+Invariant: no other module of the package reads the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STANCES = ("default", "force_eager", "eager_on_recompile", "fail_on_recompile")
+LOG_TOPICS = ("recompiles", "code", "memory", "cache", "timing")
+CACHE_MODES = ("on", "off", "readonly")
+
+_UNSET = object()
+
+
+class Setting:
+    """One setting: an environment variable with a parser and a default; assignment overrides the environment."""
+
+    def __init__(self, variable: str, default: Any, doc: str, parse: Any = str) -> None:
+        self.variable = variable
+        self.default = default
+        self.parse = parse
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Config | None, owner: type) -> Any:
+        if config is None:
+            return self
+        override = config._local_override(self.name)
+        if override is not _UNSET:
+            return override
+        text = os.environ.get(self.variable)
+        if text is None or text == "":
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{self.variable}={text!r}: {error}") from None
+
+    def __set__(self, config: Config, value: Any) -> None:
+        config._overrides[self.name] = self.parse(value) if isinstance(value, str) else value
+
+
+def _choice(*allowed: str) -> Any:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}; got {text!r}")
+        return text
+
+    return parse
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"expected a positive integer; got {value}")
+    return value
+
+
+def _flag(text: str) -> bool:
+    return text.lower() not in ("0", "false", "no", "off")
+
+
+def _topics(text: str) -> frozenset[str]:
+    topics = frozenset(part.strip() for part in text.split(",") if part.strip())
+    unknown = topics - set(LOG_TOPICS) - {"help"}
+    if unknown:
+        raise ValueError(f"unknown topic {', '.join(sorted(unknown))}; expected {', '.join(LOG_TOPICS)} or help")
+    return topics
+
+
+class Config:
+    """All settings of pequegrad; ``pequegrad.config`` is the one instance.
+
+    Reading a field reads its environment variable now; assigning a field overrides it for the process;
+    ``with config(field=value): ...`` overrides it for the current thread inside the block.
+    """
+
+    cache_dir = Setting("PEQUEGRAD_CACHE_DIR", None, "folder of the disk cache; None: the user's cache folder", Path)
+    cache = Setting("PEQUEGRAD_CACHE", "on", "on, off or readonly", _choice(*CACHE_MODES))
+    cache_size_mb = Setting("PEQUEGRAD_CACHE_SIZE_MB", 2048, "disk cache cap in MiB; least recently used goes", _positive)
+    stance = Setting("PEQUEGRAD_STANCE", "default", "what compiled functions do; one of STANCES", _choice(*STANCES))
+    logs = Setting("PEQUEGRAD_LOGS", frozenset(), "comma list of LOG_TOPICS, or help", _topics)
+    debug_nans = Setting("PEQUEGRAD_DEBUG_NANS", False, "check every eager result for NaN", _flag)
+    num_threads = Setting("PEQUEGRAD_NUM_THREADS", None, "worker threads; None: OMP_NUM_THREADS or the cores", _positive)
+    recompile_limit = Setting("PEQUEGRAD_RECOMPILE_LIMIT", 16, "signatures per compiled function before it raises", _positive)
+    cuda_arch = Setting("PEQUEGRAD_CUDA_ARCH", None, "CUDA architecture such as sm_90")
+    cxx = Setting("CXX", None, "C++ compiler command; None: g++, then c++, then clang++ on PATH")
+    cxxflags = Setting("CXXFLAGS", "", "extra flags for the C++ compiler")
+    cuda_home = Setting("CUDA_HOME", None, "CUDA toolkit folder", Path)
+    omp_num_threads = Setting("OMP_NUM_THREADS", None, "honoured when num_threads is not set", _positive)
+    quiet = Setting("PEQUEGRAD_QUIET", False, "do not print the line per compile", _flag)
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "_overrides", {})
+        object.__setattr__(self, "_thread", threading.local())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not isinstance(getattr(type(self), name, None), Setting):
+            raise AttributeError(f"config has no field {name!r}; fields: {', '.join(self.fields())}")
+        object.__setattr__(self, name, value)
+
+    def _local_override(self, name: str) -> Any:
+        for layer in reversed(getattr(self._thread, "layers", ())):
+            if name in layer:
+                return layer[name]
+        return self._overrides.get(name, _UNSET)
+
+    @classmethod
+    def fields(cls) -> tuple[str, ...]:
+        """Names of all settings."""
+        return tuple(name for name, value in vars(cls).items() if isinstance(value, Setting))
+
+    def reset(self, name: str) -> None:
+        """Drop an assignment, so that the environment counts again."""
+        self._overrides.pop(name, None)
+
+    @contextlib.contextmanager
+    def __call__(self, **fields: Any) -> Iterator[Config]:
+        """Override fields inside a ``with`` block, for the current thread."""
+        layer = {}
+        for name, value in fields.items():
+            setting = getattr(type(self), name, None)
+            if not isinstance(setting, Setting):
+                raise AttributeError(f"config has no field {name!r}; fields: {', '.join(self.fields())}")
+            layer[name] = setting.parse(value) if isinstance(value, str) else value
+        if not hasattr(self._thread, "layers"):
+            self._thread.layers = []
+        self._thread.layers.append(layer)
+        try:
+            yield self
+        finally:
+            self._thread.layers.remove(layer)
+
+    def workers(self) -> int:
+        """Number of worker threads that a compiled step may use."""
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.num_threads or self.omp_num_threads or available
+
+
+config = Config()

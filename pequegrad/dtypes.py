@@ -1,0 +1,109 @@
+"""The element types, and how they promote: torch's lattice, without torch.
+
+Invariant: a DType is one of the eight module-level instances, compared by identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .errors import DTypeError
+
+
+@dataclass(frozen=True, eq=False)
+class DType:
+    """An element type. ``kind`` is 'bool', 'int' or 'float'; ``rank`` orders the lattice inside and across kinds."""
+
+    name: str
+    numpy: np.dtype
+    kind: str
+    rank: int
+    c_name: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.numpy.itemsize
+
+    @property
+    def is_floating_point(self) -> bool:
+        return self.kind == "float"
+
+    def __repr__(self) -> str:
+        return f"pequegrad.{self.name}"
+
+    def __reduce__(self) -> str:
+        return self.name if self.name != "bool" else "bool_"
+
+
+bool_ = DType("bool", np.dtype(np.bool_), "bool", 0, "b8")
+uint8 = DType("uint8", np.dtype(np.uint8), "int", 1, "u8")
+int32 = DType("int32", np.dtype(np.int32), "int", 2, "i32")
+int64 = DType("int64", np.dtype(np.int64), "int", 3, "i64")
+float16 = DType("float16", np.dtype(np.float16), "float", 4, "f16")
+bfloat16 = DType("bfloat16", np.dtype(ml_dtypes.bfloat16), "float", 5, "bf16")
+float32 = DType("float32", np.dtype(np.float32), "float", 6, "f32")
+float64 = DType("float64", np.dtype(np.float64), "float", 7, "f64")
+
+DTYPES = (bool_, uint8, int32, int64, float16, bfloat16, float32, float64)
+_KIND_RANK = {"bool": 0, "int": 1, "float": 2}
+_BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES}
+_BY_NAME = {dtype.name: dtype for dtype in DTYPES} | {"float": float32, "double": float64, "long": int64, "half": float16}
+_PYTHON = {bool: bool_, int: int64, float: float32}
+
+
+def as_dtype(value: Any) -> DType:
+    """Return the DType named by a DType, a NumPy dtype, a Python type or a name such as ``"float32"``.
+
+    Raises DTypeError for anything that pequegrad does not have.
+    """
+    if isinstance(value, DType):
+        return value
+    if isinstance(value, str) and value in _BY_NAME:
+        return _BY_NAME[value]
+    if isinstance(value, type) and value in _PYTHON:
+        return _PYTHON[value]
+    try:
+        found = _BY_NUMPY.get(np.dtype(value))
+    except TypeError:
+        found = None
+    if found is None:
+        names = ", ".join(dtype.name for dtype in DTYPES)
+        raise DTypeError(f"dtype {value!r} is not one of {names}. Convert the data first, for example to float32.")
+    return found
+
+
+def promote(first: DType, second: DType) -> DType:
+    """Return the dtype of a result made of two dtypes of equal standing, as ``torch.promote_types`` does."""
+    if first is second:
+        return first
+    if first.kind == second.kind == "float" and {first, second} == {float16, bfloat16}:
+        return float32
+    return first if first.rank > second.rank else second
+
+
+def result_type(operands: list[tuple[DType, int | None]]) -> DType:
+    """Return the dtype that operands compute in, as ``torch.result_type`` does.
+
+    Each operand is (dtype, ndim), with ndim None for a Python scalar. Tensors with dimensions decide;
+    tensors without dimensions count only if they are of a higher kind; Python scalars likewise, last.
+    """
+    result: DType | None = None
+    for standing in (lambda n: n is not None and n > 0, lambda n: n == 0, lambda n: n is None):
+        level: DType | None = None
+        for dtype, ndim in operands:
+            if standing(ndim):
+                level = dtype if level is None else promote(level, dtype)
+        if level is None:
+            continue
+        if result is None:
+            result = level
+        elif _KIND_RANK[level.kind] > _KIND_RANK[result.kind]:
+            result = level
+    if result is None:
+        raise DTypeError("result_type needs at least one operand. Got none.")
+    return result

@@ -1,0 +1,69 @@
+"""Every error that pequegrad raises on purpose, by whose fault it is: the user's, the machine's, or ours.
+
+Invariant: each message says where (when a line of user code is known), what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PequegradError(Exception):
+    """Base of all errors that pequegrad raises on purpose."""
+
+
+class ShapeError(PequegradError, ValueError):
+    """Shapes that do not fit together. The user's to mend."""
+
+
+class DTypeError(PequegradError, TypeError):
+    """A dtype that an operation does not take, or data that is no number. The user's to mend."""
+
+
+class DeviceError(PequegradError, RuntimeError):
+    """Tensors on different devices, or a device that this machine lacks."""
+
+
+class IndexOutOfRange(PequegradError, IndexError):
+    """An index outside the dimension that it addresses. The user's to mend."""
+
+
+class AutogradError(PequegradError, RuntimeError):
+    """A gradient that is missing, was freed, or would be wrong."""
+
+
+class TraceError(PequegradError, RuntimeError):
+    """A traced function does something that a compiled step could not repeat. The user's to mend."""
+
+
+class NotCompilable(PequegradError):
+    """An op, dtype or shape that a target lacks: the compiler falls back to eager and quotes the reason.
+
+    Also used as a value: an op class whose ``lowering`` is ``NotCompilable("reason")`` states that it has none.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RecompileLimit(TraceError):
+    """A compiled function was asked for more signatures than its limit. The user's to mend."""
+
+
+class ToolchainError(PequegradError, RuntimeError):
+    """No compiler, or a compiler that failed. The machine's."""
+
+
+class CacheError(PequegradError, RuntimeError):
+    """A cache folder or entry that cannot be used or trusted. The machine's."""
+
+
+class DataError(PequegradError, OSError):
+    """A data file that is missing, truncated, or not what its name says. The user's to mend."""
+
+
+class CompilerBug(PequegradError, AssertionError):
+    """An invariant of pequegrad itself is broken. Ours: please report it with the text of the message."""
+
+
+class PequegradWarning(UserWarning):
+    """Something that pequegrad could work around, said once."""

@@ -1,0 +1,483 @@
+"""What an op is, and the one door through which every op is applied.
+
+Invariant: `bind` is the only place where an op meets its inputs. What happens there (NumPy now, a node of a
+graph while tracing) is up to the interpreter of the thread-local context, so that neither ops nor nn nor optim
+know that tracing exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..dtypes import DType, as_dtype, bool_, float32, int64, result_type
+from ..errors import AutogradError, CompilerBug, DTypeError, NotCompilable, ShapeError
+from .sharding import Sharding
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and element type of a value; all that an op's rule may depend on."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
+
+
+# --- how an op reaches machine code: data, read by codegen/lower.py -------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Elementwise: one C expression, valid for scalars and for SIMD lanes alike.
+
+    Placeholders: ``{0}``, ``{1}`` … are the operands (already of the op's input dtypes), ``{name}`` a parameter
+    rendered as a C literal, ``{T}`` the C type name of the result (pg::f32 …), ``{T0}`` that of operand 0, and
+    ``{index}`` the linear row-major index of the element in the node's result (int64 lanes).
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """A reduction over the dimensions ``params["dims"]`` with a monoid: sum, prod, max, min, any, all,
+    argmax or argmin (index within the reduced dimensions, row-major, lowest on ties, NaN wins)."""
+
+    monoid: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """No arithmetic: a re-reading of the input through `Op.access` (strides), or a predicated copy (pad)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kernel family of its own in codegen/plan.py, such as contract, conv2d, pool, gather."""
+
+    name: str
+
+
+Lowering = Expression | Reduction | View | Family | NotCompilable
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Arguments for the automatic tests of an op: arrays, parameters, and the name torch has for it.
+
+    ``torch`` is a callable ``(torch, *tensors) -> tensor(s)``, or None where torch has no such thing.
+    ``differentiable`` names the inputs whose gradients are compared.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    params: tuple[tuple[str, Any], ...] = ()
+    torch: Callable[..., Any] | None = None
+    differentiable: tuple[int, ...] = ()
+
+
+REGISTRY: dict[str, type[Op]] = {}
+
+
+class Op:
+    """Base of all ops. A subclass is the op's whole record; it is never instantiated.
+
+    A concrete subclass states: ``name``, a docstring, ``infer`` (the shape and dtype rule), ``numpy`` (evaluation,
+    array namespace given), ``vjp`` (written in ops; or None: not differentiable), ``lowering``, ``shard`` (the
+    sharding rule), ``call`` (the public function, with torch's signature), and ``samples``.
+    Parameters are hashable: ints, floats, strings, DTypes, and tuples of them.
+    """
+
+    name: ClassVar[str] = ""
+    lowering: ClassVar[Any] = None
+    methods: ClassVar[tuple[str, ...]] = ()
+    """Names under which ``call`` is also a Tensor method."""
+
+    # Traits, which generic passes read instead of names.
+    pure: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = False
+    commutative: ClassVar[bool] = False
+    view: ClassVar[bool] = False
+    reduction: ClassVar[bool] = False
+    is_constant: ClassVar[bool] = False
+    """True for ops without inputs whose result depends on parameters alone."""
+
+    @staticmethod
+    def infer(*specs: TensorSpec, **params: Any) -> TensorSpec | tuple[TensorSpec, ...]:
+        """Return the result's spec (a tuple for several results); raise ShapeError or DTypeError."""
+        raise NotImplementedError
+
+    @staticmethod
+    def numpy(xp: Any, *arrays: Any, **params: Any) -> Any:
+        """Evaluate with the array namespace ``xp`` (NumPy or CuPy). A view op returns a view."""
+        raise NotImplementedError
+
+    vjp: ClassVar[Callable[..., Any] | None] = None
+    """``vjp(saved, *grads) -> tuple``: one gradient (or None) per input, any shape that broadcasts from it."""
+
+    @staticmethod
+    def shard(inputs: tuple[Sharding, ...], specs: tuple[TensorSpec, ...], **params: Any) -> Sharding | None:
+        """Return the result's sharding for the inputs', or None: the op needs the whole value."""
+        return None
+
+    @staticmethod
+    def put(base: Any, new: Any, **params: Any) -> Any:
+        """For view ops, in ops: ``base`` with the elements that the view shows replaced by ``new``."""
+        raise NotImplementedError
+
+    @staticmethod
+    def access(shape: tuple[int, ...], strides: tuple[int, ...], offset: int, **params: Any) -> Any:
+        """For view ops: (shape, strides, offset) of the result in the input's buffer, in elements; or None."""
+        raise NotImplementedError
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        """Arguments for the automatic tests; at least one."""
+        return []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__dict__.get("name"):
+            return  # an abstract family of ops
+        missing = [part for part in ("infer", "numpy", "shard") if getattr(cls, part) is getattr(Op, part)]
+        if cls.lowering is None:
+            missing.append("lowering")
+        if not cls.__doc__:
+            missing.append("docstring")
+        if getattr(cls, "call", None) is None:
+            missing.append("call")
+        if getattr(cls, "samples", None) is Op.samples:
+            missing.append("samples")
+        if cls.view and (cls.put is Op.put or (cls.access is Op.access)):
+            missing.append("put and access (it is a view)")
+        if missing:
+            raise CompilerBug(f"op {cls.name!r} ({cls.__module__}.{cls.__qualname__}) lacks {', '.join(missing)}")
+        if cls.name in REGISTRY:
+            raise CompilerBug(f"two ops are named {cls.name!r}: {REGISTRY[cls.name]} and {cls}")
+        REGISTRY[cls.name] = cls
+
+
+# --- the ambient context --------------------------------------------------------------------------------------
+
+
+class Interpreter:
+    """What `bind` asks; the base class is NumPy, now. The tracer overrides all of it."""
+
+    def evaluate(self, op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], specs: tuple[TensorSpec, ...]) -> Sequence[Any]:
+        """Return one payload (ndarray or graph value) per result."""
+        arrays = [tensor.array for tensor in inputs]
+        with np.errstate(all="ignore"):
+            result = op.numpy(np, *arrays, **params)
+        results = result if isinstance(result, tuple) else (result,)
+        return [
+            out if isinstance(out, np.ndarray) and out.dtype == spec.dtype.numpy else np.asarray(out, spec.dtype.numpy)
+            for out, spec in zip(results, specs, strict=True)
+        ]
+
+    def constant(self, array: np.ndarray) -> Any:
+        """Return the payload of an array that enters as data (not as a traced argument)."""
+        return array
+
+    def version(self, storage: Any) -> int:
+        """Return how often ``storage`` was written in place."""
+        return storage.version
+
+    def write(self, target: Any, new: Any) -> None:
+        """Replace the contents of ``target`` (and of every view of it) by ``new``, of the same spec."""
+        if not target.array.flags.writeable:
+            raise AutogradError("this tensor shares memory with a read-only array. Use .clone() before writing.")
+        np.copyto(target.array, new.array)
+        target.storage.version += 1
+
+    def get_grad(self, tensor: Any) -> Any:
+        return tensor._grad
+
+    def set_grad(self, tensor: Any, grad: Any) -> None:
+        tensor._grad = grad
+
+    def scalar(self, owner: Any, key: Any, value: Any) -> Any:
+        """Return ``owner[key]``, a Python number that may change between calls (learning rate, momentum …)."""
+        return value
+
+    def no_data(self, tensor: Any) -> str:
+        """Return the message for reading the elements of a tensor that has none: it escaped from a trace."""
+        return (
+            f"this tensor, {tensor.spec}, escaped from a traced function: it exists only inside the compiled step. "
+            "Return it from the function instead of storing it."
+        )
+
+    def location(self) -> Any:
+        """Return the line of user code that is running, or None where nobody will ask."""
+        return None
+
+    def at(self, location: Any) -> contextlib.AbstractContextManager[None]:
+        """Attribute what runs inside to ``location``: the forward line that a gradient belongs to."""
+        return contextlib.nullcontext()
+
+
+EAGER = Interpreter()
+
+
+class Context(threading.local):
+    """The ambient state of a thread: interpreter and gradient mode."""
+
+    def __init__(self) -> None:
+        self.interpreter: Interpreter = EAGER
+        self.is_grad_enabled = True
+
+
+context = Context()
+
+_tensor_type: Any = None
+
+
+def set_tensor_type(tensor_type: Any) -> None:
+    """Tell bind what to wrap results in. Called once, by tensor.py, which this module may not import."""
+    global _tensor_type
+    _tensor_type = tensor_type
+
+
+@contextlib.contextmanager
+def grad_mode(enabled: bool) -> Iterator[None]:
+    """Record for backward (or do not) inside the block."""
+    before = context.is_grad_enabled
+    context.is_grad_enabled = enabled
+    try:
+        yield
+    finally:
+        context.is_grad_enabled = before
+
+
+@contextlib.contextmanager
+def use_interpreter(interpreter: Interpreter) -> Iterator[None]:
+    """Send every op of this thread to ``interpreter`` inside the block."""
+    before = context.interpreter
+    context.interpreter = interpreter
+    try:
+        yield
+    finally:
+        context.interpreter = before
+
+
+# --- the tape -------------------------------------------------------------------------------------------------
+
+_order = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class TapeNode:
+    """One recorded application: what backward needs to go through it, in the order of recording."""
+
+    op: type[Op]
+    params: dict[str, Any]
+    inputs: tuple[Any, ...] | None
+    input_specs: tuple[TensorSpec, ...]
+    versions: tuple[int, ...]
+    edges: tuple[Any, ...]
+    """Per input: the (TapeNode, result index) it came from, the leaf tensor itself, or None."""
+    output_specs: tuple[TensorSpec, ...]
+    outputs: tuple[Any, ...] | None = None
+    output_versions: tuple[int, ...] = ()
+    location: Any = None
+    order: int = field(default_factory=_order.__next__)
+
+    def free(self) -> None:
+        """Drop the saved tensors; a second backward through here is then an error."""
+        self.inputs = self.outputs = None
+
+
+class Saved:
+    """What a vjp may look at: parameters and specs freely, tensors only if nobody wrote to them since."""
+
+    __slots__ = ("_node", "params")
+
+    def __init__(self, node: TapeNode) -> None:
+        self._node = node
+        self.params = node.params
+
+    def input(self, i: int = 0) -> Any:
+        """The i-th input as it was; AutogradError if it was changed in place or freed."""
+        return self._checked(self._node.inputs, self._node.versions, i, "input")
+
+    def output(self, i: int = 0) -> Any:
+        """The i-th result as it was; AutogradError if it was changed in place or freed."""
+        output = self._checked(self._node.outputs, self._node.output_versions, i, "result")
+        if context.is_grad_enabled and output.dtype.is_floating_point:
+            # Linked only now: a saved result that kept its own node alive would be a reference cycle.
+            output = output.saved_alias()
+            output.link(self._node, i)
+        return output
+
+    def spec(self, i: int = 0) -> TensorSpec:
+        """Spec of the i-th input."""
+        return self._node.input_specs[i]
+
+    def output_spec(self, i: int = 0) -> TensorSpec:
+        """Spec of the i-th result."""
+        return self._node.output_specs[i]
+
+    def needs(self, i: int) -> bool:
+        """Whether the gradient of the i-th input is wanted."""
+        return self._node.edges[i] is not None
+
+    def _checked(self, tensors: tuple[Any, ...] | None, versions: tuple[int, ...], i: int, what: str) -> Any:
+        if tensors is None:
+            raise AutogradError(
+                f"backward through {self._node.op.name} a second time: its saved tensors were freed. "
+                "Pass retain_graph=True to the first backward."
+            )
+        tensor = tensors[i]
+        now = context.interpreter.version(tensor.storage)
+        if now != versions[i]:
+            raise AutogradError(
+                f"{what} {i} of {self._node.op.name}, {tensor.spec}, is needed for its gradient but was changed in "
+                f"place afterwards (version {now}, expected {versions[i]}). Use the out-of-place form, or .clone() first."
+            )
+        return tensor
+
+
+# --- the door -------------------------------------------------------------------------------------------------
+
+
+def bind(op: type[Op], *inputs: Any, **params: Any) -> Any:
+    """Apply ``op`` to Tensors and return a Tensor, or a tuple of them where the op has several results."""
+    specs = tuple(tensor.spec for tensor in inputs)
+    inferred = op.infer(*specs, **params)
+    is_single = isinstance(inferred, TensorSpec)
+    out_specs: tuple[TensorSpec, ...] = (inferred,) if isinstance(inferred, TensorSpec) else inferred
+    payloads = context.interpreter.evaluate(op, inputs, params, out_specs)
+    if op.view:
+        outputs = (_tensor_type._view_of(inputs[0], op, params, payloads[0], out_specs[0]),)
+    else:
+        outputs = tuple(_tensor_type._wrap(payload, spec) for payload, spec in zip(payloads, out_specs, strict=True))
+    if op.vjp is not None and context.is_grad_enabled and any(tensor.requires_grad for tensor in inputs):
+        record(op, inputs, params, outputs)
+    return outputs[0] if is_single else outputs
+
+
+def record(op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], outputs: tuple[Any, ...]) -> None:
+    """Put an application on the tape, and link its floating-point results to it."""
+    interpreter = context.interpreter
+    node = TapeNode(
+        op=op,
+        params=params,
+        inputs=inputs,
+        input_specs=tuple(tensor.spec for tensor in inputs),
+        versions=tuple(interpreter.version(tensor.storage) for tensor in inputs),
+        edges=tuple(tensor.edge() for tensor in inputs),
+        output_specs=tuple(tensor.spec for tensor in outputs),
+        location=interpreter.location(),
+    )
+    for i, output in enumerate(outputs):
+        if output.dtype.is_floating_point:
+            output.link(node, i)
+    # The saved results must not keep the tape alive through themselves: they are light aliases.
+    node.outputs = tuple(output.saved_alias() for output in outputs)
+    node.output_versions = tuple(interpreter.version(output.storage) for output in outputs)
+
+
+# --- arguments ------------------------------------------------------------------------------------------------
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether ``value`` is a pequegrad Tensor."""
+    return isinstance(value, _tensor_type)
+
+
+def as_tensor(value: Any, dtype: DType | None = None) -> Any:
+    """Return ``value`` (Tensor, array, number, nested list) as a Tensor; arrays share memory."""
+    if isinstance(value, _tensor_type):
+        return value
+    return _tensor_type._from_data(value, dtype)
+
+
+def operands(*values: Any, kind: str = "any", who: str = "") -> tuple[Any, ...]:
+    """Promote numbers, arrays and Tensors to Tensors of one dtype, as torch does for arithmetic.
+
+    ``kind="float"`` promotes integers on to float32, for functions like exp and true division.
+    """
+    standings: list[tuple[DType, int | None]] = []
+    for value in values:
+        if isinstance(value, _tensor_type):
+            standings.append((value.dtype, value.ndim))
+        elif isinstance(value, bool):
+            standings.append((bool_, None))
+        elif isinstance(value, int):
+            standings.append((int64, None))
+        elif isinstance(value, float):
+            standings.append((float32, None))
+        elif isinstance(value, np.generic | np.ndarray):
+            standings.append((as_dtype(value.dtype), value.ndim))
+        else:
+            raise DTypeError(f"{who or 'operand'}: expected a Tensor, array or number. Got {type(value).__name__}: {value!r}.")
+    dtype = result_type(standings)
+    if kind == "float" and not dtype.is_floating_point:
+        dtype = float32
+    return tuple(_promoted(value, dtype) for value in values)
+
+
+def _promoted(value: Any, dtype: DType) -> Any:
+    if isinstance(value, bool | int | float):
+        return _tensor_type._from_data(value, dtype)
+    tensor = as_tensor(value)
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def broadcast_shapes(*shapes: tuple[int, ...], who: str = "broadcast") -> tuple[int, ...]:
+    """Return the common shape, or raise ShapeError that names both."""
+    result: list[int] = []
+    for shape in shapes:
+        if len(shape) > len(result):
+            result = [1] * (len(shape) - len(result)) + result
+    for shape in shapes:
+        for i, extent in enumerate(shape, start=len(result) - len(shape)):
+            if result[i] == 1:
+                result[i] = extent
+            elif extent not in (1, result[i]):
+                raise ShapeError(
+                    f"{who}: shapes {' and '.join(map(str, shapes))} do not broadcast: dimension {i - len(result)} "
+                    f"is {result[i]} in one and {extent} in another. Dimensions must be equal or 1."
+                )
+    return tuple(result)
+
+
+def normalize_dim(dim: int, ndim: int, who: str) -> int:
+    """Return ``dim`` as a non-negative dimension of an ``ndim``-dimensional tensor, or raise."""
+    limit = max(ndim, 1)
+    if not isinstance(dim, int | np.integer) or isinstance(dim, bool):
+        raise DTypeError(f"{who}: dim must be an int. Got {type(dim).__name__}: {dim!r}.")
+    if not -limit <= dim < limit:
+        raise ShapeError(f"{who}: dim must be in [{-limit}, {limit - 1}] for a {ndim}-dimensional tensor. Got {dim}.")
+    return int(dim) % limit
+
+
+def normalize_dims(dim: Any, ndim: int, who: str) -> tuple[int, ...]:
+    """Return ``dim`` (None: all; an int; a sequence) as sorted non-negative dimensions."""
+    if dim is None:
+        return tuple(range(ndim))
+    wanted = dim if isinstance(dim, tuple | list) else (dim,)
+    dims = tuple(sorted(normalize_dim(d, ndim, who) for d in wanted))
+    if len(set(dims)) != len(dims):
+        raise ShapeError(f"{who}: a dim is named twice in {dim}.")
+    return tuple(d for d in dims if d < ndim)
