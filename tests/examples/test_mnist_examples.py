@@ -1,0 +1,60 @@
+"""The examples as a user runs them: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ("mlp_mnist", "conv_mnist")
+
+
+def run(example: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"examples.{example}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+def accuracy(output: str) -> float:
+    return float(re.search(r"test accuracy: ([\d.]+) % of 10,000 images", output)[1])
+
+
+@pytest.mark.parametrize(("example", "least"), [("mlp_mnist", 92.0), ("conv_mnist", 96.0)])
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_default_run_reaches_its_accuracy_and_reports_the_first_90_percent(example, least, seed):
+    done = run(example, "--seed", seed)
+    assert done.returncode == 0, done.stderr
+    assert accuracy(done.stdout) >= least
+    assert re.search(r"first 90%: \d+ steps in [\d.]+ s of training", done.stdout), done.stdout
+    assert re.search(r"loss \d\.\d{4}, \d+ steps/s", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_eager_and_compiled_take_the_same_road(example):
+    runs = [run(example, "--steps", "10", "--batch-size", "64", *mode) for mode in ([], ["--eager"])]
+    assert [done.returncode for done in runs] == [0, 0], runs
+    assert "compiled" in runs[0].stdout and "eager" in runs[1].stdout
+    # Rounding may tip a few of the 10,000 images after ten steps, not more.
+    assert accuracy(runs[0].stdout) == pytest.approx(accuracy(runs[1].stdout), abs=0.3)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_cuda_is_refused_with_the_reason(example):
+    done = run(example, "--cuda")
+    assert done.returncode == 2 and "this version has no CUDA target yet" in done.stderr
+
+
+def test_missing_data_is_an_error_that_names_the_file(tmp_path):
+    done = run("mlp_mnist", "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert f"{tmp_path / 'train-images-idx3-ubyte.gz'}: no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("steps", ["0", "-3", "many"])
+def test_steps_must_be_a_positive_integer(steps):
+    done = run("mlp_mnist", "--steps", steps)
+    assert done.returncode == 2 and "--steps" in done.stderr
