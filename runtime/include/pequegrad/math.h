@@ -1,0 +1,381 @@
+// Elementary functions on vec<f32> (own branch-free polynomials), vec<f64> (lane by lane) and scalars.
+//
+// Invariants: right on infinities, NaN, -0 and subnormals; vec<f32> within 2 ULP (sigmoid 2.5; measured in
+// tests/runtime/test_math.py); maximum and minimum return NaN if either side is NaN; sign(NaN) is NaN, as in NumPy.
+// Needs -fno-math-errno, and no flag that assumes finite numbers or re-associates.
+// The polynomials are weighted minimax fits on the stated ranges, coefficients rounded to f32 from the lowest up.
+#pragma once
+#include "vec.h"
+
+namespace pg {
+
+// ---- scalars -----------------------------------------------------------------------------------------------------------
+
+#define PG_DEFINE_SCALAR_1(NAME, F32, F64)                                                                         \
+  PG_INLINE f32 NAME(f32 x) { return F32(x); }                                                                     \
+  PG_INLINE f64 NAME(f64 x) { return F64(x); }
+PG_DEFINE_SCALAR_1(exp, __builtin_expf, __builtin_exp)
+PG_DEFINE_SCALAR_1(expm1, __builtin_expm1f, __builtin_expm1)
+PG_DEFINE_SCALAR_1(log, __builtin_logf, __builtin_log)
+PG_DEFINE_SCALAR_1(log1p, __builtin_log1pf, __builtin_log1p)
+PG_DEFINE_SCALAR_1(sqrt, __builtin_sqrtf, __builtin_sqrt)
+PG_DEFINE_SCALAR_1(sin, __builtin_sinf, __builtin_sin)
+PG_DEFINE_SCALAR_1(cos, __builtin_cosf, __builtin_cos)
+PG_DEFINE_SCALAR_1(tanh, __builtin_tanhf, __builtin_tanh)
+PG_DEFINE_SCALAR_1(erf, __builtin_erff, __builtin_erf)
+PG_DEFINE_SCALAR_1(floor, __builtin_floorf, __builtin_floor)
+PG_DEFINE_SCALAR_1(ceil, __builtin_ceilf, __builtin_ceil)
+PG_DEFINE_SCALAR_1(round, __builtin_rintf, __builtin_rint)
+PG_DEFINE_SCALAR_1(trunc, __builtin_truncf, __builtin_trunc)
+PG_INLINE f32 pow(f32 x, f32 y) { return __builtin_powf(x, y); }
+PG_INLINE f64 pow(f64 x, f64 y) { return __builtin_pow(x, y); }
+
+// Integer power as NumPy computes it; a negative exponent gives 0 unless the base is 1 or -1.
+PG_INLINE i64 pow(i64 x, i64 y) {
+  if (y < 0) return x == 1 ? 1 : x == -1 ? (y & 1 ? -1 : 1) : 0;
+  u64 r = 1, square_ = u64(x);
+  for (; y; y >>= 1, square_ *= square_)
+    if (y & 1) r *= square_;
+  return i64(r);
+}
+PG_INLINE i32 pow(i32 x, i32 y) { return i32(pow(i64(x), i64(y))); }
+PG_INLINE u8 pow(u8 x, u8 y) { return u8(pow(i64(x), i64(y))); }
+
+template <class T> PG_INLINE T reciprocal(T x) { return T(1) / x; }
+template <class T> PG_INLINE T rsqrt(T x) { return T(1) / sqrt(x); }
+template <class T> PG_INLINE T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
+template <class T> PG_INLINE T square(T x) { return T(x * x); }
+template <class T> PG_INLINE bool isnan(T x) { return x != x; }
+template <class T> PG_INLINE bool isinf(T x) { return x == x && x - x != x - x; }
+template <class T> PG_INLINE bool isfinite(T x) { return x - x == x - x; }
+template <class T> PG_INLINE T abs(T x) {
+  if constexpr (is_float<T>) return sizeof(T) == 4 ? T(__builtin_fabsf(f32(x))) : T(__builtin_fabs(f64(x)));
+  else return x < 0 ? T(0 - u64(x)) : x;
+}
+template <class T> PG_INLINE T sign(T x) { return x != x ? x : T(T(x > 0) - T(x < 0)); }
+template <class T> PG_INLINE T maximum(T a, T b) { return a > b || a != a ? a : b; }
+template <class T> PG_INLINE T minimum(T a, T b) { return a < b || a != a ? a : b; }
+
+// The signed integer as wide as a float.
+template <class T> struct bits_type { typedef i32 type; };
+template <> struct bits_type<f64> { typedef i64 type; };
+template <class T> using bits_of = typename bits_type<T>::type;
+
+// ---- every numeric vector --------------------------------------------------------------------------------------------
+
+// `b > a ? b : a` keeps a NaN of a; the outer choice keeps one of b and folds away where b is a constant.
+template <class T> PG_INLINE vec<T> maximum(vec<T> a, vec<T> b) {
+  PG_EACH_PART(T) {
+    auto m = b.part[p] > a.part[p] ? b.part[p] : a.part[p];
+    if constexpr (is_float<T>) m = b.part[p] == b.part[p] ? m : b.part[p];
+    a.part[p] = m;
+  }
+  return a;
+}
+template <class T> PG_INLINE vec<T> minimum(vec<T> a, vec<T> b) {
+  PG_EACH_PART(T) {
+    auto m = b.part[p] < a.part[p] ? b.part[p] : a.part[p];
+    if constexpr (is_float<T>) m = b.part[p] == b.part[p] ? m : b.part[p];
+    a.part[p] = m;
+  }
+  return a;
+}
+template <> PG_INLINE vec<b8> maximum<b8>(vec<b8> a, vec<b8> b) { return a | b; }
+template <> PG_INLINE vec<b8> minimum<b8>(vec<b8> a, vec<b8> b) { return a & b; }
+template <class T> PG_INLINE vec<T> maximum(vec<T> a, value_of<not_deduced<T>> b) { return maximum(a, splat<T>(b)); }
+template <class T> PG_INLINE vec<T> maximum(value_of<not_deduced<T>> a, vec<T> b) { return maximum(b, splat<T>(a)); }
+template <class T> PG_INLINE vec<T> minimum(vec<T> a, value_of<not_deduced<T>> b) { return minimum(a, splat<T>(b)); }
+template <class T> PG_INLINE vec<T> minimum(value_of<not_deduced<T>> a, vec<T> b) { return minimum(b, splat<T>(a)); }
+
+template <class T> PG_INLINE vec<T> abs(vec<T> x) {
+  if constexpr (is_float<T>) {
+    typedef typename lanes<T>::native native;
+    typedef bits_of<T> bits;
+    PG_EACH_PART(T) x.part[p] = (native)((typename lanes<bits>::native)x.part[p] & ~(bits(1) << (sizeof(T) * 8 - 1)));
+    return x;
+  } else {
+    return maximum(x, -x);
+  }
+}
+template <> PG_INLINE vec<u8> abs<u8>(vec<u8> x) { return x; }
+
+template <class T> PG_INLINE vec<T> copy_sign(vec<T> magnitude, vec<T> from) {
+  typedef typename lanes<T>::native native;
+  typedef bits_of<T> bits;
+  typedef typename lanes<bits>::native whole;
+  const bits top = bits(1) << (sizeof(T) * 8 - 1);
+  PG_EACH_PART(T) magnitude.part[p] = (native)(((whole)magnitude.part[p] & ~top) | ((whole)from.part[p] & top));
+  return magnitude;
+}
+
+template <class T> PG_INLINE vec<T> sign(vec<T> x) {
+  vec<T> one = splat<T>(T(1)), none{};
+  vec<T> r = select(gt(x, none), one, none) - select(lt(x, none), one, none);
+  if constexpr (is_float<T>) r = select(ne(x, x), x, r);
+  return r;
+}
+template <class T> PG_INLINE vec<T> square(vec<T> x) { return x * x; }
+template <class T> PG_INLINE vec<T> reciprocal(vec<T> x) { return splat<T>(T(1)) / x; }
+template <class T> PG_INLINE vec<b8> isnan(vec<T> x) { return ne(x, x); }
+template <class T> PG_INLINE vec<b8> isinf(vec<T> x) {
+  if constexpr (is_float<T>) return eq(abs(x), splat<T>(T(__builtin_inff())));
+  else return vec<b8>{};
+}
+template <class T> PG_INLINE vec<b8> isfinite(vec<T> x) {
+  vec<T> d = x - x;
+  return eq(d, d);
+}
+
+template <class T> PG_INLINE vec<T> pow(vec<T> x, vec<T> y) {
+  return map_lanes(x, y, [](T a, T b) { return pow(a, b); });
+}
+template <class T> PG_INLINE vec<T> pow(vec<T> x, not_deduced<T> y) { return pow(x, splat<T>(y)); }
+template <class T> PG_INLINE vec<T> pow(not_deduced<T> x, vec<T> y) { return pow(splat<T>(x), y); }
+
+// ---- square root and rounding ------------------------------------------------------------------------------------------
+
+PG_INLINE vec<f32> sqrt(vec<f32> x) {
+#if PG_LANES == 16 && defined(__AVX512F__)
+  x.part[0] = __builtin_ia32_sqrtps512_mask(x.part[0], x.part[0], u16(0xffff), 4);
+  return x;
+#elif PG_LANES == 8 && defined(__AVX__)
+  x.part[0] = __builtin_ia32_sqrtps256(x.part[0]);
+  return x;
+#elif PG_LANES == 4 && defined(__SSE2__)
+  x.part[0] = __builtin_ia32_sqrtps(x.part[0]);
+  return x;
+#else
+  return map_lanes(x, [](f32 v) { return sqrt(v); });
+#endif
+}
+PG_INLINE vec<f64> sqrt(vec<f64> x) {
+#if PG_LANES == 16 && defined(__AVX512F__)
+  PG_EACH_PART(f64) x.part[p] = __builtin_ia32_sqrtpd512_mask(x.part[p], x.part[p], u8(0xff), 4);
+  return x;
+#else
+  return map_lanes(x, [](f64 v) { return sqrt(v); });
+#endif
+}
+template <class T> PG_INLINE vec<T> rsqrt(vec<T> x) { return splat<T>(T(1)) / sqrt(x); }
+
+// Adding and taking away 2^(mantissa bits) leaves the nearest whole number, halves to even.
+template <class T> PG_INLINE vec<T> round(vec<T> x) {
+  const T magic = sizeof(T) == 4 ? T(0x1p23) : T(0x1p52);
+  vec<T> a = abs(x), whole = (a + magic) - magic;
+  return copy_sign(select(lt(a, magic), whole, a), x);
+}
+template <class T> PG_INLINE vec<T> floor(vec<T> x) {
+  vec<T> r = round(x);
+  return copy_sign(select(gt(r, x), r - T(1), r), x);
+}
+template <class T> PG_INLINE vec<T> ceil(vec<T> x) {
+  vec<T> r = round(x);
+  return copy_sign(select(lt(r, x), r + T(1), r), x);
+}
+template <class T> PG_INLINE vec<T> trunc(vec<T> x) { return copy_sign(floor(abs(x)), x); }
+
+// ---- vec<f32>: exp and its family --------------------------------------------------------------------------------------
+
+// x = n ln2 + r with |r| <= ln2 / 2; ln2 in two parts of which the first has 9 zero bits at its end, so that n times
+// it is exact without FMA as well.
+struct exp_reduction {
+  vec<f32> r;
+  vec<i32> n;
+};
+
+PG_INLINE exp_reduction reduce_exp(vec<f32> x) {
+  const f32 magic = 0x1.8p23f;
+  vec<f32> t = x * 0x1.715476p0f + magic, n = t - magic;
+  vec<f32> r = x - n * 0x1.62e4p-1f;
+  r = r - n * 0x1.7f7d1cp-20f;
+  return {r, bit_cast_lanes<i32>(t) - bit_cast<i32>(magic)};
+}
+
+// 2^n for -126 <= n <= 127.
+PG_INLINE vec<f32> power_of_two(vec<i32> n) { return bit_cast_lanes<f32>((n + 127) << 23); }
+
+PG_INLINE vec<f32> exp_polynomial(vec<f32> r) {
+  vec<f32> p = splat<f32>(0x1.6d649ap-10f);
+  p = p * r + 0x1.1241dp-7f;
+  p = p * r + 0x1.5554d4p-5f;
+  p = p * r + 0x1.555486p-3f;
+  p = p * r + 0.5f;
+  return r * r * p + r;
+}
+
+PG_INLINE vec<f32> exp(vec<f32> x) {
+  x = select(gt(x, 89.0f), 89.0f, x);
+  x = select(lt(x, -104.0f), -104.0f, x);
+  exp_reduction e = reduce_exp(x);
+  vec<f32> p = exp_polynomial(e.r) + 1.0f;
+  vec<i32> half = e.n >> 1;  // 2^n in two factors: n reaches from -150 (subnormal) to 128 (infinity)
+  return p * power_of_two(half) * power_of_two(e.n - half);
+}
+
+// |r| <= 0.56, so that small arguments need no reduction and keep their last bit.
+PG_INLINE vec<f32> expm1(vec<f32> x) {
+  vec<f32> a = select(gt(x, 89.0f), 89.0f, x);
+  a = select(lt(a, -18.0f), -18.0f, a);
+  exp_reduction e = reduce_exp(a);
+  vec<b8> small = le(abs(x), 0.55f);
+  vec<f32> r = select(small, a, e.r);
+  vec<i32> n = select(small, 0, e.n);
+  vec<f32> p = splat<f32>(0x1.a59f16p-13f);
+  p = p * r + 0x1.6f8774p-10f;
+  p = p * r + 0x1.110abep-7f;
+  p = p * r + 0x1.555158p-5f;
+  p = p * r + 0x1.55555ep-3f;
+  p = p * r + 0x1.000002p-1f;
+  p = r * r * p + r;
+  vec<f32> half = power_of_two(n - 1);  // half of 2^n, which alone would overflow at n = 128
+  vec<f32> y = half * p + (half - 0.5f);
+  y = select(small, p, y + y);
+  return copy_sign(y, select(ne(x, x), p, x));
+}
+
+// |x| < 0.66: x + x^3 p(x^2); beyond, 1 - 2 / (exp(2|x|) + 1), whose error the subtraction shrinks.
+PG_INLINE vec<f32> tanh(vec<f32> x) {
+  vec<f32> a = abs(x), z = a * a;
+  vec<f32> p = splat<f32>(-0x1.65a4cep-8f);
+  p = p * z + 0x1.4e8366p-6f;
+  p = p * z - 0x1.b7aebp-5f;
+  p = p * z + 0x1.1102fep-3f;
+  p = p * z - 0x1.55552p-2f;
+  vec<f32> small = p * z * a + a;
+  vec<f32> y = select(gt(a, 9.2f), 9.2f, a);
+  exp_reduction e = reduce_exp(y + y);
+  vec<f32> power = (exp_polynomial(e.r) + 1.0f) * power_of_two(e.n);
+  vec<f32> large = 1.0f - 2.0f / (power + 1.0f);
+  return copy_sign(select(lt(a, 0.65f), small, large), x);
+}
+
+PG_INLINE vec<f32> sigmoid(vec<f32> x) { return 1.0f / (1.0f + exp(-x)); }
+
+// |x| < 0.93: x + x p(x^2); beyond, 1 - exp(-x - x q(x)) with q fitted to -log(erfc(x)) / x - 1.
+PG_INLINE vec<f32> erf(vec<f32> x) {
+  vec<f32> a = abs(x), z = a * a;
+  vec<f32> p = splat<f32>(0x1.5c2d7cp-14f);
+  p = p * z - 0x1.a9fdb8p-11f;
+  p = p * z + 0x1.54be04p-8f;
+  p = p * z - 0x1.b80d1ap-6f;
+  p = p * z + 0x1.ce2deep-4f;
+  p = p * z - 0x1.812742p-2f;
+  p = p * z + 0x1.06eba8p-3f;
+  vec<f32> small = p * a + a;
+  vec<f32> y = select(gt(a, 4.0f), 4.0f, a);
+  vec<f32> q = splat<f32>(0x1.59ab0ep-18f);
+  q = q * y - 0x1.9459dap-15f;
+  q = q * y - 0x1.2e8354p-15f;
+  q = q * y + 0x1.7b193p-9f;
+  q = q * y - 0x1.72799p-6f;
+  q = q * y + 0x1.aee93ap-4f;
+  q = q * y + 0x1.4574c6p-1f;
+  q = q * y + 0x1.07428cp-3f;
+  exp_reduction e = reduce_exp(-(q * y + y));
+  vec<f32> large = 1.0f - (exp_polynomial(e.r) + 1.0f) * power_of_two(e.n);
+  return copy_sign(select(lt(a, 0.93f), small, large), x);
+}
+
+// ---- vec<f32>: logarithms --------------------------------------------------------------------------------------------
+
+// log(u) + c for positive finite u: u = m 2^e with m in [sqrt(1/2), sqrt(2)), log m = f - f^2/2 + f^3 p(f), f = m - 1.
+PG_INLINE vec<f32> log_finite(vec<f32> u, vec<f32> c) {
+  vec<b8> tiny = lt(u, 0x1p-126f);
+  u = select(tiny, u * 0x1p23f, u);
+  vec<i32> bits = bit_cast_lanes<i32>(u) - 0x3f3504f3;
+  vec<i32> exponent = (bits >> 23) - select(tiny, splat<i32>(23), 0);
+  vec<f32> f = bit_cast_lanes<f32>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  vec<f32> e = convert<f32>(exponent);
+  vec<f32> p = splat<f32>(0x1.13c8ecp-4f);
+  p = p * f - 0x1.dd9efap-4f;
+  p = p * f + 0x1.e6dbdep-4f;
+  p = p * f - 0x1.fc3d5ep-4f;
+  p = p * f + 0x1.233afap-3f;
+  p = p * f - 0x1.555b9p-3f;
+  p = p * f + 0x1.99a478p-3f;
+  p = p * f - 0x1.000008p-2f;
+  p = p * f + 0x1.555548p-2f;
+  vec<f32> z = f * f;
+  vec<f32> y = f * z * p + (e * 0x1.7f7d1cp-20f + c);
+  y = y - 0.5f * z;
+  return (f + y) + e * 0x1.62e4p-1f;
+}
+
+// The values at 0, below 0, at infinity and NaN.
+PG_INLINE vec<f32> finish_log(vec<f32> u, vec<f32> y) {
+  const f32 infinity = __builtin_inff();
+  y = select(eq(u, 0.0f), -infinity, y);
+  y = select(lt(u, 0.0f), __builtin_nanf(""), y);
+  return select(eq(u, infinity) | ne(u, u), u, y);
+}
+
+PG_INLINE vec<f32> log(vec<f32> x) { return finish_log(x, log_finite(x, vec<f32>{})); }
+
+// What 1 + x lost by rounding comes back as c = lost / (1 + x).
+PG_INLINE vec<f32> log1p(vec<f32> x) {
+  vec<f32> u = 1.0f + x;
+  vec<f32> lost = select(gt(x, 1.0f), 1.0f - (u - x), x - (u - 1.0f));
+  vec<f32> y = finish_log(u, log_finite(u, lost / u));
+  return select(lt(abs(x), 0x1p-24f), x, y);
+}
+
+// ---- vec<f32>: sine and cosine -----------------------------------------------------------------------------------------
+
+// r = x - n pi/2 is taken in f64, good for |x| <= 2^20; larger lanes go to the scalar function.
+struct angle {
+  vec<f32> r;
+  vec<i32> n;
+};
+
+PG_INLINE angle reduce_angle(vec<f32> x) {
+  const f64 magic = 0x1.8p52;
+  vec<f64> d = convert<f64>(x), t = d * 0x1.45f306dc9c883p-1 + magic, n = t - magic;
+  vec<f64> r = d - n * 0x1.921fb544p0;
+  r = r - n * 0x1.0b4611a626331p-34;
+  return {convert<f32>(r), convert<i32>(bit_cast_lanes<i64>(t))};
+}
+
+PG_INLINE vec<f32> sine_of(angle a, int quarter) {
+  vec<f32> z = a.r * a.r;
+  vec<f32> s = splat<f32>(0x1.77b00ep-19f);
+  s = s * z - 0x1.a04802p-13f;
+  s = s * z + 0x1.111164p-7f;
+  s = s * z - 0x1.555556p-3f;
+  s = s * (z * a.r) + a.r;
+  vec<f32> c = splat<f32>(0x1.99e1d6p-16f);
+  c = c * z - 0x1.6c0c1cp-10f;
+  c = c * z + 0x1.55554ap-5f;
+  c = c * (z * z) + (1.0f - 0.5f * z);
+  vec<i32> n = a.n + quarter;
+  vec<f32> y = select(ne(n & 1, 0), c, s);
+  return bit_cast_lanes<f32>(bit_cast_lanes<i32>(y) ^ ((n & 2) << 30));
+}
+
+template <class F> PG_NOINLINE vec<f32> by_lane(vec<f32> x, F f) { return map_lanes(x, f); }
+
+PG_INLINE vec<f32> sin(vec<f32> x) {
+  if (__builtin_expect(any(gt(abs(x), 0x1p20f)), 0)) return by_lane(x, [](f32 v) { return sin(v); });
+  return select(eq(x, 0.0f), x, sine_of(reduce_angle(x), 0));
+}
+PG_INLINE vec<f32> cos(vec<f32> x) {
+  if (__builtin_expect(any(gt(abs(x), 0x1p20f)), 0)) return by_lane(x, [](f32 v) { return cos(v); });
+  return sine_of(reduce_angle(x), 1);
+}
+
+// ---- vec<f64>: lane by lane ----------------------------------------------------------------------------------------------
+
+#define PG_DEFINE_BY_LANE_1(NAME)                                                                                  \
+  PG_INLINE vec<f64> NAME(vec<f64> x) {                                                                            \
+    return map_lanes(x, [](f64 v) { return NAME(v); });                                                            \
+  }
+PG_DEFINE_BY_LANE_1(exp)
+PG_DEFINE_BY_LANE_1(expm1)
+PG_DEFINE_BY_LANE_1(log)
+PG_DEFINE_BY_LANE_1(log1p)
+PG_DEFINE_BY_LANE_1(sin)
+PG_DEFINE_BY_LANE_1(cos)
+PG_DEFINE_BY_LANE_1(tanh)
+PG_DEFINE_BY_LANE_1(erf)
+PG_INLINE vec<f64> sigmoid(vec<f64> x) { return 1.0 / (1.0 + exp(-x)); }
+
+}  // namespace pg

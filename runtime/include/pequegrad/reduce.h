@@ -1,0 +1,119 @@
+// Reductions across the lanes of one vector, and (value, index) pairs for argmax and argmin.
+//
+// Invariant: the order is fixed: lane l meets lane l + half, halving until one is left. Lanes beyond count are the
+// neutral element. Maximum and minimum return NaN if any lane is NaN; of equal values the lowest index wins.
+#pragma once
+#include "math.h"
+
+namespace pg {
+
+template <int Distance, class T> PG_INLINE typename lanes<T>::native swap_lanes(typename lanes<T>::native v) {
+#define PG_PARTNER(i) ((i) ^ Distance)
+#if defined(PG_HAS_SHUFFLEVECTOR)
+  if constexpr (lanes<T>::parts == 2) return __builtin_shufflevector(v, v, PG_LIST_LOW(PG_PARTNER));
+  else return __builtin_shufflevector(v, v, PG_LIST_FULL(PG_PARTNER));
+#else
+  typename lanes<T>::native r;
+  for (int l = 0; l < lanes<T>::count; ++l) r[l] = v[PG_PARTNER(l)];
+  return r;
+#endif
+}
+
+template <class T, class F> PG_INLINE T reduce_lanes(vec<T> v, F combine) {
+  vec<T> swapped = v;
+  if constexpr (lanes<T>::parts == 2) {
+    swapped.part[0] = v.part[1];
+    v = combine(v, swapped);
+  }
+  auto step = [&](auto shuffled) {
+    swapped.part[0] = shuffled;
+    v = combine(v, swapped);
+  };
+  if constexpr (lanes<T>::count >= 16) step(swap_lanes<8, T>(v.part[0]));
+  if constexpr (lanes<T>::count >= 8) step(swap_lanes<4, T>(v.part[0]));
+  if constexpr (lanes<T>::count >= 4) step(swap_lanes<2, T>(v.part[0]));
+  if constexpr (lanes<T>::count >= 2) step(swap_lanes<1, T>(v.part[0]));
+  return T(v.part[0][0]);
+}
+
+template <class T> PG_INLINE constexpr T highest_value() {
+  if constexpr (is_float<T>) return T(__builtin_inff());
+  else return T(-1) < T(0) ? T(~(T(1) << (sizeof(T) * 8 - 1))) : T(~T(0));
+}
+template <class T> PG_INLINE constexpr T lowest_value() {
+  if constexpr (is_float<T>) return -T(__builtin_inff());
+  else return T(-1) < T(0) ? T(T(1) << (sizeof(T) * 8 - 1)) : T(0);
+}
+
+template <class T> PG_INLINE T reduce_add(vec<T> v) {
+  return reduce_lanes(v, [](vec<T> a, vec<T> b) { return a + b; });
+}
+template <class T> PG_INLINE T reduce_mul(vec<T> v) {
+  return reduce_lanes(v, [](vec<T> a, vec<T> b) { return a * b; });
+}
+template <class T> PG_INLINE T reduce_max(vec<T> v) {
+  return reduce_lanes(v, [](vec<T> a, vec<T> b) { return maximum(a, b); });
+}
+template <class T> PG_INLINE T reduce_min(vec<T> v) {
+  return reduce_lanes(v, [](vec<T> a, vec<T> b) { return minimum(a, b); });
+}
+template <class T> PG_INLINE T reduce_add(vec<T> v, long count) { return reduce_add(select(lane_mask(count), v, T(0))); }
+template <class T> PG_INLINE T reduce_mul(vec<T> v, long count) { return reduce_mul(select(lane_mask(count), v, T(1))); }
+template <class T> PG_INLINE T reduce_max(vec<T> v, long count) { return reduce_max(select(lane_mask(count), v, lowest_value<T>())); }
+template <class T> PG_INLINE T reduce_min(vec<T> v, long count) { return reduce_min(select(lane_mask(count), v, highest_value<T>())); }
+
+// ---- argmax, argmin ----------------------------------------------------------------------------------------------------
+
+// The best value so far and where it was; index -1 while nothing has been seen.
+template <class T> struct best {
+  T value;
+  i64 index;
+};
+
+// Whether (value, index) beats the other: NaN beats numbers, then the value, then the lower index.
+template <class T> PG_INLINE bool beats_max(best<T> a, best<T> b) {
+  if (a.index < 0 || b.index < 0) return b.index < 0 && a.index >= 0;
+  bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+  if (a_nan || b_nan) return a_nan && (!b_nan || a.index < b.index);
+  return a.value > b.value || (a.value == b.value && a.index < b.index);
+}
+template <class T> PG_INLINE bool beats_min(best<T> a, best<T> b) {
+  if (a.index < 0 || b.index < 0) return b.index < 0 && a.index >= 0;
+  bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+  if (a_nan || b_nan) return a_nan && (!b_nan || a.index < b.index);
+  return a.value < b.value || (a.value == b.value && a.index < b.index);
+}
+template <class T> PG_INLINE best<T> argmax_combine(best<T> a, best<T> b) { return beats_max(b, a) ? b : a; }
+template <class T> PG_INLINE best<T> argmin_combine(best<T> a, best<T> b) { return beats_min(b, a) ? b : a; }
+
+// One candidate a lane. Feed each lane rising indices, then reduce.
+template <class T> struct best_lanes {
+  vec<T> value;
+  vec<i64> index;
+};
+template <class T> PG_INLINE best_lanes<T> best_start() { return {vec<T>{}, splat<i64>(-1)}; }
+
+template <class T> PG_INLINE void argmax_update(best_lanes<T>& b, vec<T> value, vec<i64> index, long count = PG_LANES) {
+  vec<b8> better = lt(b.index, i64(0)) | gt(value, b.value) | (ne(value, value) & eq(b.value, b.value));
+  better = better & lane_mask(count);
+  b.value = select(better, value, b.value);
+  b.index = select(better, index, b.index);
+}
+template <class T> PG_INLINE void argmin_update(best_lanes<T>& b, vec<T> value, vec<i64> index, long count = PG_LANES) {
+  vec<b8> better = lt(b.index, i64(0)) | lt(value, b.value) | (ne(value, value) & eq(b.value, b.value));
+  better = better & lane_mask(count);
+  b.value = select(better, value, b.value);
+  b.index = select(better, index, b.index);
+}
+template <class T> PG_INLINE best<T> argmax_reduce(best_lanes<T> b) {
+  best<T> r = {T(b.value.lane(0)), b.index.lane(0)};
+  for (int l = 1; l < PG_LANES; ++l) r = argmax_combine(r, best<T>{T(b.value.lane(l)), b.index.lane(l)});
+  return r;
+}
+template <class T> PG_INLINE best<T> argmin_reduce(best_lanes<T> b) {
+  best<T> r = {T(b.value.lane(0)), b.index.lane(0)};
+  for (int l = 1; l < PG_LANES; ++l) r = argmin_combine(r, best<T>{T(b.value.lane(l)), b.index.lane(l)});
+  return r;
+}
+
+}  // namespace pg
