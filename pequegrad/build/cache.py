@@ -1,0 +1,408 @@
+"""From a key to a running step: out of memory, out of the disk cache, or compiled now.
+
+Invariant: a hit renders nothing and imports neither jinja2 nor pybind11; a module is loaded only after its
+sums were found right; trouble with the cache folder costs a warning and time, never the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import targets
+from ..config import config
+from ..errors import CacheError, CompilerBug, ToolchainError
+from ..targets import Target
+from . import folder as disk
+from . import keys, loader, toolchain
+from .folder import BINDINGS, STEPS, Entry, Root
+from .keys import CacheKey
+from .loader import StepModule
+from .toolchain import Compiler
+
+Progress = Callable[[str], None]
+Origin = Literal["compiled", "disk", "memory"]
+
+_BINDING_OBJECT = "binding.o"
+_BINDING_SOURCE = "binding.cpp"
+_BUILD_LOG = "build.log"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltStep:
+    """A step ready to run. ``seconds``: what getting it took now. ``path``, ``source_path``: its module and
+    source file.
+    """
+
+    module: StepModule
+    path: Path
+    source_path: Path
+    seconds: float
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """An entry of the disk cache, for people. ``problem``: why it is not believed, found by ``verify`` alone."""
+
+    digest: str
+    name: str
+    target: str
+    bytes: int
+    created: float
+    last_used: float
+    build_seconds: float
+    folder: Path
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """The state of the disk cache. ``refusal``: why its folder must not be used, or None."""
+
+    path: Path
+    mode: str
+    refusal: str | None
+    entries: int
+    bytes: int
+    limit_bytes: int
+    bindings: int
+    failed_builds: int
+    unfinished_builds: int
+
+
+_loaded: dict[str, BuiltStep] = {}
+_building: dict[str, threading.Lock] = {}
+_state_lock = threading.Lock()
+
+
+def _forget_locks_in_child() -> None:
+    # Another thread of the parent may have held one at the moment of the fork; nobody would release it here.
+    global _state_lock
+    _state_lock = threading.Lock()
+    _building.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks_in_child)
+
+
+def make_key(plan_text: str, target: Target, *, name: str) -> CacheKey:
+    """Return the cache key of the step with this canonical plan text; ``name`` is what people call the step.
+
+    Raises ToolchainError, with the cure, when there is no compiler.
+    """
+    return keys.make_step_key(plan_text, target, name=name, memo=disk.open_root())
+
+
+def get_or_build(
+    key: CacheKey, render: Callable[[], str], target: Target, progress: Progress | None = None
+) -> BuiltStep:
+    """Return the step of a key from memory, from disk, or compiled from the source text that ``render``
+    returns.
+
+    ``progress`` is told, in a few words, what takes long. Raises ToolchainError when the compiler fails and
+    DeviceError when this processor lacks the target's instructions. Threads and processes that ask for one
+    key make one build.
+    """
+    start = time.perf_counter()
+    digest = key.digest
+    with _state_lock:
+        known = _loaded.get(digest)
+        building = _building.setdefault(digest, threading.Lock())
+    if known is not None:
+        return dataclasses.replace(known, seconds=0.0, origin="memory")
+    target.check_runs_on(targets.host_machine(), targets.host_features())
+    with building:
+        known = _loaded.get(digest)
+        if known is not None:
+            return dataclasses.replace(known, seconds=time.perf_counter() - start, origin="memory")
+        entry, origin = _find_or_build(key, digest, render, target, progress or (lambda text: None))
+        module = loader.load(entry.product, digest)
+        built = BuiltStep(module, entry.product, entry.source, time.perf_counter() - start, origin)
+        with _state_lock:
+            _loaded[digest] = built
+            _building.pop(digest, None)
+    disk.log(f"{origin} {entry.folder} in {built.seconds * 1e3:.1f} ms")
+    return built
+
+
+def _find_or_build(
+    key: CacheKey, digest: str, render: Callable[[], str], target: Target, progress: Progress
+) -> tuple[Entry, Origin]:
+    root = disk.open_root()
+    identity = key.fields()
+    entry = root.read(STEPS, digest, identity)
+    if entry is not None:
+        root.touch(entry)
+        return entry, "disk"
+    if root.is_writable:
+        try:
+            with root.held(digest, progress):
+                entry = root.read(STEPS, digest, identity)  # another process may have built it meanwhile
+                if entry is not None:
+                    return entry, "disk"
+                entry = _build_step(root, key, digest, render, target, progress)
+        except OSError as error:
+            if root.is_temporary:
+                raise CacheError(f"cannot build in the temporary folder {root.path}: {error}") from error
+            disk.warn_unusable(root.path, error.strerror or str(error))
+        else:
+            _tidy(root, digest)
+            return entry, "compiled"
+    temporary = disk.temporary_root()
+    entry = temporary.read(STEPS, digest, identity)
+    return entry or _build_step(temporary, key, digest, render, target, progress), "compiled"
+
+
+def _build_step(
+    root: Root, key: CacheKey, digest: str, render: Callable[[], str], target: Target, progress: Progress
+) -> Entry:
+    """Compile and link a step into a new entry. The caller holds the lock of the digest."""
+    start = time.perf_counter()
+    compiler = Compiler(key.compiler, key.extra_flags, key.compiler_version)
+    binding = _get_or_build_binding(root, key, target, progress)
+    progress("compiling")
+    with root.begin(STEPS, digest) as folder:
+        source = folder / f"{_file_name(key.name)}{target.source_suffix}"
+        source.write_text(_render(render), encoding="utf-8")
+        product = folder / f"{loader.INIT_NAME}{key.python}"
+        step_object = folder / "step.o"
+        includes = (keys.runtime_folder() / "include",)
+        compiled = toolchain.compile_object(compiler, key.flags, includes, source, step_object)
+        _finish(root, digest, folder, source, compiled)
+        linked = toolchain.link_shared(compiler, key.link_flags, (step_object, binding), product)
+        _finish(root, digest, folder, source, linked)
+        step_object.unlink()
+        record = {
+            "name": key.name,
+            "key": key.fields(),
+            "source": source.name,
+            "product": product.name,
+            "created": time.time(),
+            "build_seconds": round(time.perf_counter() - start, 3),
+        }
+        return root.publish(STEPS, digest, folder, record)
+
+
+def _get_or_build_binding(root: Root, key: CacheKey, target: Target, progress: Progress) -> Path:
+    identity = keys.binding_fields(key, target, root)
+    digest = keys.digest_of(identity)
+    known = root.read(BINDINGS, digest, identity)
+    if known is None:
+        with root.held(digest, progress):
+            known = root.read(BINDINGS, digest, identity)
+            if known is None:
+                progress("compiling the Python binding, once for this machine")
+                known = _build_binding(root, key, digest, identity, target)
+    root.touch(known)
+    return known.product
+
+
+def _build_binding(root: Root, key: CacheKey, digest: str, identity: dict[str, Any], target: Target) -> Entry:
+    start = time.perf_counter()
+    compiler = Compiler(key.compiler, key.extra_flags, key.compiler_version)
+    runtime = keys.runtime_folder()
+    source = runtime / "binding" / _BINDING_SOURCE
+    includes = (runtime / "include", *toolchain.python_include_folders())
+    with root.begin(BINDINGS, digest) as folder:
+        product = folder / _BINDING_OBJECT
+        compiled = toolchain.compile_object(compiler, target.binding_flags, includes, source, product)
+        _finish(root, digest, folder, source, compiled)
+        record = {
+            "name": "binding",
+            "key": identity,
+            "source": str(source),
+            "product": product.name,
+            "created": time.time(),
+            "build_seconds": round(time.perf_counter() - start, 3),
+        }
+        return root.publish(BINDINGS, digest, folder, record)
+
+
+def _finish(root: Root, digest: str, folder: Path, source: Path, result: toolchain.CommandResult) -> None:
+    """Add a command to the build log; raise if it failed, with the folder kept for the user to look at."""
+    if result.is_full_disk:
+        raise OSError(f"the compiler could not write: {result.output.strip().splitlines()[-1]}")
+    with open(folder / _BUILD_LOG, "a", encoding="utf-8") as file:
+        file.write(result.log())
+    if result.status != 0:
+        kept = root.keep_failed(digest, folder)
+        kept_source = kept / source.name if source.parent == folder else source
+        raise toolchain.compile_failure(result, kept_source, kept / _BUILD_LOG)
+
+
+def _render(render: Callable[[], str]) -> str:
+    try:
+        return render()
+    except OSError as error:  # such as a missing template, which must not be taken for trouble with the cache
+        raise CompilerBug(f"the source of a step could not be rendered: {error}") from error
+
+
+def _file_name(name: str) -> str:
+    """Return a step's name as a file name, such as ``train_step`` or ``Model.step`` for a method."""
+    kept = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in name
+    )
+    return kept.strip(".")[:80] or "step"
+
+
+def _tidy(root: Root, just_built: str) -> None:
+    """Remove what killed builds left, and the least recently used entries beyond the size cap."""
+    if root.is_temporary:
+        return
+    try:
+        root.sweep()
+        limit = config.cache_size_mb * 2**20
+        sized = [(disk.last_used(folder), disk.tree_bytes(folder), folder) for folder in root.folders(STEPS)]
+        total = sum(size for _, size, _ in sized)
+        for _, size, folder in sorted(sized, key=lambda item: item[0]):
+            if total <= limit:
+                break
+            if folder.name != just_built and root.remove_unless_held(folder.name, folder):
+                total -= size
+                disk.log(f"evicted {folder}: the cache is larger than {config.cache_size_mb} MiB")
+    except OSError as error:
+        disk.log(f"could not tidy {root.path}: {error}")
+
+
+# ---- for the command line ----
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what builds depend on: compiler, processor, Python and packages. ``compiler_problem``: None when
+    all is well.
+    """
+    memo = disk.open_root()
+    target = targets.get("cpp")
+    compiler: Compiler | None = None
+    problem: str | None = None
+    try:
+        compiler = keys.find_compiler(memo)
+        toolchain.python_include_folders()
+    except ToolchainError as error:
+        problem = str(error)
+    packages = ("pequegrad", "numpy", "pybind11", "jinja2")
+    return {
+        "python": sys.version.split()[0],
+        "platform": sys.platform,
+        "packages": {name: keys.distribution_version(name) for name in packages},
+        "compiler": list(compiler.command) if compiler else None,
+        "compiler_version": compiler.version if compiler else None,
+        "compiler_extra_flags": list(compiler.extra_flags) if compiler else [],
+        "compiler_problem": problem,
+        "machine": targets.host_machine(),
+        "workers": config.workers(),
+        "instruction_set": target.instruction_set.name,
+        "lanes": target.lanes,
+        "features": sorted(targets.host_features()),
+    }
+
+
+def self_test(progress: Progress | None = None) -> BuiltStep:
+    """Build and run the step of runtime/binding/selftest.cpp on one worker and on all. Raises CompilerBug if
+    it is wrong.
+    """
+    target = targets.get("cpp")
+    source = (keys.runtime_folder() / "binding" / "selftest.cpp").read_text(encoding="utf-8")
+    built = get_or_build(make_key(source, target, name="selftest"), lambda: source, target, progress)
+    a, b = array("f", range(1024)), array("f", range(1, 1025))
+    built.module.configure([(4096, False), (4096, False), (4096, True)], arena_bytes=4096)
+    for workers in {1, config.workers()}:
+        out = array("f", bytes(4096))
+        built.module.run([a, b, out], workers)
+        if out != array("f", range(1, 2049, 2)):
+            raise CompilerBug(
+                f"the self-test step is wrong with {workers} workers; its source is {built.source_path}"
+            )
+    return built
+
+
+def entries() -> list[EntryInfo]:
+    """Return the steps of the disk cache, most recently used first."""
+    root = _existing_root()
+    if root is None:
+        return []
+    return sorted((_describe(folder) for folder in root.folders(STEPS)), key=lambda info: -info.last_used)
+
+
+def stats() -> CacheStats:
+    """Return size and health of the disk cache, without creating it."""
+    path = disk.cache_path()
+    refusal = disk.refusal(path) if path.is_dir() else None
+    root = _existing_root()
+    steps = root.folders(STEPS) if root else []
+    return CacheStats(
+        path=path,
+        mode=config.cache,
+        refusal=refusal,
+        entries=len(steps),
+        bytes=disk.tree_bytes(path) if root else 0,
+        limit_bytes=config.cache_size_mb * 2**20,
+        bindings=len(root.folders(BINDINGS)) if root else 0,
+        failed_builds=len(list((path / "failed").glob("*"))),
+        unfinished_builds=len(root.temporaries()) if root else 0,
+    )
+
+
+def verify() -> list[EntryInfo]:
+    """Return all steps of the disk cache with ``problem`` set where an entry is broken or was altered."""
+    return [
+        dataclasses.replace(
+            info, problem=disk.find_problem(Entry(info.folder, disk.read_record(info.folder)))
+        )
+        for info in entries()
+    ]
+
+
+def clear() -> int:
+    """Remove everything from the disk cache but what is being built right now; return the bytes freed."""
+    root = _existing_root()
+    if root is None:
+        return 0
+    if config.cache == "readonly":
+        raise CacheError(f"PEQUEGRAD_CACHE is readonly: {root.path} is not cleared")
+    before = disk.tree_bytes(root.path)
+    root.sweep()
+    for kind in (STEPS, BINDINGS):
+        for folder in root.folders(kind):
+            root.remove_unless_held(folder.name, folder)
+    disk.remove_tree(root.path / "failed")
+    root.forget_memo()
+    return max(0, before - disk.tree_bytes(root.path))
+
+
+def forget_loaded() -> None:
+    """Drop the modules kept in memory, so that the next call looks on disk. Modules in use stay valid."""
+    with _state_lock:
+        _loaded.clear()
+
+
+def _existing_root() -> Root | None:
+    path = disk.cache_path()
+    if not path.is_dir() or disk.refusal(path) is not None:
+        return None
+    return Root(path, is_writable=config.cache != "readonly", is_temporary=False)
+
+
+def _describe(folder: Path) -> EntryInfo:
+    record = disk.read_record(folder)
+    key = record.get("key")
+    return EntryInfo(
+        digest=folder.name,
+        name=str(record.get("name", "?")),
+        target=str(key.get("target", "?")) if isinstance(key, dict) else "?",
+        bytes=disk.tree_bytes(folder),
+        created=float(record.get("created", 0.0)),
+        last_used=disk.last_used(folder),
+        build_seconds=float(record.get("build_seconds", 0.0)),
+        folder=folder,
+    )

@@ -1,0 +1,381 @@
+"""The cache's folder: which one may be used, its layout, its entries with their sums, and its locks.
+
+Invariant: an entry appears whole, by renaming a folder written beside it, and is believed only while its sums
+are right. With ``cache.py`` the only code that writes there.
+
+    memo.json                        facts slow to find out, such as the compiler's version
+    steps/<ab>/<digest>/             key.json, <name>.cpp, build.log, pg_step<suffix>
+    bindings/<ab>/<digest>/          key.json, build.log, binding.o
+    locks/<digest>.lock              held while an entry is built or evicted
+    failed/<digest>/                 source and log of the last failed builds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import config
+from ..errors import PequegradWarning
+
+STEPS, BINDINGS = "steps", "bindings"
+_RECORD = "key.json"
+_MEMO = "memo.json"
+_TEMPORARY = ".tmp-"
+_WORLD_WRITABLE = 0o002
+_LOCK_SECONDS = 600.0  # far longer than any build: beyond it the other process hangs
+_POLL_SECONDS = 0.02
+
+_said: set[str] = set()
+_opened: dict[tuple[str, str, int], Root] = {}
+_temporary_roots: list[tuple[int, Path]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A folder of the cache whose record was read: ``product`` is the module or object file that it is about."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def product(self) -> Path:
+        """The module or object file."""
+        return self.folder / self.record["product"]
+
+    @property
+    def source(self) -> Path:
+        """The source file that the product was compiled from."""
+        return self.folder / self.record["source"]
+
+
+class Root:
+    """One usable cache folder. ``is_temporary``: private to this process and removed at its end."""
+
+    def __init__(self, path: Path, *, is_writable: bool, is_temporary: bool) -> None:
+        self.path = path
+        self.is_writable = is_writable
+        self.is_temporary = is_temporary
+        self._memo: dict[str, list[str]] | None = None
+
+    # ---- memo ----
+
+    def get(self, name: str, stamp: str) -> str | None:
+        """Return the fact of that name if it was kept with that stamp."""
+        if self._memo is None:
+            self._memo = _read_memo(self.path / _MEMO)
+        known = self._memo.get(name)
+        return known[1] if known is not None and known[0] == stamp else None
+
+    def put(self, name: str, stamp: str, value: str) -> None:
+        """Keep a fact, on disk too where that is possible."""
+        # Other processes write here as well: take in what they found first.
+        self._memo = {**_read_memo(self.path / _MEMO), **(self._memo or {}), name: [stamp, value]}
+        if self.is_writable:
+            with contextlib.suppress(OSError):  # a memo saves time, it is never needed
+                temporary = self.path / f"{_TEMPORARY}{_MEMO}-{os.getpid()}-{threading.get_ident()}"
+                temporary.write_text(json.dumps(self._memo, indent=1), encoding="utf-8")
+                os.replace(temporary, self.path / _MEMO)
+
+    def forget_memo(self) -> None:
+        """Remove all facts."""
+        self._memo = None
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / _MEMO).unlink()
+
+    # ---- entries ----
+
+    def folder(self, kind: str, digest: str) -> Path:
+        """Return where the entry of that digest lies, or would."""
+        return self.path / kind / digest[:2] / digest
+
+    def read(self, kind: str, digest: str, identity: dict[str, Any]) -> Entry | None:
+        """Return the entry if it is there, is about ``identity``, and its product has its recorded size and
+        sha256.
+        """
+        folder = self.folder(kind, digest)
+        if not folder.is_dir():
+            return None
+        entry = Entry(folder, read_record(folder))
+        problem = (
+            "belongs to another key" if entry.record.get("key", identity) != identity else find_problem(entry)
+        )
+        if problem is not None:
+            log(f"{folder} {problem}: building it again")
+            return None
+        return entry
+
+    @contextlib.contextmanager
+    def begin(self, kind: str, digest: str) -> Iterator[Path]:
+        """Yield a new folder beside the entry's place; remove it at the end unless ``publish`` has renamed
+        it.
+        """
+        shelf = self.folder(kind, digest).parent
+        os.makedirs(shelf, mode=0o700, exist_ok=True)
+        folder = shelf / f"{_TEMPORARY}{digest}-{os.getpid()}-{time.monotonic_ns()}"
+        os.mkdir(folder, mode=0o700)
+        try:
+            yield folder
+        finally:
+            remove_tree(folder)
+
+    def publish(self, kind: str, digest: str, folder: Path, record: dict[str, Any]) -> Entry:
+        """Write the record with the product's sums into a folder from ``begin`` and give it its place.
+
+        The caller holds the digest's lock; a broken entry in that place is replaced.
+        """
+        record = {**record, **_sums(folder / record["product"])}
+        with open(folder / _RECORD, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+        place = self.folder(kind, digest)
+        if place.exists():
+            broken = place.with_name(f"{folder.name}-replaced")
+            os.rename(place, broken)
+            remove_tree(broken)
+        os.rename(folder, place)
+        return Entry(place, record)
+
+    def keep_failed(self, digest: str, folder: Path) -> Path:
+        """Move the folder of a failed build to where the user can read it; return its new place."""
+        place = self.path / "failed" / digest
+        os.makedirs(place.parent, mode=0o700, exist_ok=True)
+        remove_tree(place)
+        os.rename(folder, place)
+        for old in sorted(place.parent.iterdir(), key=_last_change)[:-16]:
+            remove_tree(old)
+        return place
+
+    def touch(self, entry: Entry) -> None:
+        """Note that the entry was used now."""
+        if self.is_writable:
+            with contextlib.suppress(OSError):  # at worst it is evicted too early
+                os.utime(entry.folder / _RECORD)
+
+    def folders(self, kind: str) -> list[Path]:
+        """Return the folders of all entries, broken ones too."""
+        shelves = (self.path / kind).glob("*/*")
+        return [folder for folder in shelves if not folder.name.startswith(_TEMPORARY) and folder.is_dir()]
+
+    def temporaries(self) -> list[Path]:
+        """Return the folders of builds that are under way, or were killed."""
+        return [
+            folder for kind in (STEPS, BINDINGS) for folder in (self.path / kind).glob(f"*/{_TEMPORARY}*")
+        ]
+
+    # ---- locks ----
+
+    @contextlib.contextmanager
+    def held(self, digest: str, progress: Callable[[str], None]) -> Iterator[None]:
+        """Hold the lock of a digest, waiting for another process that has it. The system frees a dead
+        process's lock.
+
+        Raises OSError when the lock cannot be had.
+        """
+        from filelock import FileLock, Timeout
+
+        os.makedirs(self.path / "locks", mode=0o700, exist_ok=True)
+        lock = FileLock(self.path / "locks" / f"{digest}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress("waiting for another process that builds the same step")
+            try:
+                lock.acquire(timeout=_LOCK_SECONDS, poll_interval=_POLL_SECONDS)
+            except Timeout as error:
+                raise OSError(f"another process held {lock.lock_file} for {_LOCK_SECONDS:.0f} s") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove_unless_held(self, digest: str, folder: Path) -> bool:
+        """Remove a folder that belongs to the digest, unless a process holds its lock; return whether it
+        went.
+        """
+        from filelock import FileLock, Timeout
+
+        os.makedirs(self.path / "locks", mode=0o700, exist_ok=True)
+        lock = FileLock(self.path / "locks" / f"{digest}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        try:
+            remove_tree(folder)
+        finally:
+            lock.release()
+        return True
+
+    def sweep(self) -> None:
+        """Remove what killed builds have left."""
+        for folder in self.temporaries():
+            self.remove_unless_held(folder.name.removeprefix(_TEMPORARY).partition("-")[0], folder)
+
+
+def cache_path() -> Path:
+    """Return the cache folder that the settings name; it need not exist."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("pequegrad", appauthor=False))
+
+
+def refusal(path: Path) -> str | None:
+    """Return why the cache must not use an existing folder, or None."""
+    status = os.stat(path)
+    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+        return f"it belongs to another user (uid {status.st_uid}), who could plant code in it"
+    if status.st_mode & _WORLD_WRITABLE:
+        return f"every user may write to it and could plant code in it. Run: chmod go-w {path}"
+    return None
+
+
+def open_root() -> Root:
+    """Return the folder to use: the cache, or with one warning a private temporary folder when it cannot be
+    used.
+    """
+    mode = config.cache
+    if mode == "off":
+        return temporary_root()
+    path = cache_path()
+    key = (str(path), mode, os.getpid())  # a forked child must not lean on its parent's temporary folder
+    if key not in _opened:
+        _opened[key] = _open(path, mode)
+    return _opened[key]
+
+
+def _open(path: Path, mode: str) -> Root:
+    try:
+        if mode == "on":
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        elif not path.is_dir():
+            return temporary_root()
+        problem = refusal(path)
+    except OSError as error:
+        problem = f"{error.strerror or error}"
+    if problem is not None:
+        warn_unusable(path, problem)
+        return temporary_root()
+    return Root(path, is_writable=mode == "on", is_temporary=False)
+
+
+def warn_unusable(path: Path, problem: str) -> None:
+    """Say once that the cache folder cannot be used and what to do."""
+    text = (
+        f"the cache folder {path} is not used: {problem}. Steps are compiled into a temporary folder, "
+        "again in every process. Set PEQUEGRAD_CACHE_DIR to a folder of your own, or PEQUEGRAD_CACHE=off to silence this."
+    )
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, PequegradWarning, stacklevel=2)
+
+
+def temporary_root() -> Root:
+    """Return this process's private folder, made at the first call and removed at the process's end."""
+    key = ("", "temporary", os.getpid())
+    if key not in _opened:
+        import atexit
+        import tempfile
+
+        path = Path(tempfile.mkdtemp(prefix="pequegrad-"))
+        _temporary_roots.append((os.getpid(), path))
+        if len(_temporary_roots) == 1:
+            atexit.register(_remove_temporary_roots)
+        _opened[key] = Root(path, is_writable=True, is_temporary=True)
+    return _opened[key]
+
+
+def _remove_temporary_roots() -> None:
+    for process, path in _temporary_roots:
+        if process == os.getpid():  # not the parent's, in a forked child
+            remove_tree(path)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return an entry's record; an unreadable one counts as empty, and so as a broken entry."""
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def find_problem(entry: Entry) -> str | None:
+    """Return what is wrong with an entry's record or product, or None when it can be trusted."""
+    if not {"key", "product", "source", "size", "sha256"} <= entry.record.keys():
+        return "has no readable record"
+    try:
+        if hasattr(os, "geteuid") and os.stat(entry.folder).st_uid != os.geteuid():
+            return "belongs to another user"
+        found = _sums(entry.product)
+    except OSError as error:
+        return f"has no readable {entry.record['product']} ({error.strerror})"
+    if found["size"] != entry.record["size"]:
+        return f"has a {entry.record['product']} of {found['size']} bytes instead of {entry.record['size']}"
+    if found["sha256"] != entry.record["sha256"]:
+        return f"has a {entry.record['product']} that was altered"
+    return None
+
+
+def last_used(folder: Path) -> float:
+    """Return when the entry was last used, in seconds since the epoch."""
+    record = folder / _RECORD
+    return _last_change(record if record.exists() else folder)
+
+
+def tree_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder, some of which may vanish meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it as far as that is possible; nothing happens when there is none."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def log(text: str) -> None:
+    """Print a line for PEQUEGRAD_LOGS=cache."""
+    if "cache" in config.logs:
+        print(f"pequegrad cache: {text}", file=sys.stderr)
+
+
+def _last_change(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _sums(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        data = file.read()
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _read_memo(path: Path) -> dict[str, list[str]]:
+    try:
+        memo = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(memo, dict):
+        return {}
+    return {name: fact for name, fact in memo.items() if isinstance(fact, list) and len(fact) == 2}

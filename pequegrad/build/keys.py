@@ -1,0 +1,222 @@
+"""What makes two builds the same: the key of a cache entry, as readable fields.
+
+Invariant: every input that could change a module's bytes or meaning is a field of its key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .. import targets
+from ..errors import CacheError
+from ..targets import Target
+from . import toolchain
+from .toolchain import Compiler
+
+_FORMAT = 1  # goes up when the layout of an entry changes
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The Python that turns a plan into source: an edit there changes the source of an equal plan.
+_GENERATOR_ROOMS = ("codegen", "ops", "targets")
+# A file edited twice within one tick of the file system's clock has the same stamp: a fresh one is read
+# again.
+_SETTLED_SECONDS = 2.0
+
+
+class Memo(Protocol):
+    """Facts that are slow to find out, kept with a stamp that says when they are no longer true."""
+
+    def get(self, name: str, stamp: str) -> str | None:
+        """Return the fact if it was kept with that stamp."""
+
+    def put(self, name: str, stamp: str, value: str) -> None:
+        """Keep a fact."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity."""
+
+    name: str = dataclasses.field(compare=False)
+    format: int
+    target: str
+    plan: str
+    generator: str
+    templates: str
+    headers: str
+    compiler: tuple[str, ...]
+    compiler_version: str
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+    extra_flags: tuple[str, ...]
+    processor: str
+    python: str
+    pybind11: str
+    pequegrad: str
+
+    def fields(self) -> dict[str, Any]:
+        """Return the identity as a dictionary of JSON values."""
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def digest(self) -> str:
+        """The identity as 40 hexadecimal digits."""
+        return digest_of(self.fields())
+
+
+def digest_of(fields: dict[str, Any]) -> str:
+    """Return 40 hexadecimal digits for a dictionary of JSON values."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def runtime_folder() -> Path:
+    """Return the folder of the runtime's headers: inside an installed package, or beside it in a source
+    checkout.
+    """
+    for folder in (_PACKAGE / "_runtime", _PACKAGE.parent / "runtime"):
+        if (folder / "include").is_dir():
+            return folder
+    raise CacheError(
+        f"the runtime headers are missing: neither {_PACKAGE / '_runtime'} nor {_PACKAGE.parent / 'runtime'} "
+        "has them. "
+        "Install pequegrad again."
+    )
+
+
+def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> CacheKey:
+    """Return the key of the step with this canonical plan text. Raises ToolchainError when there is no
+    compiler.
+    """
+    compiler = find_compiler(memo)
+    generator = hash_folders(memo, *(_PACKAGE / room for room in _GENERATOR_ROOMS), suffix=".py")
+    return CacheKey(
+        name=name,
+        format=_FORMAT,
+        target=target.name,
+        plan=hashlib.sha256(plan_text.encode()).hexdigest(),
+        generator=generator,
+        templates=hash_folders(memo, _PACKAGE / "templates"),
+        headers=hash_folders(memo, runtime_folder()),
+        compiler=compiler.command,
+        compiler_version=compiler.version,
+        flags=target.compile_flags,
+        link_flags=target.link_flags,
+        extra_flags=compiler.extra_flags,
+        processor=targets.host_processor() if target.is_native else targets.host_machine(),
+        python=toolchain.python_tag(),
+        pybind11=_pybind11_version(memo),
+        pequegrad=_package_version(memo, generator),
+    )
+
+
+def binding_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
+    """Return what decides the binding's object: the same for all steps of one Python, pybind11 and compiler."""
+    return {
+        "format": _FORMAT,
+        "headers": hash_folders(memo, runtime_folder() / "binding", runtime_folder() / "include"),
+        "compiler": list(key.compiler),
+        "compiler_version": key.compiler_version,
+        "flags": list(target.binding_flags),
+        "extra_flags": list(key.extra_flags),
+        "machine": targets.host_machine(),
+        "python": key.python,
+        "pybind11": key.pybind11,
+    }
+
+
+def find_compiler(memo: Memo) -> Compiler:
+    """Return the compiler; a process is started only when the compiler has changed since the memo was
+    written.
+    """
+    command = toolchain.locate_command()
+    name, stamp = f"version of {' '.join(command)}", toolchain.command_stamp(command)
+    version = memo.get(name, stamp)
+    if version is None:
+        version = toolchain.probe_version(command)
+        memo.put(name, stamp, version)
+    return Compiler(command, toolchain.extra_flags(), version)
+
+
+def hash_folders(memo: Memo, *folders: Path, suffix: str = "") -> str:
+    """Return a hash over names and contents of all files below the folders; unchanged files are not read
+    again.
+    """
+    files = sorted(found for folder in folders for found in _list_files(folder, suffix))
+    stamp = hashlib.sha256("\n".join(f"{name} {mark}" for name, _, mark, _ in files).encode()).hexdigest()
+    name = f"contents of {' '.join(map(str, folders))} {suffix}".rstrip()
+    known = memo.get(name, stamp)
+    if known is not None:
+        return known
+    contents = hashlib.sha256()
+    for relative, path, _, _ in files:
+        with open(path, "rb") as file:
+            data = file.read()
+        contents.update(f"{relative}\0{len(data)}\0".encode() + data)
+    if all(time.time() - changed > _SETTLED_SECONDS for *_, changed in files):
+        memo.put(name, stamp, contents.hexdigest())
+    return contents.hexdigest()
+
+
+def distribution_version(distribution: str) -> str:
+    """Return the version of an installed package, or "not installed"."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _list_files(folder: Path, suffix: str) -> list[tuple[str, str, str, float]]:
+    """Return (name below the folder's parent, path, stamp, time of change) of each file, hidden ones left
+    out.
+    """
+    found, waiting = [], [str(folder)]
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except FileNotFoundError:
+            continue  # a room that is not there adds nothing
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__pycache__":
+                continue
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif entry.name.endswith(suffix):
+                status = entry.stat()
+                mark = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+                relative = os.path.relpath(entry.path, folder.parent)
+                found.append((relative, entry.path, mark, max(status.st_mtime, status.st_ctime)))
+    return found
+
+
+def _pybind11_version(memo: Memo) -> str:
+    # Neither pybind11 nor importlib.metadata is imported when the memo knows: together they cost 15 ms.
+    spec = importlib.util.find_spec("pybind11")
+    if spec is None or spec.origin is None:
+        return "none"
+    return _memoised_version(memo, "pybind11", toolchain.file_stamp(spec.origin))
+
+
+def _package_version(memo: Memo, generator: str) -> str:
+    return _memoised_version(memo, "pequegrad", generator)
+
+
+def _memoised_version(memo: Memo, distribution: str, stamp: str) -> str:
+    name = f"version of the distribution {distribution} for {sys.prefix}"
+    version = memo.get(name, stamp)
+    if version is None:
+        version = distribution_version(distribution)
+        memo.put(name, stamp, version)
+    return version

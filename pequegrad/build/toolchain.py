@@ -1,0 +1,213 @@
+"""Find the C++ compiler and run it: source to object, objects to a shared module.
+
+Invariant: the only file that starts processes. Whatever ends this process's wait for a compiler ends the
+compiler too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import config
+from ..errors import ToolchainError
+
+CANDIDATES = ("g++", "c++", "clang++")
+_QUOTED_LINES = 12
+_INSTALL_HINT = (
+    "Install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install or brew install gcc; "
+    "conda: conda install -c conda-forge cxx-compiler) or set CXX to its path."
+)
+_FULL_DISK = ("No space left on device", "Read-only file system", "Disk quota exceeded", "File too large")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A C++ compiler: the command with resolved path, the user's own CXXFLAGS, and the first line of
+    --version.
+    """
+
+    command: tuple[str, ...]
+    extra_flags: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a compiler did: its command line, exit status, everything it printed, and the seconds it took."""
+
+    command: tuple[str, ...]
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def is_full_disk(self) -> bool:
+        """Whether it failed because it could not write, which is no fault of the source."""
+        return self.status != 0 and any(text in self.output for text in _FULL_DISK)
+
+    def log(self) -> str:
+        """Return the text that a build log holds for it."""
+        ending = "" if self.output.endswith("\n") or not self.output else "\n"
+        summary = f"[exit status {self.status}, {self.seconds:.2f} s]"
+        return f"$ {shlex.join(self.command)}\n{self.output}{ending}{summary}\n"
+
+
+def locate_command() -> tuple[str, ...]:
+    """Return the compiler command, its program as a full path, without starting it.
+
+    ``config.cxx`` (CXX, which may carry arguments) comes first, then g++, c++ and clang++ on PATH. Raises
+    ToolchainError with the cure when there is none.
+    """
+    if config.cxx:
+        program, *arguments = shlex.split(config.cxx)
+        path = shutil.which(program)
+        if path is None:
+            raise ToolchainError(
+                f"no C++ compiler: CXX is {config.cxx!r}, and {program!r} is not there. {_INSTALL_HINT}"
+            )
+        return (path, *arguments)
+    for program in CANDIDATES:
+        path = shutil.which(program)
+        if path is not None:
+            return (path,)
+    raise ToolchainError(f"no C++ compiler: looked for {', '.join(CANDIDATES)} on PATH. {_INSTALL_HINT}")
+
+
+def extra_flags() -> tuple[str, ...]:
+    """Return the user's CXXFLAGS, split as a shell would."""
+    return tuple(shlex.split(config.cxxflags))
+
+
+def file_stamp(path: str | Path) -> str:
+    """Return a text that changes whenever the file is replaced or edited."""
+    status = os.stat(path)
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+
+
+def command_stamp(command: Sequence[str]) -> str:
+    """Return a text that changes when a program of the command does, such as g++ in ``ccache g++``."""
+    stamps = []
+    for word in command:
+        path = None if word.startswith("-") else shutil.which(word)
+        stamps.append(word if path is None else f"{path}:{file_stamp(path)}")
+    return " ".join(stamps)
+
+
+def probe_version(command: Sequence[str]) -> str:
+    """Return the first line of the compiler's --version. Raises ToolchainError when it does not run."""
+    result = run_command([*command, "--version"])
+    if result.status != 0 or not result.output.strip():
+        raise ToolchainError(
+            f"the C++ compiler does not run: {shlex.join(result.command)} said:\n{_quote(result.output)}"
+        )
+    return result.output.strip().splitlines()[0]
+
+
+def python_include_folders() -> tuple[Path, ...]:
+    """Return the folders with pybind11's and Python's headers. Raises ToolchainError when either is missing."""
+    try:
+        import pybind11
+    except ImportError:
+        raise ToolchainError("pybind11 is not installed. Run: python -m pip install pybind11") from None
+    python = Path(sysconfig.get_path("include"))
+    if not (python / "Python.h").exists():
+        raise ToolchainError(
+            f"Python's headers are missing: there is no {python / 'Python.h'}. "
+            f"Install them (Debian, Ubuntu: apt install python3-dev; Fedora: dnf install python3-devel)."
+        )
+    return (Path(pybind11.get_include()), python)
+
+
+def compile_object(
+    compiler: Compiler, flags: Sequence[str], include_folders: Sequence[Path], source: Path, output: Path
+) -> CommandResult:
+    """Compile one source file to an object file; the user's CXXFLAGS come last and so win."""
+    includes = [f"-I{folder}" for folder in include_folders]
+    return run_command(
+        [
+            *compiler.command,
+            *flags,
+            *includes,
+            *compiler.extra_flags,
+            "-pipe",
+            "-c",
+            str(source),
+            "-o",
+            str(output),
+        ]
+    )
+
+
+def link_shared(
+    compiler: Compiler, flags: Sequence[str], objects: Sequence[Path], output: Path
+) -> CommandResult:
+    """Link object files to a shared module."""
+    return run_command(
+        [*compiler.command, *map(str, objects), *flags, *compiler.extra_flags, "-o", str(output)]
+    )
+
+
+def compile_failure(result: CommandResult, source: Path, log: Path) -> ToolchainError:
+    """Return the error that tells the user what the compiler said and where to look."""
+    return ToolchainError(
+        f"the C++ compiler failed with exit status {result.status}:\n{_quote(result.output)}\n"
+        f"command: {shlex.join(result.command)}\nsource:  {source}\nlog:     {log}\n"
+        f"If the source is at fault, this is a bug of pequegrad: please report it with both files."
+    )
+
+
+def run_command(command: Sequence[str]) -> CommandResult:
+    """Run a command to its end and return what it did; kill it, and what it started, if the wait is
+    interrupted.
+    """
+    import subprocess
+
+    start = time.perf_counter()
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A group of its own, so that the compiler proper dies with its driver.
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise ToolchainError(f"cannot start {command[0]}: {error.strerror}. {_INSTALL_HINT}") from error
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):  # it had ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return CommandResult(tuple(command), process.returncode, output, time.perf_counter() - start)
+
+
+def python_tag() -> str:
+    """Return what a module compiled for this Python is called, such as ``.cpython-311-x86_64-linux-gnu.so``."""
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    return EXTENSION_SUFFIXES[0] if EXTENSION_SUFFIXES else f".{sys.implementation.cache_tag}.so"
+
+
+def _quote(output: str) -> str:
+    lines = output.strip().splitlines()
+    # Errors first: a template's notes and warnings can fill the page before them.
+    first = next((index for index, line in enumerate(lines) if "error:" in line), 0)
+    shown = lines[first : first + _QUOTED_LINES]
+    if len(lines) > len(shown):
+        shown.append(f"... ({len(lines) - len(shown)} more lines in the log)")
+    return "\n".join(f"  {line}" for line in shown) or "  (it printed nothing)"

@@ -1,0 +1,84 @@
+"""What a target is: a record of names, flags and instruction sets.
+
+Invariant: whatever differs between targets is a field here, a template of the target's folder, or toolchain
+code; nobody else asks for a target's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..errors import DeviceError
+
+ANY_MACHINE = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """The vector instructions that emitted code may use.
+
+    ``lanes`` is the number of float32 in one vector. ``features`` are the names, as /proc/cpuinfo spells
+    them, that a processor must have. ``flags`` make a compiler emit for this set and nothing above it.
+    """
+
+    name: str
+    machine: str
+    lanes: int
+    features: frozenset[str]
+    flags: tuple[str, ...]
+
+    def runs_on(self, machine: str, features: frozenset[str]) -> bool:
+        """Whether a processor of that machine and those features knows all instructions of this set."""
+        return self.machine in (machine, ANY_MACHINE) and self.features <= features
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of code that pequegrad emits: where its templates lie, and how its source is compiled and
+    linked.
+
+    ``is_native``: compile with ``native_flags`` for exactly this machine's processor; else with the
+    instruction set's.
+    """
+
+    name: str
+    source_suffix: str
+    template_folder: str
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+    binding_flags: tuple[str, ...]
+    dtypes: frozenset[str]
+    instruction_set: InstructionSet
+    is_native: bool
+    native_flags: tuple[str, ...]
+
+    @property
+    def lanes(self) -> int:
+        """Number of float32 in one vector; 1: no vectors."""
+        return self.instruction_set.lanes
+
+    @property
+    def compile_flags(self) -> tuple[str, ...]:
+        """All flags that compile a step's source to an object."""
+        machine_flags = self.native_flags if self.is_native else self.instruction_set.flags
+        return (*self.flags, *machine_flags, f"-DPG_LANES={self.lanes}")
+
+    def with_instruction_set(self, instruction_set: InstructionSet) -> Target:
+        """Return this target for exactly the given instruction set instead of all that this machine has."""
+        return dataclasses.replace(self, instruction_set=instruction_set, is_native=False)
+
+    def check_runs_on(self, machine: str, features: frozenset[str]) -> None:
+        """Raise DeviceError if code for this target would meet an illegal instruction on such a processor."""
+        wanted = self.instruction_set
+        if not wanted.runs_on(machine, features):
+            missing = ", ".join(sorted(wanted.features - features))
+            lack = (
+                f"it lacks {missing}"
+                if wanted.machine == machine
+                else f"it is {machine}, not {wanted.machine}"
+            )
+            raise DeviceError(
+                f"target {self.name!r} with instruction set {wanted.name!r} cannot run on this processor: "
+                f"{lack}. Use targets.get({self.name!r}) for what it has."
+            )

@@ -1,0 +1,262 @@
+// The Python module around one compiled step: pointers out of arrays, the arena, the thread pool, the GIL.
+//
+// Invariant: nothing here depends on a graph. It is compiled once per Python, pybind11 and compiler, and the object is
+// linked with every step's object. All shared state changes under the GIL, so that os.fork() finds it whole.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pthread.h>
+
+#include <pequegrad/pool.h>
+#include <pequegrad/step.h>
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr std::size_t arena_alignment = 64;  // a cache line, and the widest vector
+constexpr std::size_t usual_argument_count = 64;
+constexpr const char *pool_capsule_name = "pequegrad.pool.1";  // the number changes with the layout of ProcessPool
+
+// ---- The pool: one per process, made by the first step module and handed to the others in a capsule. -------------
+
+struct ProcessPool {
+    std::mutex lock;  // one parallel step at a time: two would fight for the same cores
+    pg_pool *pool = nullptr;
+};
+
+ProcessPool *process_pool = nullptr;  // this module's view of it
+ProcessPool *forkable_pool = nullptr;  // set in the module that made it
+
+// The child has no threads and may have inherited a held lock: begin anew there, at the next parallel call.
+void forget_pool_in_child() {
+    new (&forkable_pool->lock) std::mutex;
+    forkable_pool->pool = nullptr;
+}
+
+int serial_size(void *) { return 1; }
+void serial_run(void *, int, void (*task)(void *, int), void *context) { task(context, 0); }
+void serial_barrier(void *, int, int) {}
+const pg_pool serial_pool = {nullptr, serial_size, serial_run, serial_barrier};
+
+const pg_pool *pool_of_size(ProcessPool &shared, int workers) {
+    // A pool that proves too small is left asleep, not destroyed: more workers are asked for once or twice in a process.
+    if (shared.pool == nullptr || shared.pool->size(shared.pool->self) < workers) {
+        shared.pool = pg_pool_create(workers);
+    }
+    return shared.pool;
+}
+
+py::capsule attach_pool(const py::object &capsule) {
+    if (!capsule.is_none()) {
+        void *pointer = PyCapsule_GetPointer(capsule.ptr(), pool_capsule_name);
+        if (pointer == nullptr) throw py::error_already_set();
+        process_pool = static_cast<ProcessPool *>(pointer);
+        return py::reinterpret_borrow<py::capsule>(capsule);
+    }
+    if (forkable_pool == nullptr) {
+        forkable_pool = new ProcessPool;
+        pthread_atfork(nullptr, nullptr, forget_pool_in_child);
+    }
+    process_pool = forkable_pool;
+    return py::capsule(process_pool, pool_capsule_name);
+}
+
+// ---- What the step expects, and its arena. ------------------------------------------------------------------------
+
+struct Expected {
+    py::ssize_t bytes;
+    bool writable;
+};
+
+struct FreeArena {
+    void operator()(unsigned char *memory) const { std::free(memory); }
+};
+using Arena = std::unique_ptr<unsigned char, FreeArena>;
+
+struct Step {
+    bool configured = false;
+    std::vector<Expected> arguments;
+    std::size_t arena_bytes = 0;
+    Arena idle_arena;  // concurrent calls take arenas of their own and the last one back stays
+};
+
+Step step;
+
+Arena take_arena() {
+    if (step.idle_arena || step.arena_bytes == 0) return std::move(step.idle_arena);
+    void *memory = nullptr;
+    if (posix_memalign(&memory, arena_alignment, step.arena_bytes) != 0) throw std::bad_alloc();
+    return Arena(static_cast<unsigned char *>(memory));
+}
+
+void configure(const py::sequence &arguments, std::size_t arena_bytes) {
+    std::vector<Expected> expected;
+    for (const py::handle item : arguments) {
+        const auto pair = py::cast<std::pair<py::ssize_t, bool>>(item);
+        expected.push_back({pair.first, pair.second});
+    }
+    if (step.configured) {
+        bool same = arena_bytes == step.arena_bytes && expected.size() == step.arguments.size();
+        for (std::size_t index = 0; same && index < expected.size(); ++index) {
+            same = expected[index].bytes == step.arguments[index].bytes
+                   && expected[index].writable == step.arguments[index].writable;
+        }
+        if (!same) throw py::value_error("this step module is already configured for other arguments");
+        return;
+    }
+    step.arguments = std::move(expected);
+    step.arena_bytes = arena_bytes;
+    step.configured = true;
+}
+
+// ---- A call. ----------------------------------------------------------------------------------------------------
+
+// Pointers of one call, and what keeps them alive while the GIL is released.
+class Pointers {
+public:
+    explicit Pointers(std::size_t count) {
+        if (count > usual_argument_count) {
+            many_pointers_.resize(count);
+            many_owners_.resize(count);
+            pointers_ = many_pointers_.data();
+            owners_ = many_owners_.data();
+        }
+    }
+    Pointers(const Pointers &) = delete;
+    Pointers &operator=(const Pointers &) = delete;
+    ~Pointers() {
+        for (Py_buffer &buffer : buffers_) PyBuffer_Release(&buffer);
+        for (std::size_t index = 0; index < count_; ++index) Py_DECREF(owners_[index]);
+    }
+
+    void add(PyObject *object, const Expected &expected) {
+        const std::size_t position = count_;
+        Py_INCREF(object);
+        owners_[count_++] = object;
+        pointers_[position] = is_ndarray(object) ? from_ndarray(object, position, expected)
+                                                 : from_buffer(object, position, expected);
+    }
+
+    void *const *data() const { return pointers_; }
+
+private:
+    static bool is_ndarray(PyObject *object) {
+        static const auto *ndarray_type
+            = reinterpret_cast<PyTypeObject *>(py::detail::npy_api::get().PyArray_Type_);
+        return PyObject_TypeCheck(object, const_cast<PyTypeObject *>(ndarray_type)) != 0;
+    }
+
+    static void *from_ndarray(PyObject *object, std::size_t position, const Expected &expected) {
+        const auto *array = py::detail::array_proxy(object);
+        py::ssize_t bytes = py::reinterpret_borrow<py::dtype>(array->descr).itemsize();
+        for (int axis = 0; axis < array->nd; ++axis) bytes *= array->dimensions[axis];
+        if ((array->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) == 0) refuse_layout(position);
+        check(position, expected, bytes, (array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0);
+        return array->data;
+    }
+
+    void *from_buffer(PyObject *object, std::size_t position, const Expected &expected) {
+        Py_buffer buffer;
+        if (PyObject_GetBuffer(object, &buffer, PyBUF_ND) != 0) {
+            if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+                PyErr_Clear();
+                refuse_layout(position);
+            }
+            throw py::error_already_set();
+        }
+        buffers_.push_back(buffer);
+        check(position, expected, buffer.len, !buffer.readonly);
+        return buffer.buf;
+    }
+
+    [[noreturn]] static void refuse_layout(std::size_t position) {
+        throw py::value_error("step argument " + std::to_string(position) + ": expected C-contiguous memory");
+    }
+
+    static void check(std::size_t position, const Expected &expected, py::ssize_t bytes, bool writable) {
+        if (bytes != expected.bytes) {
+            throw py::value_error("step argument " + std::to_string(position) + ": expected "
+                                  + std::to_string(expected.bytes) + " bytes, got " + std::to_string(bytes));
+        }
+        if (expected.writable && !writable) {
+            throw py::value_error("step argument " + std::to_string(position)
+                                  + ": the step writes to it, but it is read-only");
+        }
+    }
+
+    std::array<void *, usual_argument_count> few_pointers_;
+    std::array<PyObject *, usual_argument_count> few_owners_;
+    std::vector<void *> many_pointers_;
+    std::vector<PyObject *> many_owners_;
+    std::vector<Py_buffer> buffers_;
+    void **pointers_ = few_pointers_.data();
+    PyObject **owners_ = few_owners_.data();
+    std::size_t count_ = 0;
+};
+
+// Returns None, or (code, kernel, value, bound) of the first failure.
+py::object run(const py::object &arguments, int workers) {
+    PyObject *const sequence = arguments.ptr();
+    if (!PyList_Check(sequence) && !PyTuple_Check(sequence)) throw py::type_error("run takes a list or a tuple");
+    if (!step.configured) throw py::value_error("configure the step module before running it");
+    if (workers < 1) throw py::value_error("run needs at least one worker, got " + std::to_string(workers));
+    if (workers > 1 && process_pool == nullptr) throw py::value_error("attach a pool to run with several workers");
+    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence));
+    if (count != step.arguments.size()) {
+        throw py::value_error("the step takes " + std::to_string(step.arguments.size()) + " arguments, got "
+                              + std::to_string(count));
+    }
+    Pointers pointers(count);
+    for (std::size_t index = 0; index < count; ++index) {
+        pointers.add(PySequence_Fast_GET_ITEM(sequence, static_cast<py::ssize_t>(index)), step.arguments[index]);
+    }
+    Arena arena = take_arena();
+    pg_failure failure = {0, 0, 0, 0};
+    bool has_threads = true;
+    Py_BEGIN_ALLOW_THREADS;
+    if (workers == 1) {
+        pg_step_run(pointers.data(), arena.get(), &serial_pool, 1, &failure);
+    } else {
+        const std::lock_guard<std::mutex> guard(process_pool->lock);
+        const pg_pool *pool = nullptr;
+        try {
+            pool = pool_of_size(*process_pool, workers);
+        } catch (const std::exception &) {  // it must not cross the release of the GIL
+        }
+        has_threads = pool != nullptr;
+        if (has_threads) pg_step_run(pointers.data(), arena.get(), pool, workers, &failure);
+    }
+    Py_END_ALLOW_THREADS;
+    step.idle_arena = std::move(arena);
+    if (!has_threads) {
+        PyErr_SetString(PyExc_RuntimeError, "the threads of the pool could not be started");
+        throw py::error_already_set();
+    }
+    if (failure.code == 0) return py::none();
+    return py::make_tuple(failure.code, failure.kernel, failure.value, failure.bound);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(pg_step, module) {
+    module.doc() = "One compiled step of pequegrad.";
+    module.def("attach_pool", &attach_pool, py::arg("capsule"),
+               "Use the pool in the capsule, or make the process's pool when given None; return its capsule.");
+    module.def("configure", &configure, py::arg("arguments"), py::arg("arena_bytes"),
+               "Say once what run takes: (bytes, is written) for each argument, and the bytes of the arena.");
+    module.def("run", &run, py::arg("arguments"), py::arg("workers"),
+               "Run the step on C-contiguous arrays; return None or (code, kernel, value, bound) of a failure.");
+}
