@@ -97,6 +97,7 @@ class Config:
     cxxflags = Setting("CXXFLAGS", "", "extra flags for the C++ compiler")
     cuda_home = Setting("CUDA_HOME", None, "CUDA toolkit folder", Path)
     omp_num_threads = Setting("OMP_NUM_THREADS", None, "honoured when num_threads is not set", _positive)
+    no_color = Setting("NO_COLOR", False, "never print colours; any value counts", bool)
     quiet = Setting("PEQUEGRAD_QUIET", False, "do not print the line per compile", _flag)
 
     def __init__(self) -> None:

@@ -51,7 +51,8 @@ class BuiltStep:
 
 @dataclass(frozen=True, slots=True)
 class EntryInfo:
-    """An entry of the disk cache, for people. ``problem``: why it is not believed, found by ``verify`` alone."""
+    """An entry of the disk cache, for people. ``problem``: why it is not believed, found by ``verify`` alone.
+    """
 
     digest: str
     name: str
@@ -70,7 +71,7 @@ class CacheStats:
 
     path: Path
     mode: str
-    refusal: str | None
+    problem: str | None
     entries: int
     bytes: int
     limit_bytes: int
@@ -337,13 +338,13 @@ def entries() -> list[EntryInfo]:
 def stats() -> CacheStats:
     """Return size and health of the disk cache, without creating it."""
     path = disk.cache_path()
-    refusal = disk.refusal(path) if path.is_dir() else None
+    problem = disk.usability(path, config.cache)
     root = _existing_root()
     steps = root.folders(STEPS) if root else []
     return CacheStats(
         path=path,
         mode=config.cache,
-        refusal=refusal,
+        problem=problem,
         entries=len(steps),
         bytes=disk.tree_bytes(path) if root else 0,
         limit_bytes=config.cache_size_mb * 2**20,
@@ -351,6 +352,20 @@ def stats() -> CacheStats:
         failed_builds=len(list((path / "failed").glob("*"))),
         unfinished_builds=len(root.temporaries()) if root else 0,
     )
+
+
+def show(beginning: str) -> tuple[EntryInfo, dict[str, Any]]:
+    """Return the step whose digest begins so, and its whole record. Raises CacheError unless it is exactly
+    one.
+    """
+    found = [info for info in entries() if info.digest.startswith(beginning)]
+    if len(found) != 1:
+        some = ", ".join(info.digest[:12] for info in found[:5])
+        raise CacheError(
+            f"{len(found)} steps of the cache begin with {beginning!r}{f': {some}' if some else ''}. "
+            "See: pequegrad cache ls"
+        )
+    return found[0], disk.read_record(found[0].folder)
 
 
 def verify() -> list[EntryInfo]:

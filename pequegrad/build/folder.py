@@ -43,7 +43,8 @@ _temporary_roots: list[tuple[int, Path]] = []
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A folder of the cache whose record was read: ``product`` is the module or object file that it is about."""
+    """A folder of the cache whose record was read: ``product`` is the module or object file that it is about.
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -242,6 +243,21 @@ def refusal(path: Path) -> str | None:
     return None
 
 
+def usability(path: Path, mode: str) -> str | None:
+    """Return why the folder cannot be used as things stand, or None; nothing is created."""
+    if mode == "off":
+        return None
+    try:
+        if path.is_dir():
+            return refusal(path) or (
+                None if mode == "readonly" or os.access(path, os.W_OK) else "it is read-only"
+            )
+        above = next((folder for folder in path.parents if folder.exists()), Path("/"))
+        return None if mode == "readonly" or os.access(above, os.W_OK) else f"{above} is read-only"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def open_root() -> Root:
     """Return the folder to use: the cache, or with one warning a private temporary folder when it cannot be
     used.
@@ -275,7 +291,8 @@ def warn_unusable(path: Path, problem: str) -> None:
     """Say once that the cache folder cannot be used and what to do."""
     text = (
         f"the cache folder {path} is not used: {problem}. Steps are compiled into a temporary folder, "
-        "again in every process. Set PEQUEGRAD_CACHE_DIR to a folder of your own, or PEQUEGRAD_CACHE=off to silence this."
+        "again in every process. Set PEQUEGRAD_CACHE_DIR to a folder of your own, or PEQUEGRAD_CACHE=off to "
+        "silence this."
     )
     if text not in _said:
         _said.add(text)

@@ -43,7 +43,8 @@ class Memo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity."""
+    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity.
+    """
 
     name: str = dataclasses.field(compare=False)
     format: int
@@ -121,7 +122,8 @@ def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> C
 
 
 def binding_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
-    """Return what decides the binding's object: the same for all steps of one Python, pybind11 and compiler."""
+    """Return what decides the binding's object: the same for all steps of one Python, pybind11 and compiler.
+    """
     return {
         "format": _FORMAT,
         "headers": hash_folders(memo, runtime_folder() / "binding", runtime_folder() / "include"),

@@ -114,7 +114,8 @@ def probe_version(command: Sequence[str]) -> str:
 
 
 def python_include_folders() -> tuple[Path, ...]:
-    """Return the folders with pybind11's and Python's headers. Raises ToolchainError when either is missing."""
+    """Return the folders with pybind11's and Python's headers. Raises ToolchainError when either is missing.
+    """
     try:
         import pybind11
     except ImportError:
@@ -197,7 +198,8 @@ def run_command(command: Sequence[str]) -> CommandResult:
 
 
 def python_tag() -> str:
-    """Return what a module compiled for this Python is called, such as ``.cpython-311-x86_64-linux-gnu.so``."""
+    """Return what a module compiled for this Python is called, such as ``.cpython-311-x86_64-linux-gnu.so``.
+    """
     from importlib.machinery import EXTENSION_SUFFIXES
 
     return EXTENSION_SUFFIXES[0] if EXTENSION_SUFFIXES else f".{sys.implementation.cache_tag}.so"
