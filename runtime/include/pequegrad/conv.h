@@ -1,0 +1,415 @@
+// 2-D convolution and its two gradients, NCHW, with groups, stride, padding and dilation.
+//
+// How: one sample's input is copied with its zero border into scratch, split by stride into phases (columns 0, s, 2s, …
+// side by side, then 1, s+1, …), so that any convolution reads it at stride 1. Output positions are then walked over
+// whole padded rows ("wide" positions: row * pitch + column): every tap of the filter is one constant offset, the
+// product needs no im2col, and the few columns between rows are computed and dropped.
+//
+// Invariants: every output element is one sum in a fixed order; the weight's gradient is summed in a number of chunks
+// that depends on the shape alone and combined in rising order: the bits do not depend on the number of workers.
+// Every worker brings its own scratch, aligned to 64 bytes. A non-finite input may turn more of the weight's gradient
+// to NaN than the formula asks, since dropped columns enter its sums multiplied by zero.
+#pragma once
+#include "gemm.h"
+#include "reduce.h"
+
+namespace pg {
+
+// x (N, C, H, W), w (O, C / groups, KH, KW), y (N, O, OH, OW).
+struct conv2d_shape {
+  long N, C, H, W, O, KH, KW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups, OH, OW;
+};
+
+template <class T> PG_INLINE void copy_contiguous(T* to, const T* from, long count) {
+  for (long i = 0; i < count; i += PG_LANES) store_plain(to + i, load_plain(from + i, count - i), count - i);
+}
+
+PG_INLINE long round_up(long n, long step) { return (n + step - 1) / step * step; }
+
+// ---- geometry -----------------------------------------------------------------------------------------------------------
+
+// The copied input of one sample and group: [channel][phase_h][phase_w][rows][pitch], and the wide positions over it.
+struct conv2d_image {
+  long rows, pitch, channel, positions;
+};
+
+PG_INLINE conv2d_image conv2d_image_of(const conv2d_shape& s) {
+  conv2d_image m;
+  m.rows = s.OH + s.dil_h * (s.KH - 1) / s.stride_h;
+  m.pitch = s.OW + s.dil_w * (s.KW - 1) / s.stride_w;
+  m.channel = s.stride_h * s.stride_w * m.rows * m.pitch;
+  m.positions = (s.OH - 1) * m.pitch + s.OW;
+  return m;
+}
+
+// The copied output gradient of one sample and group, with a border of reach_h and reach_w: [channel][rows][pitch].
+struct conv2d_border {
+  long reach_h, reach_w, rows, pitch, channel, positions;
+};
+
+PG_INLINE conv2d_border conv2d_border_of(const conv2d_shape& s) {
+  conv2d_border m;
+  m.reach_h = s.dil_h * (s.KH - 1) / s.stride_h;
+  m.reach_w = s.dil_w * (s.KW - 1) / s.stride_w;
+  m.rows = (s.pad_h + s.H - 1) / s.stride_h + m.reach_h + 1;
+  m.pitch = (s.pad_w + s.W - 1) / s.stride_w + m.reach_w + 1;
+  m.channel = m.rows * m.pitch;
+  m.positions = (s.pad_h + s.H - 1) / s.stride_h * m.pitch + (s.pad_w + s.W - 1) / s.stride_w + 1;
+  return m;
+}
+
+// Taps and channels of one sum, and where each lies in the image.
+PG_INLINE long conv2d_sum_length(const conv2d_shape& s) { return s.C / s.groups * s.KH * s.KW; }
+
+inline void conv2d_fill_offsets(const conv2d_shape& s, const conv2d_image& m, long* offsets) {
+  for (long c = 0; c < s.C / s.groups; ++c)
+    for (long kh = 0; kh < s.KH; ++kh)
+      for (long kw = 0; kw < s.KW; ++kw) {
+        const long h = kh * s.dil_h, w = kw * s.dil_w;
+        const long phase = (h % s.stride_h) * s.stride_w + w % s.stride_w;
+        *offsets++ = c * m.channel + phase * m.rows * m.pitch + h / s.stride_h * m.pitch + w / s.stride_w;
+      }
+}
+
+// Copies one sample's channels into the image. The border was zeroed before and is not touched.
+template <class T>
+PG_NOINLINE void conv2d_copy_image(const conv2d_shape& s, const conv2d_image& m, const T* x, T* image) {
+  const long channels = s.C / s.groups;
+  if (s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0 && m.rows == s.H && m.pitch == s.W)
+    return copy_contiguous(image, x, channels * s.H * s.W);
+  for (long c = 0; c < channels; ++c)
+    for (long a = 0; a < s.stride_h; ++a)
+      for (long i = 0; i < m.rows; ++i) {
+        const long h = i * s.stride_h + a - s.pad_h;
+        if (h < 0 || h >= s.H) continue;
+        const T* from = x + (c * s.H + h) * s.W;
+        for (long b = 0; b < s.stride_w; ++b) {
+          T* to = image + c * m.channel + ((a * s.stride_w + b) * m.rows + i) * m.pitch;
+          // The first and last j with 0 <= j * stride + b - pad < W.
+          const long first = s.pad_w > b ? (s.pad_w - b + s.stride_w - 1) / s.stride_w : 0;
+          long last = (s.W - 1 + s.pad_w - b);
+          last = last < 0 ? 0 : last / s.stride_w + 1;
+          if (last > m.pitch) last = m.pitch;
+          const T* source = from + first * s.stride_w + b - s.pad_w;
+          if (s.stride_w == 1) copy_contiguous(to + first, source, last - first);
+          else for (long j = first; j < last; ++j) to[j] = source[(j - first) * s.stride_w];
+        }
+      }
+}
+
+// Calls run(position, pointer, length) for each run of wide positions that are real ones.
+template <class F> PG_INLINE void conv2d_each_row(long rows, long columns, long pitch, F run) {
+  if (pitch == columns) return run(0, 0, rows * columns);
+  for (long i = 0; i < rows; ++i) run(i * columns, i * pitch, columns);
+}
+
+// stage[r][q] = sum over k of a[r * a_row + k] * image[q + offsets[k]], q < positions.
+template <class T>
+PG_NOINLINE void conv2d_product(long rows, long positions, long K, const T* a, long a_row, const T* image, const long* offsets,
+                                T* stage, long stage_row) {
+  const long vectors = (positions + PG_LANES - 1) / PG_LANES, panels = (vectors + gemm_tile<T>::vectors - 1) / gemm_tile<T>::vectors;
+  for (long p = 0; p < panels; ++p) {
+    const long first = even_cut(vectors, panels, p), count = even_cut(vectors, panels, p + 1) - first;
+    gemm_kernel_for<T, true>(int(rows), int(count))(K, a, a_row, 1, image + first * PG_LANES, 0, offsets,
+                                                    stage + first * PG_LANES, stage_row, false);
+  }
+}
+
+// Cuts scratch into arrays aligned to 64 bytes.
+struct scratch_cursor {
+  char* next;
+  template <class U> PG_INLINE U* take(long count) {
+    U* r = reinterpret_cast<U*>(next);
+    next += round_up(count * long(sizeof(U)), 64);
+    return r;
+  }
+};
+
+// ---- forward ------------------------------------------------------------------------------------------------------------
+
+// Bytes, with K = C/groups*KH*KW, image as above, P = positions rounded up to lanes, each term rounded up to 64:
+//   8 K + sizeof(T) (C/groups * channel + 64) + sizeof(T) * tile_rows * P
+template <class T> inline long conv2d_forward_scratch(const conv2d_shape& s) {
+  const conv2d_image m = conv2d_image_of(s);
+  return round_up(conv2d_sum_length(s) * long(sizeof(long)), 64) + round_up((s.C / s.groups * m.channel + 64) * long(sizeof(T)), 64) +
+         round_up(gemm_tile<T>::rows * round_up(m.positions, PG_LANES) * long(sizeof(T)), 64);
+}
+
+// y = conv(x, w), handed over as epilogue(n, output channel, position = oh * OW + ow, vec<T>, count).
+template <class T, class Epilogue>
+void conv2d_forward(const conv2d_shape& s, const T* x, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue) {
+  typedef gemm_tile<T> tile;
+  const conv2d_image m = conv2d_image_of(s);
+  const long K = conv2d_sum_length(s), per_group = s.O / s.groups, channels = s.C / s.groups;
+  const long row_tiles = (per_group + tile::rows - 1) / tile::rows, stage_row = round_up(m.positions, PG_LANES);
+  long begin, end;
+  share(s.N * s.groups * row_tiles, 1, worker, workers, begin, end);
+  if (begin >= end || s.OH <= 0 || s.OW <= 0) return;
+  scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
+  long* offsets = cursor.take<long>(K);
+  T* image = cursor.take<T>(channels * m.channel + 64);
+  T* stage = cursor.take<T>(tile::rows * stage_row);
+  conv2d_fill_offsets(s, m, offsets);
+  __builtin_memset(image, 0, (channels * m.channel + 64) * sizeof(T));
+  long copied = -1;
+  for (long unit = begin; unit < end; ++unit) {
+    const long sample = unit / row_tiles, n = sample / s.groups, g = sample % s.groups, t = unit % row_tiles;
+    if (sample != copied) conv2d_copy_image(s, m, x + (n * s.C + g * channels) * s.H * s.W, image);
+    copied = sample;
+    const long row = even_cut(per_group, row_tiles, t), rows = even_cut(per_group, row_tiles, t + 1) - row;
+    const long o = g * per_group + row;
+    conv2d_product(rows, m.positions, K, w + o * K, K, static_cast<const T*>(image), offsets, stage, stage_row);
+    for (long r = 0; r < rows; ++r)
+      conv2d_each_row(s.OH, s.OW, m.pitch, [&](long position, long wide, long length) {
+        const T* from = stage + r * stage_row + wide;
+        for (long i = 0; i < length; i += PG_LANES)
+          epilogue(n, o + r, position + i, load_plain(from + i, length - i), length - i < PG_LANES ? length - i : long(PG_LANES));
+      });
+  }
+}
+
+// ---- gradient of the input ----------------------------------------------------------------------------------------------
+
+// Bytes, with K = O/groups*KH*KW, border as above, P = its positions rounded up to lanes, each term rounded up to 64:
+//   8 K + sizeof(T) (C/groups * K) + sizeof(T) (O/groups * channel + 64) + sizeof(T) tile_rows P + sizeof(T) tile_rows H W
+template <class T> inline long conv2d_grad_input_scratch(const conv2d_shape& s) {
+  const conv2d_border m = conv2d_border_of(s);
+  const long K = s.O / s.groups * s.KH * s.KW, size = long(sizeof(T));
+  return round_up(K * long(sizeof(long)), 64) + round_up(s.C / s.groups * K * size, 64) + round_up((s.O / s.groups * m.channel + 64) * size, 64) +
+         round_up(gemm_tile<T>::rows * round_up(m.positions, PG_LANES) * size, 64) + round_up(gemm_tile<T>::rows * s.H * s.W * size, 64);
+}
+
+// The taps that reach input rows u = h + pad with u % stride == phase are those with kh * dil % stride == phase; with
+// i = u / stride, such a tap reads output row i - (kh * dil - phase) / stride.
+// Packs the filter of group g for one phase as [c][o][taps] and fills the taps' offsets; returns the sum's length.
+template <class T>
+PG_NOINLINE long conv2d_pack_phase(const conv2d_shape& s, const conv2d_border& m, const T* w, long g, long a, long b, long first_h,
+                                   long first_w, T* packed, long* offsets) {
+  const long channels = s.C / s.groups, per_group = s.O / s.groups;
+  long taps = 0, K = 0;
+  for (long kh = 0; kh < s.KH; ++kh)
+    for (long kw = 0; kw < s.KW; ++kw) taps += kh * s.dil_h % s.stride_h == a && kw * s.dil_w % s.stride_w == b;
+  const long length = taps * per_group;
+  for (long o = 0; o < per_group; ++o)
+    for (long kh = 0; kh < s.KH; ++kh)
+      for (long kw = 0; kw < s.KW; ++kw) {
+        if (kh * s.dil_h % s.stride_h != a || kw * s.dil_w % s.stride_w != b) continue;
+        offsets[K] = o * m.channel + (first_h + m.reach_h - (kh * s.dil_h - a) / s.stride_h) * m.pitch + first_w + m.reach_w -
+                     (kw * s.dil_w - b) / s.stride_w;
+        for (long c = 0; c < channels; ++c)
+          packed[c * length + K] = w[(((g * per_group + o) * channels + c) * s.KH + kh) * s.KW + kw];
+        ++K;
+      }
+  return length;
+}
+
+// dx, handed over as epilogue(n, input channel, position = h * W + w, vec<T>, count).
+template <class T, class Epilogue>
+void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue) {
+  typedef gemm_tile<T> tile;
+  const conv2d_border m = conv2d_border_of(s);
+  const long channels = s.C / s.groups, per_group = s.O / s.groups, most = per_group * s.KH * s.KW;
+  const long row_tiles = (channels + tile::rows - 1) / tile::rows, stage_row = round_up(m.positions, PG_LANES);
+  const long phases = s.stride_h * s.stride_w, plane = s.H * s.W;
+  long begin, end;
+  share(s.N * s.groups * row_tiles, 1, worker, workers, begin, end);
+  if (begin >= end || plane <= 0) return;
+  scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
+  long* offsets = cursor.take<long>(most);
+  T* packed = cursor.take<T>(channels * most);
+  T* image = cursor.take<T>(per_group * m.channel + 64);
+  T* stage = cursor.take<T>(tile::rows * stage_row);
+  T* gathered = cursor.take<T>(tile::rows * plane);
+  __builtin_memset(image, 0, (per_group * m.channel + 64) * sizeof(T));
+  long copied = -1, packed_group = -1;
+  for (long unit = begin; unit < end; ++unit) {
+    const long sample = unit / row_tiles, n = sample / s.groups, g = sample % s.groups, t = unit % row_tiles;
+    if (sample != copied)
+      for (long o = 0; o < per_group; ++o)
+        for (long i = 0; i < s.OH && i + m.reach_h < m.rows; ++i) {
+          const long room = m.pitch - m.reach_w;
+          copy_contiguous(image + o * m.channel + (i + m.reach_h) * m.pitch + m.reach_w,
+                          dy + ((n * s.O + g * per_group + o) * s.OH + i) * s.OW, s.OW < room ? s.OW : room);
+        }
+    copied = sample;
+    const long row = even_cut(channels, row_tiles, t), rows = even_cut(channels, row_tiles, t + 1) - row;
+    for (long phase = 0; phase < phases; ++phase) {
+      const long a = phase / s.stride_w, b = phase % s.stride_w;
+      const long first_h = s.pad_h > a ? (s.pad_h - a + s.stride_h - 1) / s.stride_h : 0;
+      const long first_w = s.pad_w > b ? (s.pad_w - b + s.stride_w - 1) / s.stride_w : 0;
+      const long tall = s.pad_h + s.H - 1 < a ? 0 : (s.pad_h + s.H - 1 - a) / s.stride_h + 1 - first_h;
+      const long broad = s.pad_w + s.W - 1 < b ? 0 : (s.pad_w + s.W - 1 - b) / s.stride_w + 1 - first_w;
+      if (tall <= 0 || broad <= 0) continue;
+      long K = most;
+      if (phases > 1 || packed_group != g) K = conv2d_pack_phase(s, m, w, g, a, b, first_h, first_w, packed, offsets);
+      packed_group = g;
+      conv2d_product(rows, (tall - 1) * m.pitch + broad, K, static_cast<const T*>(packed + row * K), K, static_cast<const T*>(image), offsets, stage, stage_row);
+      if (phases == 1) break;
+      for (long r = 0; r < rows; ++r)
+        for (long i = 0; i < tall; ++i) {
+          const T* from = stage + r * stage_row + i * m.pitch;
+          T* to = gathered + r * plane + ((first_h + i) * s.stride_h + a - s.pad_h) * s.W + first_w * s.stride_w + b - s.pad_w;
+          for (long j = 0; j < broad; ++j) to[j * s.stride_w] = from[j];
+        }
+    }
+    const T* result = phases == 1 ? stage : gathered;
+    const long result_row = phases == 1 ? stage_row : plane, pitch = phases == 1 ? m.pitch : s.W;
+    for (long r = 0; r < rows; ++r)
+      conv2d_each_row(s.H, s.W, pitch, [&](long position, long wide, long length) {
+        const T* from = result + r * result_row + wide;
+        for (long i = 0; i < length; i += PG_LANES)
+          epilogue(n, g * channels + row + r, position + i, load_plain(from + i, length - i), length - i < PG_LANES ? length - i : long(PG_LANES));
+      });
+  }
+}
+
+// ---- gradient of the weight ---------------------------------------------------------------------------------------------
+
+// The tile of the weight's gradient: output channels by taps, each a vector of partial sums over positions.
+template <class T> struct conv2d_weight_tile {
+#if PG_LANES == 16 || (PG_LANES == 4 && defined(__aarch64__))
+  enum { rows = 4, taps = 6 };
+#else
+  enum { rows = 4, taps = 3 };
+#endif
+};
+
+// Chunks of samples, each summed apart: min(N, 16, max(1, 2^20 / weight elements)).
+inline long conv2d_weight_chunks(const conv2d_shape& s) {
+  const long elements = s.O * conv2d_sum_length(s);
+  long chunks = elements > 0 ? 1048576 / elements : 1;
+  chunks = chunks < 1 ? 1 : chunks > 16 ? 16 : chunks;
+  return s.N < chunks ? (s.N > 0 ? s.N : 1) : chunks;
+}
+
+// Samples that one pass takes together: as many as keep image and gradient within 256 KiB, at most a chunk.
+template <class T> inline long conv2d_weight_samples(const conv2d_shape& s) {
+  const conv2d_image m = conv2d_image_of(s);
+  const long chunks = conv2d_weight_chunks(s), chunk = (s.N + chunks - 1) / chunks;
+  const long bytes = (s.C / s.groups * m.channel + 64 + s.O / s.groups * round_up(m.positions, PG_LANES)) * long(sizeof(T));
+  const long fit = 262144 / (bytes > 0 ? bytes : 1);
+  return fit < 1 ? 1 : fit < chunk ? fit : (chunk > 0 ? chunk : 1);
+}
+
+// Bytes: 8 K + samples * sizeof(T) * (C/groups * channel + 64 + O/groups * P), each term rounded up to 64.
+template <class T> inline long conv2d_grad_weight_scratch(const conv2d_shape& s) {
+  const conv2d_image m = conv2d_image_of(s);
+  const long samples = conv2d_weight_samples<T>(s);
+  return round_up((conv2d_sum_length(s) + 8) * long(sizeof(long)), 64) + round_up(samples * (s.C / s.groups * m.channel + 64) * long(sizeof(T)), 64) +
+         round_up(samples * s.O / s.groups * round_up(m.positions, PG_LANES) * long(sizeof(T)), 64);
+}
+
+// Elements of T in the array of partial sums: chunks * O * C/groups * KH * KW.
+inline long conv2d_weight_partials(const conv2d_shape& s) { return conv2d_weight_chunks(s) * s.O * conv2d_sum_length(s); }
+
+// out[r * out_row + j] += sum over samples and positions of dy[r][q] * image[q + offsets[j]], j < taps.
+template <class T, int ROWS, int TAPS>
+PG_NOINLINE void conv2d_weight_kernel(long samples, long length, const T* __restrict dy, long dy_sample, long dy_row,
+                                      const T* __restrict image, long image_sample, const long* __restrict offsets, long taps,
+                                      T* __restrict out, long out_row) {
+  typedef typename lanes<T>::native native;
+  typedef typename lanes<T>::unaligned unaligned;
+  constexpr int L = lanes<T>::count;
+  native sum[ROWS][TAPS];
+  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int j = 0; j < TAPS; ++j) sum[r][j] = native{};
+  for (long n = 0; n < samples; ++n) {
+    const T* tap[TAPS];
+    PG_UNROLL for (int j = 0; j < TAPS; ++j) tap[j] = image + n * image_sample + offsets[j < taps ? j : taps - 1];
+    const T* gradient = dy + n * dy_sample;
+    for (long q = 0; q < length; q += L) {
+      native g[ROWS];
+      PG_UNROLL for (int r = 0; r < ROWS; ++r) g[r] = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
+      PG_UNROLL for (int j = 0; j < TAPS; ++j) {
+        native v = *reinterpret_cast<const unaligned*>(tap[j] + q);
+        PG_UNROLL for (int r = 0; r < ROWS; ++r) sum[r][j] += g[r] * v;
+      }
+    }
+  }
+  T flat[ROWS][TAPS];
+  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int j = 0; j < TAPS; ++j) {
+    vec<T> v{};
+    v.part[0] = sum[r][j];
+    flat[r][j] = reduce_add(v);
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (long j = 0; j < TAPS && j < taps; ++j) out[r * out_row + j] += flat[r][j];
+}
+
+template <class T, int TAPS>
+PG_INLINE void conv2d_weight_rows(long rows, long samples, long length, const T* dy, long dy_sample, long dy_row, const T* image,
+                                  long image_sample, const long* offsets, long taps, T* out, long out_row) {
+  if (rows == 4) conv2d_weight_kernel<T, 4, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
+  else if (rows == 2) conv2d_weight_kernel<T, 2, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
+  else conv2d_weight_kernel<T, 1, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
+}
+
+// Fills this worker's part of `partials` (conv2d_weight_partials(s) elements). After a barrier, conv2d_combine_weight
+// adds the chunks up.
+template <class T>
+void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
+  typedef conv2d_weight_tile<T> tile;
+  const conv2d_image m = conv2d_image_of(s);
+  const long K = conv2d_sum_length(s), channels = s.C / s.groups, per_group = s.O / s.groups;
+  const long chunks = conv2d_weight_chunks(s), most = conv2d_weight_samples<T>(s);
+  const long length = round_up(m.positions, PG_LANES), image_size = channels * m.channel + 64;
+  // With few chunks the output channels are parted too, so that 16 workers find work.
+  const long row_tiles = (per_group + tile::rows - 1) / tile::rows, wanted = (16 + chunks * s.groups - 1) / (chunks * s.groups);
+  const long parts = wanted < row_tiles ? wanted : row_tiles;
+  long begin, end;
+  share(chunks * s.groups * parts, 1, worker, workers, begin, end);
+  if (begin >= end || K == 0) return;
+  scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
+  long* offsets = cursor.take<long>(K + 8);
+  T* images = cursor.take<T>(most * image_size);
+  T* gradients = cursor.take<T>(most * per_group * length);
+  conv2d_fill_offsets(s, m, offsets);
+  __builtin_memset(images, 0, most * image_size * sizeof(T));
+  __builtin_memset(gradients, 0, most * per_group * length * sizeof(T));
+  for (long item = begin; item < end; ++item) {
+    const long chunk = item / parts / s.groups, g = item / parts % s.groups, part = item % parts;
+    const long o_begin = even_cut(row_tiles, parts, part) * tile::rows;
+    long o_end = even_cut(row_tiles, parts, part + 1) * tile::rows;
+    if (o_end > per_group) o_end = per_group;
+    T* const sums = partials + (chunk * s.O + g * per_group) * K;
+    __builtin_memset(sums + o_begin * K, 0, (o_end - o_begin) * K * sizeof(T));
+    if (s.OH <= 0 || s.OW <= 0) continue;
+    const long last = even_cut(s.N, chunks, chunk + 1);
+    for (long n = even_cut(s.N, chunks, chunk); n < last; n += most) {
+      const long samples = last - n < most ? last - n : most;
+      for (long i = 0; i < samples; ++i) {
+        conv2d_copy_image(s, m, x + ((n + i) * s.C + g * channels) * s.H * s.W, images + i * image_size);
+        for (long o = o_begin; o < o_end; ++o) {
+          const T* from = dy + ((n + i) * s.O + g * per_group + o) * s.OH * s.OW;
+          T* to = gradients + (i * per_group + o) * length;
+          conv2d_each_row(s.OH, s.OW, m.pitch, [&](long position, long wide, long count) { copy_contiguous(to + wide, from + position, count); });
+        }
+      }
+      for (long k = 0; k < K;) {
+        const long taps = K - k > 3 ? long(tile::taps) : 3, used = K - k < taps ? K - k : taps;
+        for (long o = o_begin; o < o_end;) {
+          const long rows = o_end - o >= 4 ? 4 : o_end - o >= 2 ? 2 : 1;
+          const T* g_rows = gradients + o * length;
+          if (taps == 3) conv2d_weight_rows<T, 3>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
+          else conv2d_weight_rows<T, tile::taps>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
+          o += rows;
+        }
+        k += used;
+      }
+    }
+  }
+}
+
+// dw, handed over as epilogue(flat index in (O, C / groups, KH, KW), vec<T>, count), each worker its share.
+template <class T, class Epilogue>
+void conv2d_combine_weight(const conv2d_shape& s, const T* partials, int worker, int workers, Epilogue&& epilogue) {
+  const long elements = s.O * conv2d_sum_length(s), chunks = conv2d_weight_chunks(s);
+  long begin, end;
+  share(elements, PG_LANES, worker, workers, begin, end);
+  for (long i = begin; i < end; i += PG_LANES) {
+    vec<T> sum = load_plain(partials + i, end - i);
+    for (long chunk = 1; chunk < chunks; ++chunk) sum += load_plain(partials + chunk * elements + i, end - i);
+    epilogue(i, sum, end - i < PG_LANES ? end - i : long(PG_LANES));
+  }
+}
+
+}  // namespace pg

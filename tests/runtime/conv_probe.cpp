@@ -1,0 +1,41 @@
+// The three convolution entry points on one shape, each run by `workers` workers in turn.
+#include "pequegrad/step.h"
+#include "pequegrad/conv.h"
+using namespace pg;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+template <class T> static long scratch_of(const conv2d_shape& s) {
+  long a = conv2d_forward_scratch<T>(s), b = conv2d_grad_input_scratch<T>(s), c = conv2d_grad_weight_scratch<T>(s);
+  return a > b ? (a > c ? a : c) : (b > c ? b : c);
+}
+
+// `touched` counts how often the epilogue saw each element.
+template <class T>
+static void run(const conv2d_shape& s, const T* x, const T* w, const T* dy, T* y, T* dx, T* dw, T* partials, T* scratch, int workers,
+                int* touched) {
+  for (int worker = 0; worker < workers; ++worker) {
+    conv2d_forward(s, x, w, scratch, worker, workers, [&](long n, long o, long p, vec<T> v, long count) {
+      store(y + (n * s.O + o) * s.OH * s.OW + p, v, count);
+      for (long i = 0; i < count; ++i) ++touched[(n * s.O + o) * s.OH * s.OW + p + i];
+    });
+    conv2d_grad_input(s, dy, w, scratch, worker, workers, [&](long n, long c, long p, vec<T> v, long count) {
+      store(dx + (n * s.C + c) * s.H * s.W + p, v, count);
+    });
+    conv2d_grad_weight(s, x, dy, partials, scratch, worker, workers);
+  }
+  for (int worker = 0; worker < workers; ++worker)
+    conv2d_combine_weight(s, static_cast<const T*>(partials), worker, workers, [&](long i, vec<T> v, long count) { store(dw + i, v, count); });
+}
+
+EXPORT long conv_scratch_f32(const conv2d_shape* s) { return scratch_of<f32>(*s); }
+EXPORT long conv_scratch_f64(const conv2d_shape* s) { return scratch_of<f64>(*s); }
+EXPORT long conv_partials(const conv2d_shape* s) { return conv2d_weight_partials(*s); }
+EXPORT void conv_f32(const conv2d_shape* s, const f32* x, const f32* w, const f32* dy, f32* y, f32* dx, f32* dw, f32* partials,
+                     f32* scratch, int workers, int* touched) {
+  run(*s, x, w, dy, y, dx, dw, partials, scratch, workers, touched);
+}
+EXPORT void conv_f64(const conv2d_shape* s, const f64* x, const f64* w, const f64* dy, f64* y, f64* dx, f64* dw, f64* partials,
+                     f64* scratch, int workers, int* touched) {
+  run(*s, x, w, dy, y, dx, dw, partials, scratch, workers, touched);
+}

@@ -1,0 +1,92 @@
+"""conv.h against a plain NumPy convolution, forward and both gradients."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+# N, C, H, W, O, KH, KW, stride, pad, dilation, groups
+SHAPES = [
+    (3, 1, 28, 28, 8, 3, 3, (1, 1), (0, 0), (1, 1), 1),
+    (5, 8, 13, 13, 16, 3, 3, (1, 1), (0, 0), (1, 1), 1),
+    (2, 3, 9, 11, 5, 3, 2, (1, 1), (1, 1), (1, 1), 1),
+    (2, 4, 12, 10, 6, 3, 3, (2, 2), (1, 1), (1, 1), 2),
+    (2, 6, 9, 9, 6, 3, 3, (1, 1), (2, 2), (2, 2), 6),
+    (1, 3, 17, 14, 9, 5, 4, (3, 2), (2, 1), (1, 2), 3),
+    (2, 5, 7, 7, 7, 1, 1, (1, 1), (0, 0), (1, 1), 1),
+    (2, 5, 8, 8, 3, 1, 1, (2, 3), (0, 0), (1, 1), 1),
+    (1, 2, 5, 40, 2, 5, 3, (1, 1), (4, 3), (1, 1), 1),
+    (17, 1, 4, 4, 1, 2, 2, (2, 2), (0, 0), (1, 1), 1),
+    (2, 2, 6, 6, 3, 2, 2, (4, 4), (1, 1), (1, 1), 1),
+    (0, 2, 6, 6, 3, 2, 2, (1, 1), (1, 1), (1, 1), 1),
+]
+
+
+def convolve(x, w, dy, stride, pad, dilation, groups):
+    """Return y, dx and dw of a convolution by looping over the filter's taps."""
+    count, channels, height, width = x.shape
+    outputs, per_group, kernel_h, kernel_w = w.shape
+    out_h, out_w = dy.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (pad[0], pad[0]), (pad[1], pad[1])))
+    y, dpadded, dw = np.zeros_like(dy), np.zeros_like(padded), np.zeros_like(w)
+    step = outputs // groups
+    for g in range(groups):
+        c, o = slice(g * per_group, (g + 1) * per_group), slice(g * step, (g + 1) * step)
+        for i in range(kernel_h):
+            for j in range(kernel_w):
+                rows = slice(i * dilation[0], i * dilation[0] + stride[0] * (out_h - 1) + 1, stride[0])
+                columns = slice(j * dilation[1], j * dilation[1] + stride[1] * (out_w - 1) + 1, stride[1])
+                window = padded[:, c, rows, columns]
+                y[:, o] += np.einsum("nchw,oc->nohw", window, w[o, :, i, j])
+                dpadded[:, c, rows, columns] += np.einsum("nohw,oc->nchw", dy[:, o], w[o, :, i, j])
+                dw[o, :, i, j] = np.einsum("nohw,nchw->oc", dy[:, o], window)
+    return y, dpadded[:, :, pad[0] : pad[0] + height, pad[1] : pad[1] + width], dw
+
+
+def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int):
+    n, c, h, w, o, kh, kw, stride, pad, dilation, groups = shape
+    out_h = (h + 2 * pad[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    out_w = (w + 2 * pad[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    random = np.random.default_rng(5)
+    x = random.normal(size=(n, c, h, w)).astype(dtype)
+    weight = random.normal(size=(o, c // groups, kh, kw)).astype(dtype)
+    dy = random.normal(size=(n, o, out_h, out_w)).astype(dtype)
+    record = (ctypes.c_long * 16)(n, c, h, w, o, kh, kw, *stride, *pad, *dilation, groups, out_h, out_w)
+    suffix = "f32" if dtype == np.float32 else "f64"
+    scratch_of = getattr(library, f"conv_scratch_{suffix}")
+    scratch_of.restype = library.conv_partials.restype = ctypes.c_long
+    scratch_bytes = scratch_of(record)
+    guarded = np.full(scratch_bytes + 128, 0xAB, np.uint8)
+    start = -guarded.ctypes.data % 64
+    partials = np.full(library.conv_partials(record) + 8, np.nan, dtype)
+    y, dx, dw = np.full_like(dy, np.nan), np.full_like(x, np.nan), np.full_like(weight, np.nan)
+    touched = np.zeros(dy.shape, np.int32)
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, weight, dy, y, dx, dw, partials)]
+    getattr(library, f"conv_{suffix}")(
+        record, *pointers, ctypes.c_void_p(guarded.ctypes.data + start), workers, ctypes.c_void_p(touched.ctypes.data)
+    )
+    assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + scratch_bytes :] == 0xAB), "wrote outside its scratch"
+    assert np.all(np.isnan(partials[-8:])), "wrote outside the partial sums"
+    expected = convolve(x.astype(np.float64), weight.astype(np.float64), dy.astype(np.float64), stride, pad, dilation, groups)
+    return (y, dx, dw), expected, touched
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_and_its_gradients_equal_numpy(build, shape: tuple, dtype: type) -> None:
+    results, expected, touched = run(build("conv_probe"), shape, dtype, workers=1)
+    assert np.all(touched == 1), "the epilogue must see each output once"
+    for name, got, want in zip(("y", "dx", "dw"), results, expected):
+        bound = (2e-5 if dtype == np.float32 else 1e-12) * max(1.0, np.abs(want).max(initial=0.0))
+        np.testing.assert_allclose(got, want, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_bits_do_not_depend_on_the_number_of_workers(build, workers: int) -> None:
+    for shape in (SHAPES[1], SHAPES[3], SHAPES[5]):
+        one, _, _ = run(build("conv_probe"), shape, np.float32, workers=1)
+        many, _, _ = run(build("conv_probe"), shape, np.float32, workers=workers)
+        for a, b in zip(one, many):
+            assert np.array_equal(a, b)
