@@ -1,0 +1,372 @@
+"""The plan of a step: kernel records over laid-out buffers, in phases. Targets render it; interpret.py runs it.
+
+Invariant: a plan says everything that decides the numbers (what is read where, in which order, with which sums);
+what a target adds is only how fast. Axes of a kernel's domain are written outermost first; strides are in elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..dtypes import DType
+from ..ops.core import Op
+from ..trace.graph import Location, Params
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a buffer's dimensions lie in memory: their order, outermost first, and padding of the leading stride."""
+
+    order: tuple[int, ...]
+    pad: int = 0
+
+    def strides(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the stride of each dimension, in elements."""
+        result = [0] * len(shape)
+        stride = 1
+        for position, dim in enumerate(reversed(self.order)):
+            result[dim] = stride
+            stride *= shape[dim]
+            if position == 0 and len(self.order) > 1:
+                stride += self.pad
+        return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory of one value. ``scope``: "argument", "state", "scalar", "constant", "result" (pointers passed at each
+    call, at position ``slot``), or "arena" (at byte ``offset`` of the step's arena)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    layout: Layout
+    scope: str
+    slot: int = -1
+    offset: int = -1
+    is_written: bool = False
+    """For passed buffers: whether the step writes to it."""
+
+    @property
+    def size(self) -> int:
+        """Elements, padding included."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count if not self.layout.pad or not self.shape else (
+            count // self.shape[self.layout.order[-1]] * (self.shape[self.layout.order[-1]] + self.layout.pad)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a kernel's domain. ``role``: "outer", "tile", "lane" or "reduce"."""
+
+    name: str
+    extent: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Element of ``buffer`` at ``offset + Σ strides[i]·index[i]`` over the kernel's domain; stride 0 broadcasts."""
+
+    buffer: int
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def is_scalar(self) -> bool:
+        return not any(self.strides)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Variable ``dst`` := the element that ``access`` addresses."""
+
+    dst: int
+    dtype: DType
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Variable ``dst`` := ``op`` of variables; ``expression`` is the op's C text with its placeholders."""
+
+    dst: int
+    dtype: DType
+    op: type[Op]
+    arguments: tuple[int, ...]
+    argument_dtypes: tuple[DType, ...]
+    params: Params
+    expression: str
+    index: Access | None = None
+    """For ops that ask for ``{index}``: the linear index of the element, as an affine function of the domain
+    (``buffer`` is -1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write variable ``src`` to where ``access`` addresses."""
+
+    src: int
+    access: Access
+
+
+Statement = Load | Compute | Store
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """Row-level variable ``dst`` := the reduction of variable ``src`` over the inner axes, with a monoid."""
+
+    dst: int
+    dtype: DType
+    monoid: str
+    src: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a kernel computes, for people: source lines, op names, result specs."""
+
+    locations: tuple[Location, ...]
+    ops: tuple[str, ...]
+    result: str
+
+    def __str__(self) -> str:
+        lines = ", ".join(str(location) for location in self.locations)
+        return f"{lines + ': ' if lines else ''}{' '.join(self.ops)} -> {self.result}"
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Pointwise over ``extents`` (collapsed as far as all accesses allow; the last axis is the lane axis)."""
+
+    name: str
+    origin: Origin
+    extents: tuple[int, ...]
+    body: tuple[Statement, ...]
+    family = "map"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One sweep over a row, then what follows once per row.
+
+    ``inner``: statements over outer × inner axes. ``accumulate``: reductions of inner variables.
+    ``outer``: statements over the outer axes alone, after the sweep (accesses have inner strides 0).
+    Variables of ``outer`` and accumulated ones stay visible in later stages; variables of ``inner`` do not.
+    """
+
+    inner: tuple[Statement, ...]
+    accumulate: tuple[Accumulate, ...]
+    outer: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Reductions over the inner axes with pointwise work before, between and after: sums, softmax, norms, moments.
+
+    ``lane_axis`` is the position, in outer + inner extents, of the axis that lanes run along: one of the inner axes
+    (horizontal reductions) or of the outer ones (then every lane has a row of its own).
+    """
+
+    name: str
+    origin: Origin
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+    lane_axis: int
+    stages: tuple[Stage, ...]
+    family = "row"
+
+    @property
+    def lanes_are_rows(self) -> bool:
+        return self.lane_axis < len(self.outer)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """out[b…, m, n] = Σ_k a[b…, m, k] · b[b…, k, n], then ``epilogue`` over (b…, m, n) with the sum as variable 0.
+
+    ``a`` strides are over (b…, m, k), ``b`` strides over (b…, k, n); epilogue accesses over (b…, m, n).
+    """
+
+    name: str
+    origin: Origin
+    batch: tuple[int, ...]
+    m: int
+    n: int
+    k: int
+    a: Access
+    b: Access
+    dtype: DType
+    epilogue: tuple[Statement, ...]
+    family = "contract"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvShape:
+    """Sizes of a 2-D convolution in NCHW."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    O: int  # noqa: E741 - the field's letter
+    KH: int
+    KW: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+    OH: int
+    OW: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2d:
+    """A convolution or one of its gradients (``kind``: "forward", "grad_input", "grad_weight"), then ``epilogue``.
+
+    forward: a = x, b = weight, domain (N, O, OH·OW). grad_input: a = dy, b = weight, domain (N, C, H·W).
+    grad_weight: a = x, b = dy, domain (O, C/groups·KH·KW). Operands are contiguous.
+    """
+
+    name: str
+    origin: Origin
+    kind: str
+    shape: ConvShape
+    a: Access
+    b: Access
+    dtype: DType
+    epilogue: tuple[Statement, ...]
+    scratch: int = -1
+    """Arena buffer for per-worker scratch or chunk sums; -1 for none."""
+    family = "conv2d"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolShape:
+    """Sizes of a 2-D window op over ``planes`` = N·C planes."""
+
+    planes: int
+    H: int
+    W: int
+    KH: int
+    KW: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+    OH: int
+    OW: int
+    count_include_pad: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Pooling and its transposes (``kind``: "max_pool2d", "window_take", "window_put", "avg_pool2d",
+    "avg_pool2d_grad") on contiguous buffers; ``inputs`` and ``outputs`` in the order of the op's."""
+
+    name: str
+    origin: Origin
+    kind: str
+    shape: PoolShape
+    dtype: DType
+    inputs: tuple[Access, ...]
+    outputs: tuple[Access, ...]
+    family = "window"
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Gather or scatter-add along one dimension of data seen as (outer, extent, inner).
+
+    kind "gather": out[o, i, r] = table[o, index[…], r]; "scatter_add": out = base; out[o, index[…], r] += source[o, i, r].
+    ``per_element``: the index has the shape of the result (torch.gather), else one index per i (index_select).
+    An index outside [0, extent) stops the step with an error before any state is written.
+    """
+
+    name: str
+    origin: Origin
+    kind: str
+    outer: int
+    extent: int
+    count: int
+    inner: int
+    per_element: bool
+    dtype: DType
+    index_dtype: DType
+    table: Access
+    index: Access
+    out: Access
+    source: Access | None = None
+    family = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Running sum along the middle of (outer, extent, inner), contiguous."""
+
+    name: str
+    origin: Origin
+    outer: int
+    extent: int
+    inner: int
+    dtype: DType
+    source: Access
+    out: Access
+    family = "scan"
+
+
+Kernel = Map | Row | Contract | Conv2d | Window | Index | Scan
+FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Kernels that may run at the same time; every worker has finished before the next phase begins.
+
+    ``grid`` names the axis that workers share, for people; today each kernel runs over whole values.
+    """
+
+    kernels: tuple[Kernel, ...]
+    grid: tuple[Axis, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A whole step, ready to render: ``slots`` are the passed buffers in the order of the call."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    phases: tuple[Phase, ...]
+    slots: tuple[int, ...]
+    arena_bytes: int
+    workers: int
+    """1: run on the calling thread alone (too small to share); else as many as there are, at most this."""
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return tuple(kernel for phase in self.phases for kernel in phase.kernels)
+
+
+def statements(kernel: Kernel) -> tuple[Any, ...]:
+    """Return all statements of a kernel, of every stage."""
+    if isinstance(kernel, Map):
+        return kernel.body
+    if isinstance(kernel, Row):
+        return tuple(s for stage in kernel.stages for part in (stage.inner, stage.accumulate, stage.outer) for s in part)
+    if isinstance(kernel, Contract | Conv2d):
+        return kernel.epilogue
+    return ()

@@ -1,0 +1,1 @@
+"""From user code to a Graph."""

@@ -1,0 +1,201 @@
+"""The traced program: frozen static single assignment, with a text form and a verifier.
+
+Invariant: a Graph is immutable; nodes stand in an order in which every value is defined before it is used; a value's
+spec is what its op's rule says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..dtypes import DType
+from ..errors import CompilerBug
+from ..ops.core import Op, TensorSpec
+
+Params = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """One tensor of the program: an input, or a result of a node. Compared by identity."""
+
+    spec: TensorSpec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.spec.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of user code."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One application of an op."""
+
+    op: type[Op]
+    inputs: tuple[Value, ...]
+    params: Params
+    outputs: tuple[Value, ...]
+    location: Location | None = None
+    is_backward: bool = False
+    """Whether a gradient sweep recorded it; ``location`` is then the forward line it belongs to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """Where a value comes from at each call. ``role`` is "argument" (of the call), "state" (a captured tensor),
+    "scalar" (a Python number read at each call, float64, 0-d) or "constant" (an array that entered while tracing)."""
+
+    value: Value
+    role: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """A value that leaves: ``role`` is "result" (a new array) or "update" (written over the state input ``target``)."""
+
+    value: Value
+    role: str
+    name: str
+    target: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A whole step."""
+
+    inputs: tuple[Input, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Output, ...]
+    name: str = "step"
+
+    def verify(self) -> Graph:
+        """Return this graph, or raise CompilerBug naming the node that breaks the invariant."""
+        defined = {item.value for item in self.inputs}
+        if len(defined) != len(self.inputs):
+            raise CompilerBug("graph: an input value stands twice")
+        for i, node in enumerate(self.nodes):
+            where = f"graph: node {i} {node.op.name}"
+            for value in node.inputs:
+                if value not in defined:
+                    raise CompilerBug(f"{where}: an input {value.spec} is not defined before it")
+            inferred = node.op.infer(*(value.spec for value in node.inputs), **dict(node.params))
+            specs = (inferred,) if isinstance(inferred, TensorSpec) else tuple(inferred)
+            got = tuple(value.spec for value in node.outputs)
+            if specs != got:
+                raise CompilerBug(f"{where}: results are {list(map(str, got))}, its rule says {list(map(str, specs))}")
+            for value in node.outputs:
+                if value in defined:
+                    raise CompilerBug(f"{where}: result {value.spec} is defined twice")
+                defined.add(value)
+        states = {item.value for item in self.inputs if item.role == "state"}
+        updated: set[Value] = set()
+        for output in self.outputs:
+            if output.value not in defined:
+                raise CompilerBug(f"graph: output {output.name} is not defined")
+            if output.role == "update":
+                if output.target not in states or output.target in updated:
+                    raise CompilerBug(f"graph: update {output.name} has no state of its own to write to")
+                if output.target.spec != output.value.spec:
+                    raise CompilerBug(f"graph: update {output.name} is {output.value.spec}, its state {output.target.spec}")
+                updated.add(output.target)
+        return self
+
+    def __str__(self) -> str:
+        return format_graph(self)
+
+
+def format_graph(graph: Graph, *, locations: bool = False) -> str:
+    """Return the readable, deterministic text of a graph; equal programs have equal text (locations apart)."""
+    names: dict[Value, str] = {}
+
+    def name(value: Value) -> str:
+        return names.setdefault(value, f"%{len(names)}")
+
+    lines = [f"graph {graph.name}"]
+    for item in graph.inputs:
+        lines.append(f"  {name(item.value)}: {item.value.spec} = {item.role} {item.name}")
+    for node in graph.nodes:
+        params = "".join(f" {key}={format_param(value)}" for key, value in node.params)
+        left = ", ".join(f"{name(value)}: {value.spec}" for value in node.outputs)
+        right = ", ".join(name(value) for value in node.inputs)
+        suffix = f"  # {node.location}{' (backward)' if node.is_backward else ''}" if locations and node.location else ""
+        lines.append(f"  {left} = {node.op.name}({right}){params}{suffix}")
+    for output in graph.outputs:
+        target = f" -> {names[output.target]}" if output.target is not None else ""
+        lines.append(f"  {output.role} {output.name} {names[output.value]}{target}")
+    return "\n".join(lines)
+
+
+def format_param(value: Any) -> str:
+    """Return a parameter's text, dtypes by name and tuples as [a,b]."""
+    if isinstance(value, DType):
+        return value.name
+    if isinstance(value, tuple):
+        return "[" + ",".join(format_param(part) for part in value) + "]"
+    return repr(value)
+
+
+@dataclass(slots=True)
+class GraphBuilder:
+    """Builds one Graph, from nothing (the tracer) or from another one (passes): the only mutable stage."""
+
+    name: str = "step"
+    inputs: list[Input] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+
+    def add_input(self, spec: TensorSpec, role: str, name: str) -> Value:
+        """Add an input and return its value."""
+        value = Value(spec)
+        self.inputs.append(Input(value, role, name))
+        return value
+
+    def apply(
+        self,
+        op: type[Op],
+        inputs: Iterable[Value],
+        params: dict[str, Any],
+        location: Location | None = None,
+        is_backward: bool = False,
+    ) -> tuple[Value, ...]:
+        """Add a node and return its results; the specs come from the op's rule."""
+        operands = tuple(inputs)
+        inferred = op.infer(*(value.spec for value in operands), **params)
+        specs = (inferred,) if isinstance(inferred, TensorSpec) else tuple(inferred)
+        outputs = tuple(Value(spec) for spec in specs)
+        self.nodes.append(Node(op, operands, tuple(sorted(params.items())), outputs, location, is_backward))
+        return outputs
+
+    def build(self) -> Graph:
+        """Return the finished, verified graph."""
+        return Graph(tuple(self.inputs), tuple(self.nodes), tuple(self.outputs), self.name).verify()
+
+
+def users(graph: Graph) -> dict[Value, list[Node]]:
+    """Return, for every value, the nodes that read it, in order."""
+    found: dict[Value, list[Node]] = {item.value: [] for item in graph.inputs}
+    for node in graph.nodes:
+        for value in node.outputs:
+            found[value] = []
+    for node in graph.nodes:
+        for value in dict.fromkeys(node.inputs):
+            found[value].append(node)
+    return found
