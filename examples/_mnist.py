@@ -74,6 +74,11 @@ def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
     except DataError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
+    if options.batch_size > len(train_images):
+        parser.error(
+            f"--batch-size: at most {len(train_images)}, the training images. Got {options.batch_size}."
+        )
+
     pg.manual_seed(options.seed)
     loader = DataLoader(
         TensorDataset(train_images, train_labels), options.batch_size, shuffle=True, drop_last=True
@@ -119,7 +124,7 @@ def train(
     batches: Iterator[Any],
     accuracy: Callable[[], float],
 ) -> tuple[Progress, Progress | None]:
-    """Run ``steps`` steps; return where training stood at the end, and when the test accuracy first was GOAL."""
+    """Run ``steps`` steps; return where it stood at the end, and where the accuracy first was GOAL."""
     progress, goal = Progress(0, 0.0, 0.0), None
     layout = "{percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} steps {postfix}"
     with tqdm(total=steps, bar_format=layout, mininterval=0.2) as bar:
@@ -152,9 +157,7 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=positive, default=recipe.steps, help="training steps (%(default)s)")
     parser.add_argument("--batch-size", type=positive, default=recipe.batch_size, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and shuffling (%(default)s)")
-    parser.add_argument(
-        "--data", type=Path, default=DATA, help="folder of MNIST's four .gz files (%(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the four .gz files (%(default)s)")
     return parser
 
 
