@@ -153,7 +153,7 @@ void conv2d_forward(const conv2d_shape& s, const T* x, const T* w, T* scratch, i
   __builtin_memset(image, 0, (channels * m.channel + 64) * sizeof(T));
   long copied = -1;
   for (long unit = begin; unit < end; ++unit) {
-    const long sample = unit / row_tiles, n = sample / s.groups, g = sample % s.groups, t = unit % row_tiles;
+    const long sample = unit / row_tiles, n = sample % s.N, g = sample / s.N, t = unit % row_tiles;
     if (sample != copied) conv2d_copy_image(s, m, x + (n * s.C + g * channels) * s.H * s.W, image);
     copied = sample;
     const long row = even_cut(per_group, row_tiles, t), rows = even_cut(per_group, row_tiles, t + 1) - row;
@@ -179,28 +179,49 @@ template <class T> inline long conv2d_grad_input_scratch(const conv2d_shape& s) 
          round_up(gemm_tile<T>::rows * round_up(m.positions, PG_LANES) * size, 64) + round_up(gemm_tile<T>::rows * s.H * s.W * size, 64);
 }
 
-// The taps that reach input rows u = h + pad with u % stride == phase are those with kh * dil % stride == phase; with
-// i = u / stride, such a tap reads output row i - (kh * dil - phase) / stride.
-// Packs the filter of group g for one phase as [c][o][taps] and fills the taps' offsets; returns the sum's length.
+// One phase of the input: rows u = h + pad with u % stride == a, columns likewise with b; how many of them there are, the
+// first (in units of the stride), and the taps that reach them: those with kh * dil % stride == a. With i = u / stride,
+// such a tap reads output row i - (kh * dil - a) / stride.
+struct conv2d_phase {
+  long a, b, first_h, first_w, tall, broad, taps;
+};
+
+inline conv2d_phase conv2d_phase_of(const conv2d_shape& s, long phase) {
+  conv2d_phase f;
+  f.a = phase / s.stride_w;
+  f.b = phase % s.stride_w;
+  f.first_h = s.pad_h > f.a ? (s.pad_h - f.a + s.stride_h - 1) / s.stride_h : 0;
+  f.first_w = s.pad_w > f.b ? (s.pad_w - f.b + s.stride_w - 1) / s.stride_w : 0;
+  f.tall = s.pad_h + s.H - 1 < f.a ? 0 : (s.pad_h + s.H - 1 - f.a) / s.stride_h + 1 - f.first_h;
+  f.broad = s.pad_w + s.W - 1 < f.b ? 0 : (s.pad_w + s.W - 1 - f.b) / s.stride_w + 1 - f.first_w;
+  long taps_h = 0, taps_w = 0;
+  for (long kh = 0; kh < s.KH; ++kh) taps_h += kh * s.dil_h % s.stride_h == f.a;
+  for (long kw = 0; kw < s.KW; ++kw) taps_w += kw * s.dil_w % s.stride_w == f.b;
+  f.taps = taps_h * taps_w;
+  return f;
+}
+
+// Packs the filter of group g as [phase][c][o][tap of the phase] and the offsets as [phase][o][tap].
 template <class T>
-PG_NOINLINE long conv2d_pack_phase(const conv2d_shape& s, const conv2d_border& m, const T* w, long g, long a, long b, long first_h,
-                                   long first_w, T* packed, long* offsets) {
+PG_NOINLINE void conv2d_pack_phases(const conv2d_shape& s, const conv2d_border& m, const T* w, long g, T* packed, long* offsets) {
   const long channels = s.C / s.groups, per_group = s.O / s.groups;
-  long taps = 0, K = 0;
-  for (long kh = 0; kh < s.KH; ++kh)
-    for (long kw = 0; kw < s.KW; ++kw) taps += kh * s.dil_h % s.stride_h == a && kw * s.dil_w % s.stride_w == b;
-  const long length = taps * per_group;
-  for (long o = 0; o < per_group; ++o)
-    for (long kh = 0; kh < s.KH; ++kh)
-      for (long kw = 0; kw < s.KW; ++kw) {
-        if (kh * s.dil_h % s.stride_h != a || kw * s.dil_w % s.stride_w != b) continue;
-        offsets[K] = o * m.channel + (first_h + m.reach_h - (kh * s.dil_h - a) / s.stride_h) * m.pitch + first_w + m.reach_w -
-                     (kw * s.dil_w - b) / s.stride_w;
-        for (long c = 0; c < channels; ++c)
-          packed[c * length + K] = w[(((g * per_group + o) * channels + c) * s.KH + kh) * s.KW + kw];
-        ++K;
-      }
-  return length;
+  for (long phase = 0; phase < s.stride_h * s.stride_w; ++phase) {
+    const conv2d_phase f = conv2d_phase_of(s, phase);
+    const long length = f.taps * per_group;
+    long k = 0;
+    for (long o = 0; o < per_group; ++o)
+      for (long kh = 0; kh < s.KH; ++kh)
+        for (long kw = 0; kw < s.KW; ++kw) {
+          if (kh * s.dil_h % s.stride_h != f.a || kw * s.dil_w % s.stride_w != f.b) continue;
+          offsets[k] = o * m.channel + (f.first_h + m.reach_h - (kh * s.dil_h - f.a) / s.stride_h) * m.pitch + f.first_w + m.reach_w -
+                       (kw * s.dil_w - f.b) / s.stride_w;
+          for (long c = 0; c < channels; ++c)
+            packed[c * length + k] = w[(((g * per_group + o) * channels + c) * s.KH + kh) * s.KW + kw];
+          ++k;
+        }
+    offsets += length;
+    packed += channels * length;
+  }
 }
 
 // dx, handed over as epilogue(n, input channel, position = h * W + w, vec<T>, count).
@@ -223,7 +244,7 @@ void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratc
   __builtin_memset(image, 0, (per_group * m.channel + 64) * sizeof(T));
   long copied = -1, packed_group = -1;
   for (long unit = begin; unit < end; ++unit) {
-    const long sample = unit / row_tiles, n = sample / s.groups, g = sample % s.groups, t = unit % row_tiles;
+    const long sample = unit / row_tiles, n = sample % s.N, g = sample / s.N, t = unit % row_tiles;
     if (sample != copied)
       for (long o = 0; o < per_group; ++o)
         for (long i = 0; i < s.OH && i + m.reach_h < m.rows; ++i) {
@@ -233,23 +254,22 @@ void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratc
         }
     copied = sample;
     const long row = even_cut(channels, row_tiles, t), rows = even_cut(channels, row_tiles, t + 1) - row;
+    if (packed_group != g) conv2d_pack_phases(s, m, w, g, packed, offsets);
+    packed_group = g;
+    long start = 0;
     for (long phase = 0; phase < phases; ++phase) {
-      const long a = phase / s.stride_w, b = phase % s.stride_w;
-      const long first_h = s.pad_h > a ? (s.pad_h - a + s.stride_h - 1) / s.stride_h : 0;
-      const long first_w = s.pad_w > b ? (s.pad_w - b + s.stride_w - 1) / s.stride_w : 0;
-      const long tall = s.pad_h + s.H - 1 < a ? 0 : (s.pad_h + s.H - 1 - a) / s.stride_h + 1 - first_h;
-      const long broad = s.pad_w + s.W - 1 < b ? 0 : (s.pad_w + s.W - 1 - b) / s.stride_w + 1 - first_w;
-      if (tall <= 0 || broad <= 0) continue;
-      long K = most;
-      if (phases > 1 || packed_group != g) K = conv2d_pack_phase(s, m, w, g, a, b, first_h, first_w, packed, offsets);
-      packed_group = g;
-      conv2d_product(rows, (tall - 1) * m.pitch + broad, K, static_cast<const T*>(packed + row * K), K, static_cast<const T*>(image), offsets, stage, stage_row);
+      const conv2d_phase f = conv2d_phase_of(s, phase);
+      const long K = f.taps * per_group;
+      if (f.tall > 0 && f.broad > 0)
+        conv2d_product(rows, (f.tall - 1) * m.pitch + f.broad, K, static_cast<const T*>(packed + channels * start + row * K), K,
+                       static_cast<const T*>(image), offsets + start, stage, stage_row);
+      start += K;
       if (phases == 1) break;
       for (long r = 0; r < rows; ++r)
-        for (long i = 0; i < tall; ++i) {
+        for (long i = 0; i < f.tall; ++i) {
           const T* from = stage + r * stage_row + i * m.pitch;
-          T* to = gathered + r * plane + ((first_h + i) * s.stride_h + a - s.pad_h) * s.W + first_w * s.stride_w + b - s.pad_w;
-          for (long j = 0; j < broad; ++j) to[j * s.stride_w] = from[j];
+          T* to = gathered + r * plane + ((f.first_h + i) * s.stride_h + f.a - s.pad_h) * s.W + f.first_w * s.stride_w + f.b - s.pad_w;
+          for (long j = 0; j < f.broad; ++j) to[j * s.stride_w] = from[j];
         }
     }
     const T* result = phases == 1 ? stage : gathered;
@@ -321,6 +341,7 @@ PG_NOINLINE void conv2d_weight_kernel(long samples, long length, const T* __rest
       PG_UNROLL for (int r = 0; r < ROWS; ++r) g[r] = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
       PG_UNROLL for (int j = 0; j < TAPS; ++j) {
         native v = *reinterpret_cast<const unaligned*>(tap[j] + q);
+        PG_KEEP_IN_REGISTER(v);
         PG_UNROLL for (int r = 0; r < ROWS; ++r) sum[r][j] += g[r] * v;
       }
     }

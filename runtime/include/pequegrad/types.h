@@ -16,6 +16,15 @@
 #define PG_NOINLINE __attribute__((noinline))
 #define PG_UNROLL _Pragma("GCC unroll 16")
 
+// Stops the compiler from loading an unaligned value again for every use of it.
+#if defined(__x86_64__) && PG_LANES > 1
+#define PG_KEEP_IN_REGISTER(value) __asm__("" : "+v"(value))
+#elif defined(__aarch64__) && PG_LANES > 1
+#define PG_KEEP_IN_REGISTER(value) __asm__("" : "+w"(value))
+#else
+#define PG_KEEP_IN_REGISTER(value) (void)0
+#endif
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define PG_HAS_SHUFFLEVECTOR 1
