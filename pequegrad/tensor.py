@@ -167,6 +167,10 @@ class Tensor:
             return bool(self._array.flags.c_contiguous)
         return bool(self._phantom().flags.c_contiguous)
 
+    def strides(self) -> tuple[int, ...]:
+        """Return the distance in memory, in bytes, between neighbours along each dimension."""
+        return self._phantom().strides
+
     def _phantom(self) -> np.ndarray:
         """An untouched array with this traced tensor's strides, to ask about its layout."""
         if self._array is not None:

@@ -55,7 +55,7 @@ class Reshape(ViewOp):
             )
         if wanted == x.shape:
             return x
-        return bind(Reshape, x.contiguous(), shape=wanted)
+        return bind(Reshape, x if can_view(x, wanted) else x.contiguous(), shape=wanted)
 
     @staticmethod
     def infer(x: TensorSpec, *, shape: tuple[int, ...]) -> TensorSpec:  # type: ignore[override]
@@ -98,6 +98,11 @@ class Reshape(ViewOp):
 
 
 reshape = Reshape.call
+
+
+def can_view(x: Any, shape: tuple[int, ...]) -> bool:
+    """Whether ``x``, as it lies in memory, can be read in another shape without a copy."""
+    return x.is_contiguous() or reshaped_strides(x.shape, x.strides(), shape) is not None
 
 
 def reshaped_strides(

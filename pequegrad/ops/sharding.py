@@ -55,3 +55,13 @@ def shard_reduction(
     if input_sharding.dim in dims:
         return Partial(monoid) if monoid is not None else None
     return Mapped(input_sharding.dim if keepdim else input_sharding.dim - sum(d < input_sharding.dim for d in dims))
+
+
+def shard_aligned(inputs: tuple[Sharding, ...]) -> Sharding | None:
+    """Rule of ops whose operands and result share dimension numbers: keep the one mapped dimension, if it is one."""
+    if any(isinstance(sharding, Partial) for sharding in inputs):
+        return None
+    dims = {sharding.dim for sharding in inputs if isinstance(sharding, Mapped)}
+    if not dims:
+        return REPLICATED
+    return Mapped(dims.pop()) if len(dims) == 1 else None

@@ -1,0 +1,215 @@
+"""Tensors made from nothing: counters, ranges, constants, and the triangular masks made of them.
+
+Invariant: what is made here is the same in every block, worker and target; it depends on parameters alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import DType, as_dtype, float32, float64, int64
+from ..errors import DeviceError, DTypeError, ShapeError
+from .core import Expression, Op, Sample, TensorSpec, as_tensor, bind, normalize_dim
+from .elementwise import where
+from .movement import full, permute, shape_argument
+from .sharding import REPLICATED, Sharding
+from .slicing import narrow, pad
+
+
+class Iota(Op):
+    """The index of each element along one dimension. ``inner`` is the product of the extents after it."""
+
+    name = "iota"
+    lowering = Expression("pg::cast<{T}>({index} / {inner} % {extent})")
+    is_constant = True
+    elementwise = True
+    vjp = None
+
+    @staticmethod
+    def call(shape: Any, dim: int = 0, dtype: Any = int64) -> Any:
+        """Return a tensor of ``shape`` whose elements are their own index along ``dim``."""
+        shape = shape_argument((shape,) if isinstance(shape, int) else (tuple(shape),), "iota")
+        dim = normalize_dim(dim, len(shape), "iota")
+        inner, extent = math.prod(shape[dim + 1 :]), shape[dim]
+        return bind(Iota, shape=shape, dim=dim, dtype=as_dtype(dtype), inner=max(inner, 1), extent=max(extent, 1))
+
+    @staticmethod
+    def infer(*, shape: tuple[int, ...], dim: int, dtype: DType, inner: int, extent: int) -> TensorSpec:  # type: ignore[override]
+        return TensorSpec(shape, dtype)
+
+    @staticmethod
+    def numpy(xp: Any, *, shape: Any, dim: int, dtype: DType, inner: int, extent: int) -> Any:  # type: ignore[override]
+        count = xp.arange(shape[dim]).astype(dtype.numpy)
+        lined = count.reshape(tuple(-1 if d == dim else 1 for d in range(len(shape))))
+        return xp.array(xp.broadcast_to(lined, shape), order="C")
+
+    @staticmethod
+    def shard(inputs: Any, specs: Any, **params: Any) -> Sharding | None:
+        return REPLICATED
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        params = (("shape", (2, 3)), ("dim", 1), ("dtype", int64), ("inner", 1), ("extent", 3))
+        return [Sample((), params, lambda torch: torch.arange(3).expand(2, 3))]
+
+
+iota = Iota.call
+
+
+def check_device(device: Any) -> None:
+    """Raise DeviceError unless ``device`` is None or the CPU."""
+    if device is not None and str(device).split(":")[0] != "cpu":
+        raise DeviceError(f"device {device!r} is not available: this version runs on 'cpu' only.")
+
+
+def _finish(result: Any, device: Any, requires_grad: bool) -> Any:
+    check_device(device)
+    return result.requires_grad_() if requires_grad else result
+
+
+def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return zeros; float32 unless ``dtype`` says otherwise."""
+    return _finish(full(shape_argument(size, "zeros"), 0, dtype=dtype or float32), device, requires_grad)
+
+
+def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return ones; float32 unless ``dtype`` says otherwise."""
+    return _finish(full(shape_argument(size, "ones"), 1, dtype=dtype or float32), device, requires_grad)
+
+
+def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return a tensor whose contents nobody should rely on (they are zeros, so that runs repeat)."""
+    return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def full_like(x: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return a tensor of the shape and dtype of ``x`` filled with a number."""
+    return _finish(full(x.shape, fill_value, dtype=dtype or x.dtype), device, requires_grad)
+
+
+def zeros_like(x: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return zeros of the shape and dtype of ``x``."""
+    return full_like(x, 0, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def ones_like(x: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return ones of the shape and dtype of ``x``."""
+    return full_like(x, 1, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def empty_like(x: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return zeros of the shape and dtype of ``x``; see `empty`."""
+    return full_like(x, 0, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def new_zeros(x: Any, *size: Any, dtype: Any = None) -> Any:
+    """Return zeros of another shape in the dtype of ``x``."""
+    return full(shape_argument(size, "new_zeros"), 0, dtype=dtype or x.dtype)
+
+
+def new_ones(x: Any, *size: Any, dtype: Any = None) -> Any:
+    """Return ones of another shape in the dtype of ``x``."""
+    return full(shape_argument(size, "new_ones"), 1, dtype=dtype or x.dtype)
+
+
+def new_full(x: Any, size: Any, fill_value: Any, dtype: Any = None) -> Any:
+    """Return a constant of another shape in the dtype of ``x``."""
+    return full(size, fill_value, dtype=dtype or x.dtype)
+
+
+def arange(
+    start: float, end: float | None = None, step: float = 1, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Any:  # fmt: skip
+    """Return start, start + step, … below ``end`` (``arange(end)`` starts at 0): int64, or float32 if one is a float."""
+    if end is None:
+        start, end = 0, start
+    for value in (start, end, step):
+        if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+            raise DTypeError(f"arange: expected numbers. Got {type(value).__name__}: {value!r}.")
+    if step == 0 or (end - start) * step < 0:
+        raise ShapeError(f"arange: steps of {step} do not lead from {start} to {end}.")
+    is_whole = all(isinstance(value, int | np.integer) for value in (start, end, step))
+    kind = as_dtype(dtype) if dtype is not None else int64 if is_whole else float32
+    count = -(-(int(end) - int(start)) // int(step)) if is_whole else math.ceil((end - start) / step)
+    counter = iota((count,), 0, int64 if is_whole else float64)
+    values = counter if (start, step) == (0, 1) else counter * (int(step) if is_whole else float(step)) + start
+    return _finish(values.to(kind), device, requires_grad)
+
+
+def linspace(
+    start: float, end: float, steps: int, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Any:
+    """Return ``steps`` numbers evenly spaced from ``start`` to ``end``, both included; float32 by default."""
+    if steps < 0:
+        raise ShapeError(f"linspace: steps must not be negative. Got {steps}.")
+    kind = as_dtype(dtype) if dtype is not None else float32
+    counter = iota((steps,), 0, float64)
+    stride = (float(end) - float(start)) / max(steps - 1, 1)
+    # From both ends, as torch does, so that the last element is ``end`` itself.
+    values = where(counter < steps / 2, counter * stride + float(start), (counter - (steps - 1)) * stride + float(end))
+    return _finish(values.to(kind), device, requires_grad)
+
+
+def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    """Return the (n, m) matrix with ones on its diagonal; float32 by default."""
+    columns = n if m is None else m
+    diagonal = iota((n, 1), 0) == iota((1, columns), 1)
+    return _finish(diagonal.to(as_dtype(dtype) if dtype is not None else float32), device, requires_grad)
+
+
+def below_diagonal(rows: int, columns: int, diagonal: int = 0) -> Any:
+    """Return the bool matrix (rows, columns) that is True where column - row <= ``diagonal``."""
+    return iota((1, columns), 1) - iota((rows, 1), 0) <= diagonal
+
+
+def _matrix(x: Any, who: str) -> Any:
+    x = as_tensor(x)
+    if x.ndim < 2:
+        raise ShapeError(f"{who}: expected at least 2 dimensions. Got shape {x.shape}.")
+    return x
+
+
+def tril(x: Any, diagonal: int = 0) -> Any:
+    """Return the lower triangles of a batch of matrices, zeros elsewhere; entries with column - row <= ``diagonal``."""
+    x = _matrix(x, "tril")
+    return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal), x, full((), 0, dtype=x.dtype))
+
+
+def triu(x: Any, diagonal: int = 0) -> Any:
+    """Return the upper triangles of a batch of matrices, zeros elsewhere; entries with column - row >= ``diagonal``."""
+    x = _matrix(x, "triu")
+    return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal - 1), full((), 0, dtype=x.dtype), x)
+
+
+def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """Return the elements with index ``dim2`` - index ``dim1`` = ``offset`` as a new last dimension; a copy."""
+    x = as_tensor(x)
+    first, second = normalize_dim(dim1, x.ndim, "diagonal"), normalize_dim(dim2, x.ndim, "diagonal")
+    if first == second:
+        raise ShapeError(f"diagonal: dim1 and dim2 must differ. Got {dim1} and {dim2} for shape {x.shape}.")
+    others = tuple(d for d in range(x.ndim) if d not in (first, second))
+    matrices = permute(x, (*others, first, second))
+    rows, columns = matrices.shape[-2:]
+    start, length = max(-offset, 0), max(min(rows - max(-offset, 0), columns - max(offset, 0)), 0)
+    is_on = iota((1, columns), 1) - iota((rows, 1), 0) == offset
+    # One element of each row is on the diagonal, so the sum over the row is that element.
+    on_rows = where(is_on, matrices, full((), 0, dtype=x.dtype)).sum(-1, dtype=x.dtype)
+    return narrow(on_rows, -1, start if length else 0, length)
+
+
+def diag(x: Any, diagonal_offset: int = 0) -> Any:
+    """Return the diagonal of a matrix, or the matrix with a vector on its diagonal."""
+    x = as_tensor(x)
+    if x.ndim == 2:
+        return diagonal(x, diagonal_offset)
+    if x.ndim != 1:
+        raise ShapeError(f"diag: expected 1 or 2 dimensions. Got shape {x.shape}. Use diagonal.")
+    extent = x.shape[0] + abs(diagonal_offset)
+    before = max(diagonal_offset, 0)
+    columns = pad(x, (before, extent - x.shape[0] - before))
+    is_on = iota((1, extent), 1) - iota((extent, 1), 0) == diagonal_offset
+    return where(is_on, columns, full((), 0, dtype=x.dtype))
