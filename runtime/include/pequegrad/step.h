@@ -2,10 +2,13 @@
 //
 // Invariant: neither this header nor any that it includes pulls in a standard header.
 #pragma once
+#include "conv.h"
+#include "gemm.h"
 #include "math.h"
 #include "philox.h"
 #include "reduce.h"
 #include "vec.h"
+#include "window.h"
 
 extern "C" {
 
