@@ -61,7 +61,8 @@ class Tensor:
             array = array.astype(as_dtype(dtype).numpy, copy=False)
         elif requires_grad and not as_dtype(array.dtype).is_floating_point:
             array = array.astype(np.float32)
-        self._init(Storage(array), TensorSpec(array.shape, as_dtype(array.dtype)), array)
+        payload = context.interpreter.constant(array)
+        self._init(Storage(payload), TensorSpec(array.shape, as_dtype(array.dtype)), payload)
         if requires_grad:
             self.requires_grad = True
 

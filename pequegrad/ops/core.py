@@ -220,6 +220,12 @@ class Interpreter:
         """Return ``owner[key]``, a Python number that may change between calls (learning rate, momentum …)."""
         return value
 
+    def module_called(self, module: Any) -> None:
+        """Take note that ``module`` is about to compute: whatever its attributes say now is read."""
+
+    def optimizer_stepped(self, optimizer: Any) -> None:
+        """Take note that ``optimizer`` is about to update its parameters: its groups and its state are read."""
+
     def no_data(self, tensor: Any) -> str:
         """Return the message for reading the elements of a tensor that has none: it escaped from a trace."""
         return (
