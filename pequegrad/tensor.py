@@ -110,8 +110,8 @@ class Tensor:
 
     @property
     def array(self) -> np.ndarray:
-        """The memory itself. TraceError on a traced tensor, which has none."""
-        if self._array is None:
+        """The memory itself. TraceError on a traced tensor, which has none, and on any tensor while tracing."""
+        if self._array is None or not context.interpreter.has_data:
             raise TraceError(context.interpreter.no_data(self))
         return self._array
 

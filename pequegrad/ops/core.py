@@ -184,6 +184,9 @@ class Op:
 class Interpreter:
     """What `bind` asks; the base class is NumPy, now. The tracer overrides all of it."""
 
+    has_data: ClassVar[bool] = True
+    """False while tracing: then even a tensor that has elements must not be read, for its value would be frozen."""
+
     def evaluate(self, op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], specs: tuple[TensorSpec, ...]) -> Sequence[Any]:
         """Return one payload (ndarray or graph value) per result."""
         arrays = [tensor.array for tensor in inputs]
