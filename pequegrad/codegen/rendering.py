@@ -1,0 +1,211 @@
+"""What a template is given: typed records of strings and numbers, made from a kernel's statements.
+
+Invariant: everything is decided here (which variable is a scalar, which a vector, how a load walks); a template only
+loops, includes, and calls macros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..dtypes import DType, int64
+from ..errors import CompilerBug
+from .expressions import render_expression
+from .plan import Access, Accumulate, Compute, Load, Statement, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One addend of an address or index: loop variable times stride."""
+
+    variable: str
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``pointer + offset + Σ terms`` for the first lane, and the stride from lane to lane."""
+
+    pointer: str
+    offset: int
+    terms: tuple[Term, ...]
+    lane_stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_scalar", "let" (vector),
+    "let_scalar", "splat", "store", "store_strided", "store_scalar"."""
+
+    form: str
+    name: str = ""
+    type: str = ""
+    text: str = ""
+    address: Address | None = None
+    is_exact: bool = False
+    """For "let" on half types: the text is already of the stored precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A parameter of an emitted kernel."""
+
+    name: str
+    type: str
+    buffer: int
+    is_written: bool
+
+
+@dataclass(slots=True)
+class Variable:
+    """A plan variable in emitted code: under which names its scalar and its vector form are known."""
+
+    dtype: DType
+    scalar: str | None = None
+    vector: str | None = None
+
+
+@dataclass(slots=True)
+class KernelWriter:
+    """Turns the statements of one kernel into lines. ``indices`` are the loop variables of its domain's axes."""
+
+    buffer_dtypes: Sequence[DType]
+    indices: tuple[str, ...]
+    lane_axis: int | None
+    pointers: dict[int, Pointer] = field(default_factory=dict)
+    variables: dict[int, Variable] = field(default_factory=dict)
+    hoisted: list[Line] = field(default_factory=list)
+
+    def pointer(self, buffer: int, is_written: bool = False) -> str:
+        """Return the parameter name of a buffer, adding the parameter at its first use."""
+        known = self.pointers.get(buffer)
+        name = known.name if known else f"p{len(self.pointers)}"
+        written = is_written or (known is not None and known.is_written)
+        self.pointers[buffer] = Pointer(name, f"pg::{self.buffer_dtypes[buffer].c_name}", buffer, written)
+        return name
+
+    def address(self, access: Access, is_written: bool = False, lane_axis: int | None = None) -> Address:
+        """Return the address of an access, with the lane axis' own stride apart."""
+        terms = tuple(Term(name, s) for name, s in zip(self.indices, access.strides, strict=True) if s)
+        lane_stride = access.strides[lane_axis] if lane_axis is not None else 0
+        return Address(self.pointer(access.buffer, is_written), access.offset, terms, lane_stride)
+
+    def vector_name(self, number: int, into: list[Line]) -> str:
+        """Return the vector form of a variable, spreading its scalar form by a line added to ``into``."""
+        variable = self.variables[number]
+        if variable.vector is None:
+            variable.vector = f"v{number}"
+            into.append(Line("splat", variable.vector, f"pg::{variable.dtype.c_name}", str(variable.scalar)))
+        return variable.vector
+
+    def hoist(self, statements: Sequence[Statement]) -> None:
+        """Emit what does not depend on the position as scalars, once, at the head of the kernel."""
+        for statement in statements:
+            if isinstance(statement, Load) and statement.access.is_scalar:
+                self._scalar_load(statement, self.hoisted)
+            elif isinstance(statement, Compute) and statement.index is None and statement.dst not in self.variables:
+                arguments = [self.variables.get(a) for a in statement.arguments]
+                if all(variable is not None and variable.scalar is not None for variable in arguments):
+                    self._scalar_compute(statement, self.hoisted)
+
+    def scalar_lines(self, statements: Sequence[Statement]) -> list[Line]:
+        """Emit statements once per row, as scalars."""
+        lines: list[Line] = []
+        for statement in statements:
+            if isinstance(statement, Load):
+                if statement.dst not in self.variables:
+                    self._scalar_load(statement, lines)
+            elif isinstance(statement, Compute):
+                if statement.dst not in self.variables:
+                    self._scalar_compute(statement, lines)
+            else:
+                source = self.variables[statement.src].scalar
+                if source is None:
+                    raise CompilerBug("a row-level store of a vector")
+                lines.append(Line("store_scalar", text=source, address=self.address(statement.access, True)))
+        return lines
+
+    def vector_lines(self, statements: Sequence[Statement], before: list[Line] | None = None) -> list[Line]:
+        """Emit statements for a vector of lanes along the lane axis; scalars are spread in ``before``."""
+        spread = self.hoisted if before is None else before
+        lines: list[Line] = []
+        for statement in statements:
+            if isinstance(statement, Load):
+                if statement.dst not in self.variables:
+                    self._vector_load(statement, lines)
+            elif isinstance(statement, Compute):
+                if statement.dst not in self.variables:
+                    self._vector_compute(statement, lines, spread)
+            else:
+                address = self.address(statement.access, True, self.lane_axis)
+                form = "store" if address.lane_stride == 1 else "store_strided"
+                lines.append(Line(form, text=self.vector_name(statement.src, spread), address=address))
+        return lines
+
+    def forget(self, statements: Sequence[Statement | Accumulate]) -> None:
+        """End the scope of a sweep's own variables."""
+        for statement in statements:
+            if isinstance(statement, Load | Compute) and statement.dst in self.variables:
+                variable = self.variables[statement.dst]
+                if variable.scalar is None:
+                    del self.variables[statement.dst]
+
+    def _scalar_load(self, statement: Load, lines: list[Line]) -> None:
+        name = f"s{statement.dst}"
+        self.variables[statement.dst] = Variable(statement.dtype, scalar=name)
+        lines.append(
+            Line("load_scalar", name, f"pg::{statement.dtype.c_name}", address=self.address(statement.access))
+        )
+
+    def _scalar_compute(self, statement: Compute, lines: list[Line]) -> None:
+        name = f"s{statement.dst}"
+        arguments = [str(self.variables[a].scalar) for a in statement.arguments]
+        linear = lambda: self._linear(statement)  # noqa: E731
+        text = render_expression(statement, arguments, linear, linear)
+        self.variables[statement.dst] = Variable(statement.dtype, scalar=name)
+        lines.append(Line("let_scalar", name, f"pg::{statement.dtype.c_name}", text))
+
+    def _vector_load(self, statement: Load, lines: list[Line]) -> None:
+        name = f"v{statement.dst}"
+        address = self.address(statement.access, lane_axis=self.lane_axis)
+        form = {0: "load_splat", 1: "load"}.get(address.lane_stride, "load_strided")
+        self.variables[statement.dst] = Variable(statement.dtype, vector=name)
+        lines.append(Line(form, name, f"pg::{statement.dtype.c_name}", address=address))
+
+    def _vector_compute(self, statement: Compute, lines: list[Line], spread: list[Line]) -> None:
+        name = f"v{statement.dst}"
+        if "{first}" in statement.expression:
+            # A generator of whole vectors: its operands are scalars, its lanes follow each other.
+            arguments = [str(self.variables[a].scalar) for a in statement.arguments]
+            if statement.index is None or self.lane_axis is None or statement.index.strides[self.lane_axis] != 1:
+                raise CompilerBug(f"{statement.op.name} needs lanes along its own last axis")
+        else:
+            arguments = [self.vector_name(a, spread) for a in statement.arguments]
+        text = render_expression(
+            statement, arguments, lambda: self._linear_lanes(statement), lambda: self._linear(statement)
+        )
+        self.variables[statement.dst] = Variable(statement.dtype, vector=name)
+        lines.append(Line("let", name, f"pg::{statement.dtype.c_name}", text))
+
+    def _linear(self, statement: Compute) -> str:
+        if statement.index is None:
+            raise CompilerBug(f"{statement.op.name} asks for its index, and has none")
+        terms = [
+            name if stride == 1 else f"{name} * {stride}"
+            for name, stride in zip(self.indices, statement.index.strides, strict=True)
+            if stride
+        ]
+        if statement.index.offset or not terms:
+            terms.append(str(statement.index.offset))
+        return "pg::i64(" + " + ".join(terms) + ")"
+
+    def _linear_lanes(self, statement: Compute) -> str:
+        first = self._linear(statement)
+        assert statement.index is not None and self.lane_axis is not None
+        stride = statement.index.strides[self.lane_axis]
+        if stride == 0:
+            return f"pg::splat<pg::{int64.c_name}>({first})"
+        if stride == 1:
+            return f"pg::iota<pg::{int64.c_name}>({first})"
+        return f"(pg::iota<pg::{int64.c_name}>(0) * {stride} + {first})"

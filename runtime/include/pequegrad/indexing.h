@@ -1,0 +1,88 @@
+// Gather, scatter-add and running sums over data seen as (outer, extent, inner).
+//
+// Invariant: an index outside [0, extent) is reported and neither read nor written through.
+#pragma once
+#include "gemm.h"
+#include "phases.h"
+
+namespace pg {
+
+// How an index array addresses: one index per element of (outer, count, inner), or one per position of `count`.
+struct index_shape {
+  long outer, extent, count, inner;
+  bool per_element;
+};
+
+template <class Index> PG_INLINE bool check_index(const step_context& step, int kernel, Index value, long extent) {
+  if (long(value) >= 0 && long(value) < extent) return true;
+  report_index(step, kernel, long(value), extent);
+  return false;
+}
+
+template <class T, class Index>
+void gather_rows(const step_context& step, int kernel, const index_shape& s, const T* table, const Index* index, T* out, int worker) {
+  long begin, end;
+  share(s.outer * s.count, 1, worker, step.workers, begin, end);
+  for (long unit = begin; unit < end; ++unit) {
+    const long o = unit / s.count, i = unit % s.count;
+    T* to = out + unit * s.inner;
+    const T* from = table + o * s.extent * s.inner;
+    if (s.per_element) {
+      const Index* at = index + unit * s.inner;
+      for (long r = 0; r < s.inner; ++r)
+        if (check_index(step, kernel, at[r], s.extent)) to[r] = from[long(at[r]) * s.inner + r];
+    } else if (check_index(step, kernel, index[i], s.extent)) {
+      __builtin_memcpy(to, from + long(index[i]) * s.inner, s.inner * sizeof(T));
+    }
+  }
+}
+
+// out = base, then out[o][index][r] += source[o][i][r], in rising i whatever the number of workers: each worker owns
+// outer slices or, where there are few, columns of `inner`.
+template <class T, class Index>
+void scatter_add(const step_context& step, int kernel, const index_shape& s, const T* base, const Index* index, const T* source,
+                 T* out, int worker) {
+  long outer_begin, outer_end, begin = 0, end = s.inner;
+  if (s.outer >= step.workers) {
+    share(s.outer, 1, worker, step.workers, outer_begin, outer_end);
+  } else {
+    outer_begin = 0;
+    outer_end = s.outer;
+    share(s.inner, PG_LANES, worker, step.workers, begin, end);
+  }
+  for (long o = outer_begin; o < outer_end; ++o) {
+    T* to = out + o * s.extent * s.inner;
+    const T* original = base + o * s.extent * s.inner;
+    if (to != original)
+      for (long e = 0; e < s.extent; ++e)
+        for (long r = begin; r < end; ++r) to[e * s.inner + r] = original[e * s.inner + r];
+    for (long i = 0; i < s.count; ++i) {
+      const T* from = source + (o * s.count + i) * s.inner;
+      for (long r = begin; r < end; ++r) {
+        const Index at = s.per_element ? index[(o * s.count + i) * s.inner + r] : index[i];
+        if (!check_index(step, kernel, at, s.extent)) {
+          if (!s.per_element) break;
+          continue;
+        }
+        T* cell = to + long(at) * s.inner + r;
+        *cell = T(*cell + from[r]);
+      }
+    }
+  }
+}
+
+template <class T>
+void running_sum(const step_context& step, long outer, long extent, long inner, const T* source, T* out, int worker) {
+  long begin, end;
+  share(outer * inner, 1, worker, step.workers, begin, end);
+  for (long unit = begin; unit < end; ++unit) {
+    const long at = unit / inner * extent * inner + unit % inner;
+    T sum = T(0);
+    for (long e = 0; e < extent; ++e) {
+      sum = T(sum + source[at + e * inner]);
+      out[at + e * inner] = sum;
+    }
+  }
+}
+
+}  // namespace pg

@@ -1,0 +1,57 @@
+// How a step's phases run: on the calling thread alone, or on all workers of the pool with a barrier after each phase.
+#pragma once
+#include "step.h"
+
+namespace pg {
+
+// What every kernel of a step may ask for.
+struct step_context {
+  void* const* arguments;
+  unsigned char* arena;
+  const pg_pool* pool;
+  int workers;
+  pg_failure* failure;
+  void (*phases)(const step_context&, int worker);
+
+  PG_INLINE void barrier(int worker) const {
+    if (workers > 1) pool->barrier(pool->self, worker, workers);
+  }
+  template <class T> PG_INLINE T* argument(int slot) const { return static_cast<T*>(arguments[slot]); }
+  template <class T> PG_INLINE T* at(long offset) const { return reinterpret_cast<T*>(arena + offset); }
+  // The same answer on every worker: nobody goes on to report more before all have read.
+  PG_INLINE bool any_failed(int worker) const {
+    barrier(worker);
+    const bool failed = __atomic_load_n(&failure->code, __ATOMIC_ACQUIRE) != 0;
+    barrier(worker);
+    return failed;
+  }
+};
+
+// Records an index out of range; the first report stays.
+PG_NOINLINE inline void report_index(const step_context& step, int kernel, long value, long bound) {
+  int none = 0;
+  if (__atomic_compare_exchange_n(&step.failure->code, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+    step.failure->kernel = kernel;
+    step.failure->value = value;
+    step.failure->bound = bound;
+  }
+}
+
+inline int run_phases(step_context& step) {
+  if (step.workers <= 1 || !step.pool) {
+    step.workers = 1;
+    step.phases(step, 0);
+  } else {
+    step.pool->run(step.pool->self, step.workers,
+                   [](void* context, int worker) {
+                     const step_context& shared = *static_cast<step_context*>(context);
+                     shared.phases(shared, worker);
+                   },
+                   &step);
+  }
+  return step.failure->code;
+}
+
+PG_INLINE long at_most_lanes(long remaining) { return remaining < PG_LANES ? remaining : long(PG_LANES); }
+
+}  // namespace pg
