@@ -30,6 +30,10 @@ class AutogradError(PequegradError, RuntimeError):
     """A gradient that is missing, was freed, or would be wrong."""
 
 
+class StateDictError(PequegradError, RuntimeError):
+    """A state_dict that does not fit the module or optimizer it is loaded into. The user's to mend."""
+
+
 class TraceError(PequegradError, RuntimeError):
     """A traced function does something that a compiled step could not repeat. The user's to mend."""
 

@@ -220,7 +220,10 @@ class Interpreter:
         tensor._grad = grad
 
     def scalar(self, owner: Any, key: Any, value: Any) -> Any:
-        """Return ``owner[key]``, a Python number that may change between calls (learning rate, momentum …)."""
+        """Return ``value``, a Python number that may change between calls (learning rate, momentum …).
+
+        It is ``owner[key]``; a tuple as key is a path: ``("betas", 1)`` is ``owner["betas"][1]``.
+        """
         return value
 
     def module_called(self, module: Any) -> None:
@@ -228,6 +231,12 @@ class Interpreter:
 
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Take note that ``optimizer`` is about to update its parameters: its groups and its state are read."""
+
+    def module_called(self, module: Any) -> None:
+        """Take note that ``module`` (nn.Module) is about to run; nothing to do eagerly."""
+
+    def optimizer_stepped(self, optimizer: Any) -> None:
+        """Take note that ``optimizer`` is about to update its parameters; nothing to do eagerly."""
 
     def no_data(self, tensor: Any) -> str:
         """Return the message for reading the elements of a tensor that has none: it escaped from a trace."""
