@@ -119,6 +119,10 @@ class TorchPeer:
 class TorchCompilePeer(TorchPeer):
     """PyTorch with torch.compile around forward and loss (and so the backward), and around the update."""
 
+    def variants(self, workload: Workload) -> tuple[str, ...]:
+        # The compiler fuses the update itself; it cannot trace fused SGD and Adam on the CPU.
+        return tuple(variant for variant in super().variants(workload) if "foreach" in variant)
+
     def _prepare(self, forward: Callable[..., Any], update: Callable[[], Any]) -> tuple[Any, Any]:
         return self.torch.compile(forward), self.torch.compile(update)
 
