@@ -65,11 +65,19 @@ def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int):
     touched = np.zeros(dy.shape, np.int32)
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, weight, dy, y, dx, dw, partials)]
     getattr(library, f"conv_{suffix}")(
-        record, *pointers, ctypes.c_void_p(guarded.ctypes.data + start), workers, ctypes.c_void_p(touched.ctypes.data)
+        record,
+        *pointers,
+        ctypes.c_void_p(guarded.ctypes.data + start),
+        workers,
+        ctypes.c_void_p(touched.ctypes.data),
     )
-    assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + scratch_bytes :] == 0xAB), "wrote outside its scratch"
+    assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + scratch_bytes :] == 0xAB), (
+        "wrote outside its scratch"
+    )
     assert np.all(np.isnan(partials[-8:])), "wrote outside the partial sums"
-    expected = convolve(x.astype(np.float64), weight.astype(np.float64), dy.astype(np.float64), stride, pad, dilation, groups)
+    expected = convolve(
+        x.astype(np.float64), weight.astype(np.float64), dy.astype(np.float64), stride, pad, dilation, groups
+    )
     return (y, dx, dw), expected, touched
 
 

@@ -8,7 +8,25 @@ import math
 import numpy as np
 import pytest
 
-SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 1e-45, -1e-45, 1e-40, 3e38, -3e38]
+SPECIAL = [
+    0.0,
+    -0.0,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1.0,
+    -1.0,
+    0.5,
+    -0.5,
+    1.5,
+    2.5,
+    -2.5,
+    1e-45,
+    -1e-45,
+    1e-40,
+    3e38,
+    -3e38,
+]
 
 
 def run(library: ctypes.CDLL, name: str, *arrays: np.ndarray, output: type | None = None) -> np.ndarray:
@@ -87,7 +105,9 @@ def test_function_agrees_with_numpy_on_special_values(build, name: str, form: st
 
 @pytest.mark.parametrize("name", ["sin", "cos"])
 def test_large_angles_and_infinite_ones(build, name: str) -> None:
-    x = np.concatenate([spread(1e5, 3e38, 500, seed=2), np.array([np.inf, -np.inf, np.nan, 2.0**20], np.float32)])
+    x = np.concatenate(
+        [spread(1e5, 3e38, 500, seed=2), np.array([np.inf, -np.inf, np.nan, 2.0**20], np.float32)]
+    )
     error = ulp_error(run(build("math_probe"), f"{name}_f32", x), reference(getattr(np, name), x))
     assert error <= 1.5
 
@@ -96,7 +116,9 @@ def test_large_angles_and_infinite_ones(build, name: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_is_exact(build, name: str, dtype: type) -> None:
     random = np.random.default_rng(3)
-    x = np.concatenate([random.uniform(-5, 5, 1000), random.uniform(-1e17, 1e17, 1000), np.arange(-8, 8) / 2]).astype(dtype)
+    x = np.concatenate(
+        [random.uniform(-5, 5, 1000), random.uniform(-1e17, 1e17, 1000), np.arange(-8, 8) / 2]
+    ).astype(dtype)
     got = run(build("math_probe"), f"{name}_f{8 * dtype().itemsize}", x)
     assert np.array_equal(got, getattr(np, name)(x))
 
@@ -108,7 +130,10 @@ def test_binary_function_agrees_with_numpy(build, name: str, form: str) -> None:
     random = np.random.default_rng(4)
     values = np.array([*SPECIAL[:12], 3.0, -3.0, 0.3, 7.25], dtype=dtype)
     a, b = (m.ravel().astype(dtype) for m in np.meshgrid(values, values))
-    a, b = np.concatenate([a, random.normal(size=99).astype(dtype)]), np.concatenate([b, random.normal(size=99).astype(dtype)])
+    a, b = (
+        np.concatenate([a, random.normal(size=99).astype(dtype)]),
+        np.concatenate([b, random.normal(size=99).astype(dtype)]),
+    )
     function = {"pow": np.power, "floor_div": np.floor_divide}.get(name) or getattr(np, name)
     got = run(build("math_probe"), f"{name}_{form}", a, b)
     with np.errstate(all="ignore"):

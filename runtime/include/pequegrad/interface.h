@@ -1,0 +1,25 @@
+// The plain C interface between a generated step and the binding that loads it. Included by both; needs nothing.
+#pragma once
+
+extern "C" {
+
+// A thread pool as a step sees it; pool.h makes one. `run` calls task(context, 0 … workers - 1), one call a thread, and
+// returns when all have. `barrier`, within a task, returns when all `workers` of the region have reached it.
+struct pg_pool {
+  void* self;
+  int (*size)(void* self);
+  void (*run)(void* self, int workers, void (*task)(void* context, int worker), void* context);
+  void (*barrier)(void* self, int worker, int workers);
+};
+
+// What went wrong in a step: code 0 nothing, 1 index out of range.
+struct pg_failure {
+  int code;
+  int kernel;
+  long value;
+  long bound;
+};
+
+__attribute__((visibility("default"))) int pg_step_run(void* const* arguments, unsigned char* arena, const pg_pool* pool,
+                                                      int workers, pg_failure* failure);
+}
