@@ -57,7 +57,7 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 
 def attribute_type(kind: Any, name: str) -> Any:
-    """Return the type of field ``name`` of a record, None if it is not known; AttributeError if there is none."""
+    """Return the type of field ``name`` of a record or None if unknown; AttributeError if it lacks."""
     records = [part for part in members(kind) if dataclasses.is_dataclass(part)]
     if not records:
         return None

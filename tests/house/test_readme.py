@@ -1,0 +1,77 @@
+"""The README is true: its paths exist, its settings are the settings, its examples run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pequegrad as pg
+from pequegrad.ops.core import REGISTRY
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+MAP = README.split("## Map of the code")[1].split("\n## ")[0]
+
+
+def mapped_paths() -> list[str]:
+    """Return the paths of the map's first column; a name without a folder lies beside the one before it."""
+    paths: list[str] = []
+    for row in re.findall(r"^\| (`.*?) \|", MAP, re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", row)
+        folder = "pequegrad/" if names[0].startswith("pequegrad/") else ""
+        paths += [name if name.startswith(folder) else folder + name for name in names]
+    return paths
+
+
+@pytest.mark.parametrize("path", mapped_paths())
+def test_each_path_on_the_map_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_each_room_is_on_the_map():
+    def rooms(folder: Path) -> set[str]:
+        return {
+            path.relative_to(ROOT).as_posix()
+            for path in folder.iterdir()
+            if path.suffix == ".py" or any(path.glob("*.py"))
+        }
+
+    missing = rooms(ROOT / "pequegrad") - {path.rstrip("/") for path in mapped_paths()}
+    assert missing <= {"pequegrad/__init__.py", "pequegrad/__main__.py"}
+
+
+def test_each_setting_is_in_the_table():
+    settings = [vars(type(pg.config))[name] for name in pg.config.fields()]
+    missing = [setting.variable for setting in settings if f"`{setting.variable}`" not in README]
+    assert missing == []
+
+
+def test_the_first_example_has_about_twenty_lines_and_trains():
+    code = EXAMPLES[0]
+    assert len(code.splitlines()) <= 22
+    # One epoch is more than a test needs: the same text over the first thousand images.
+    shorter = code.replace("*mnist()", "*(part[:1024] for part in mnist())")
+    assert shorter != code
+    names: dict[str, object] = {}
+    exec(compile(shorter, "README.md", "exec"), names)
+    assert names["step"] == 7 and np.isfinite(names["loss"].item()) and names["loss"].item() < 2.3
+
+
+def test_the_op_example_is_a_whole_op():
+    names: dict[str, object] = {}
+    try:
+        exec(compile(EXAMPLES[1], "README.md", "exec"), names)
+        softsign = names["Softsign"]
+        x = pg.Tensor(np.linspace(-2, 2, 9), requires_grad=True)
+        softsign.call(x).sum().backward()
+        assert np.allclose(x.grad.numpy(), 1 / (1 + np.abs(x.detach().numpy())) ** 2)
+
+        compiled = pg.compile(softsign.call, strict=True)
+        with pg.no_grad():
+            assert np.allclose(compiled(x).numpy(), softsign.call(x).numpy())
+    finally:
+        REGISTRY.pop("softsign", None)
