@@ -194,7 +194,9 @@ class ScanView:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of an emitted kernel: its arguments as C text, and whether it has a second part after a barrier."""
+    """One call of an emitted kernel: its arguments as C text, and whether it has a second part after a barrier.
+
+    ``note`` says what it computes where another call's function serves it too, and is empty elsewhere."""
 
     function: str
     arguments: tuple[str, ...]
@@ -253,14 +255,15 @@ def render(plan: StepPlan, target: Target) -> str:
             view = _view(plan, kernel, number, partials.get(id(kernel), -1), target)
             template = environment.get_template(f"{kernel.family}.j2")
             body = template.render(k=view)
-            if body not in functions:
+            is_shared = body in functions
+            if not is_shared:
                 functions[body] = f"{_identifier(kernel.name)}_{len(functions)}"
                 texts.append(_comment(view.head) + body.replace(view.head.name, functions[body]))
             calls.append(
                 Call(
                     functions[body],
                     tuple(_pointer_text(plan, pointer) for pointer in view.head.pointers),
-                    str(kernel.origin),
+                    str(kernel.origin) if is_shared else "",
                     isinstance(kernel, Conv2d) and kernel.kind == "grad_weight",
                 )
             )
