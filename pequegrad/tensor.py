@@ -383,7 +383,7 @@ class Tensor:
         return clone
 
     def __reduce__(self) -> Any:
-        return _rebuild, (type(self), np.ascontiguousarray(self.array), self.requires_grad)
+        return _rebuild, (type(self), np.array(self.array, order="C"), self.requires_grad)
 
     # --- conversion ---------------------------------------------------------------------------------------
 

@@ -196,14 +196,14 @@ class Optimizer:
             for name, tensor in tensors.items():
                 if tensor.shape not in ((), parameter.shape):
                     raise StateDictError(f"{who}: {name} of parameter {key} must have shape {parameter.shape}. Got {tensor.shape}.")
-            loaded[parameter] = self.completed(tensors)
+            loaded[parameter] = tensors
         with use_interpreter(EAGER), grad_mode(False):
             for group, values in zip(self.param_groups, groups, strict=True):
                 group.update({name: _as_hyperparameter(value) for name, value in values.items() if name != "params"})
                 for parameter in group["params"]:
                     self._load(parameter, group, loaded[parameter])
 
-    def completed(self, state: State) -> State:
+    def completed(self, state: State, group: Group) -> State:
         """Return loaded ``state`` with what this class keeps beyond torch's."""
         return state
 
@@ -213,7 +213,7 @@ class Optimizer:
             return
         fresh = self.new_state(parameter, group)
         state = self.state.setdefault(parameter, {})
-        for name, tensor in given.items():
+        for name, tensor in self.completed(given, group).items():
             place = state.get(name, fresh.get(name))
             # State in the dtype of what it belongs to; a step count keeps its own.
             state[name] = tensor.clone() if place is None else place.assign(tensor)

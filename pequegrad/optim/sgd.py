@@ -42,9 +42,9 @@ class SGD(Optimizer):
         # dampening, a buffer of zeros gives what torch starts with.
         return state | {"step": full((), 0.0, dtype=float32)} if is_on(group, "dampening") else state
 
-    def completed(self, state: State) -> State:
+    def completed(self, state: State, group: Group) -> State:
         """Return torch's state, whose buffer exists only after a first step, with that said."""
-        if "momentum_buffer" in state and "step" not in state:
+        if "momentum_buffer" in state and "step" not in state and is_on(group, "dampening"):
             return state | {"step": full((), 1.0, dtype=float32)}
         return state
 
