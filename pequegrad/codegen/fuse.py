@@ -1,0 +1,448 @@
+"""Which values are computed together: items (one application each) gathered into groups, one kernel a group.
+
+Invariant: the groups with their edges form a directed acyclic graph at every moment; an item reads a value of its own
+group only where the group's kernel has it at hand: at the same element, or at the same row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CompilerBug
+from ..ops.core import Op, Reduction
+from ..trace.graph import Location, Params, Value
+from . import schedule
+from .layout import Axes, Place, axes_of, do_merge, index_per_dim, refine, row_major, strides_over, whole
+
+FIXED_TAGS = {"contract": ("m", "n"), "conv2d": ("n", "c", "s"), "map": (), "row": ()}
+"""Parts of a domain that the kernel must be able to walk as one axis, by kind of group."""
+
+# Where several groups could take an item: the one whose result is in registers, then the one that has the row.
+PREFERENCE = {"contract": 2, "conv2d": 2, "row": 1, "map": 0}
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One application inside a group. ``kind``: "point", "copy" (a point without arithmetic), "reduce" or "anchor"."""
+
+    kind: str
+    op: type[Op]
+    params: Params
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    location: Location | None = None
+    group: Group | None = None
+    level: str = "full"
+    order: int = -1
+    weight: int = 1
+    """For what is recomputed in each user: how many applications that takes."""
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the elements that it walks over: its result's, or its input's for a reduction."""
+        return self.inputs[0].shape if self.kind == "reduce" else self.outputs[0].shape
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Items that one kernel computes, over one domain."""
+
+    number: int
+    kind: str
+    axes: Axes
+    anchor: Item | None = None
+    items: list[Item] = field(default_factory=list)
+    bits: int = 0
+    ancestors: int = 0
+    predecessors: set[Group] = field(default_factory=set)
+    has_successors: bool = False
+    merged_into: Group | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(extent for extent, _ in self.axes)
+
+    @property
+    def outer_size(self) -> int:
+        return math.prod(extent for extent, tag in self.axes if tag == "outer")
+
+    def depends_on(self, other: Group) -> bool:
+        """Whether some path leads from ``other`` to here."""
+        return bool(self.ancestors & other.bits)
+
+    def tags(self, level: str) -> tuple[str, ...] | None:
+        """Return the tags of the axes that a value of this level has; None for all."""
+        return ("outer",) if level == "outer" else None
+
+
+class Fuser:
+    """Places items into groups, greedily, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.places: dict[Value, Place] = {}
+        self.literals: dict[Value, Any] = {}
+        self.free: dict[Value, Item] = {}
+        """Values that every user computes for itself: counters, and short chains on numbers."""
+        self.items: dict[Value, Item] = {}
+        self.writers: dict[Value, list[Item]] = {}
+        """For values that several copies write, each a part: those copies."""
+        self.inputs: set[Value] = set()
+        self.groups: list[Group] = []
+        self._row_readers: dict[Value, list[Group]] = {}
+        self._order = 0
+
+    # --- what is read ---------------------------------------------------------------------------------------------
+
+    def place(self, value: Value) -> Place:
+        """Return where ``value`` lies; a value seen for the first time has memory of its own."""
+        found = self.places.get(value)
+        if found is None:
+            found = self.places[value] = whole(value)
+        return found
+
+    def producers(self, root: Value) -> list[Group]:
+        """Return the groups that write ``root``."""
+        item = self.items.get(root)
+        if item is not None:
+            return [live(item.group)]
+        return [live(item.group) for item in self.writers.get(root, ())]
+
+    def reads(self, group: Group, item: Item) -> Iterator[tuple[Value, tuple[int, ...] | None, int]]:
+        """Yield (root, strides over the group's axes, offset) of all that ``item`` loads from memory.
+
+        Strides are None for operands of an anchor.
+        """
+        if item.kind == "anchor":
+            for value in item.inputs:
+                place = self.place(value)
+                yield place.root, None, place.offset
+            return
+        tags = None if item.kind == "reduce" else group.tags(item.level)
+        for value in item.inputs:
+            place = self.place(value)
+            strides = strides_over(group.axes, item.shape, place.broadcast(item.shape), tags)
+            yield from self._leaves(group, place.root, strides, place.offset)
+
+    def _leaves(
+        self, group: Group, root: Value, strides: tuple[int, ...], offset: int
+    ) -> Iterator[tuple[Value, tuple[int, ...], int]]:
+        if root in self.literals:
+            return
+        item = self.free.get(root)
+        if item is not None:
+            parts = self.inlined(group.axes, item, strides, offset)
+            if parts is not None:
+                for part, part_strides, part_offset in parts:
+                    yield from self._leaves(group, part, part_strides, part_offset)
+                return
+        own = self.items.get(root)
+        if own is None or live(own.group) is not group:
+            yield root, strides, offset
+
+    def inlined(
+        self, axes: Axes, item: Item, strides: tuple[int, ...], offset: int
+    ) -> list[tuple[Value, tuple[int, ...], int]] | None:
+        """Return (root, strides, offset) of the operands of a free item read at ``strides``; None where it cannot be."""
+        if not item.inputs:
+            return []
+        walk = index_per_dim(axes, strides, offset, item.output.shape)
+        if walk is None:
+            return None
+        coefficients, offsets = walk
+        result = []
+        for value in item.inputs:
+            place = self.place(value)
+            steps = place.broadcast(item.output.shape)
+            over = tuple(sum(step * c[axis] for step, c in zip(steps, coefficients, strict=True)) for axis in range(len(axes)))
+            start = place.offset + sum(step * o for step, o in zip(steps, offsets, strict=True))
+            if place.root in self.free and self.inlined(axes, self.free[place.root], over, start) is None:
+                return None
+            result.append((place.root, over, start))
+        return result
+
+    # --- the graph of groups --------------------------------------------------------------------------------------
+
+    def new_group(self, kind: str, axes: Axes, anchor: Item | None = None) -> Group:
+        """Open a group."""
+        group = Group(len(self.groups), kind, axes, anchor, bits=1 << len(self.groups))
+        self.groups.append(group)
+        return group
+
+    def add_edge(self, before: Group, after: Group) -> None:
+        """State that ``before`` must run before ``after``."""
+        if before is after or before in after.predecessors:
+            return
+        if before.depends_on(after):
+            raise CompilerBug(f"groups {before.number} and {after.number} would wait for each other")
+        after.predecessors.add(before)
+        before.has_successors = True
+        self._inherit(after, before.ancestors | before.bits)
+
+    def _inherit(self, group: Group, ancestors: int) -> None:
+        if group.ancestors | ancestors == group.ancestors:
+            return
+        group.ancestors |= ancestors
+        if group.has_successors:
+            for other in self.groups:
+                if other.ancestors & group.bits:
+                    other.ancestors |= ancestors
+
+    def append(self, group: Group, item: Item) -> None:
+        """Put an item into a group, with the edges that its operands ask for."""
+        item.group = group
+        item.order = self._order
+        self._order += 1
+        group.items.append(item)
+        for output in item.outputs:
+            root = self.place(output).root
+            if root is output:
+                self.items[output] = item
+            else:
+                self.writers.setdefault(root, []).append(item)
+        for root, _, _ in self.reads(group, item):
+            for producer in self.producers(root):
+                self.add_edge(producer, group)
+            if group.kind == "row":
+                self._row_readers.setdefault(root, []).append(group)
+
+    # --- points ---------------------------------------------------------------------------------------------------
+
+    def add_point(self, item: Item) -> None:
+        """Put a pointwise item (or a copy) into the best group that can take it, or one of its own."""
+        group = self._best_group(item)
+        if group is None:
+            axes = axes_of(item.shape, ("point",) * len(item.shape))
+            for value in item.inputs:  # a view may need finer axes to be recomputed here
+                refined = refine(axes, self.place(value).root.shape) if self.place(value).root in self.free else None
+                axes = refined if refined is not None else axes
+            group = self.new_group("map", axes)
+            self._materialise_unreachable(group.axes, item, None)
+        self.append(group, item)
+        for value in item.inputs:
+            producer = self.items.get(self.place(value).root)
+            if producer is not None and live(producer.group) is not group:
+                self._try_merge(group, live(producer.group), value)
+
+    def _best_group(self, item: Item) -> Group | None:
+        found: dict[Group, int] = {}
+        for value in item.inputs:
+            producer = self.items.get(self.place(value).root)
+            if producer is not None:
+                group = live(producer.group)
+                if group.kind in PREFERENCE:
+                    found[group] = max(found.get(group, -1), producer.order)
+        for group in sorted(found, key=lambda g: (PREFERENCE[g.kind], found[g]), reverse=True):
+            level = self._level(group, item)
+            axes = refine(group.axes, item.shape, group.tags(level)) if level else None
+            if axes is not None and self._fits(group, axes, item, level or "full", (group,)):
+                group.axes = axes
+                item.level = level or "full"
+                self._materialise_unreachable(axes, item, group.tags(item.level))
+                return group
+        return None
+
+    def _level(self, group: Group, item: Item) -> str | None:
+        size = math.prod(item.shape)
+        if size == group.size:
+            return "full"
+        return "outer" if group.kind == "row" and size == group.outer_size else None
+
+    def _fits(self, group: Group, axes: Axes, item: Item, level: str, together: tuple[Group, ...]) -> bool:
+        """Whether ``item`` can be computed inside ``group`` with these axes; ``together`` count as one group."""
+        tags = group.tags(level)
+        fixed = FIXED_TAGS[group.kind]
+        for value in (*item.inputs, item.output):
+            place = self.place(value)
+            if place.root in self.literals:
+                continue
+            strides = strides_over(axes, item.shape, place.broadcast(item.shape), tags)
+            if fixed and not do_merge(axes, strides, fixed):
+                return False
+            if value is item.output:
+                continue
+            producer = self.items.get(place.root)
+            if producer is not None and live(producer.group) in together and place.root not in self.free:
+                if place.offset or strides != row_major(axes, group.tags(self._output_level(producer))):
+                    return False
+                continue
+            for other in self.producers(place.root):
+                if any(other is g or other.depends_on(g) for g in together):
+                    return False
+        return True
+
+    @staticmethod
+    def _output_level(item: Item) -> str:
+        return "outer" if item.kind == "reduce" else item.level
+
+    def _materialise_unreachable(self, axes: Axes, item: Item, tags: tuple[str, ...] | None) -> None:
+        """Give memory to the free operands of ``item`` that cannot be recomputed along these axes."""
+        for value in item.inputs:
+            place = self.place(value)
+            free = self.free.get(place.root)
+            if free is not None:
+                strides = strides_over(axes, item.shape, place.broadcast(item.shape), tags)
+                if self.inlined(axes, free, strides, place.offset) is None:
+                    self.materialise(free)
+
+    def materialise(self, item: Item) -> None:
+        """Give a free value memory of its own, for those who cannot recompute it."""
+        if item.output in self.items:
+            return
+        copy = Item(item.kind, item.op, item.params, item.inputs, item.outputs, item.location)
+        axes = axes_of(copy.shape, ("point",) * len(copy.shape))
+        self._materialise_unreachable(axes, copy, None)
+        self.append(self.new_group("map", axes), copy)
+
+    def _try_merge(self, group: Group, other: Group, value: Value) -> None:
+        """Pull the map that produces ``value`` into ``group``, where nothing stands between them."""
+        if other.kind != "map" or other.size != group.size:
+            return
+        axes = refine(group.axes, [extent for extent, _ in other.axes])
+        if axes is None:
+            return
+        place = self.place(value)
+        reader = next(item for item in reversed(group.items) if value in item.inputs)
+        if reader.level != "full" or place.offset:
+            return
+        if strides_over(axes, reader.shape, place.broadcast(reader.shape)) != row_major(axes):
+            return
+        for first, second in ((group, other), (other, group)):
+            if any(g is not second and g.depends_on(second) for g in map(live, first.predecessors)):
+                return
+        together = (group, other)
+        for item in other.items:
+            finer = refine(axes, item.shape)
+            if finer is None or not self._fits(group, finer, item, "full", together):
+                return
+            axes = finer
+        for item in group.items:
+            # What the two shared through memory must now be at hand.
+            if item.kind != "anchor" and not self._fits_after_merge(group, axes, item, together):
+                return
+        self._merge(group, other, axes)
+
+    def _fits_after_merge(self, group: Group, axes: Axes, item: Item, together: tuple[Group, ...]) -> bool:
+        tags = None if item.kind == "reduce" else group.tags(item.level)
+        for value in item.inputs:
+            place = self.place(value)
+            producer = self.items.get(place.root)
+            if producer is None or live(producer.group) is not together[1] or place.root in self.free:
+                if any(live(w.group) is together[1] for w in self.writers.get(place.root, ())):
+                    return False
+                continue
+            strides = strides_over(axes, item.shape, place.broadcast(item.shape), tags)
+            if place.offset or strides != row_major(axes):
+                return False
+        return True
+
+    def _merge(self, group: Group, other: Group, axes: Axes) -> None:
+        other.merged_into = group
+        group.axes = axes
+        group.items = sorted(group.items + other.items, key=lambda item: item.order)
+        group.bits |= other.bits
+        group.predecessors = {live(g) for g in group.predecessors | other.predecessors} - {group}
+        ancestors = (group.ancestors | other.ancestors) & ~group.bits
+        group.ancestors &= ~group.bits
+        group.has_successors |= other.has_successors
+        other.items, other.ancestors, other.predecessors = [], 0, set()
+        self._inherit(group, ancestors)
+        if group.has_successors:
+            # Who waited for one of the two now waits for both.
+            for waiting in self.groups:
+                if waiting.ancestors & group.bits:
+                    waiting.ancestors |= group.bits | group.ancestors
+
+    # --- reductions -----------------------------------------------------------------------------------------------
+
+    def add_reduction(self, item: Item, dims: tuple[int, ...]) -> None:
+        """Put a reduction into the group that has its operand at hand, or open a Row for it."""
+        place = self.place(item.inputs[0])
+        producer = self.items.get(place.root)
+        candidates = [live(producer.group)] if producer is not None and place.root not in self.free else []
+        candidates += [live(g) for g in reversed(self._row_readers.get(place.root, ()))]
+        for group in dict.fromkeys(candidates):
+            if group.kind not in ("map", "row") or group.size != math.prod(item.shape):
+                continue
+            axes = self._row_axes(group, item.shape, dims)
+            if axes is None:
+                continue
+            trial = group.axes
+            group.axes = axes
+            before, group.kind = group.kind, "row"
+            if self._fits_reduction(group, axes, item):
+                if before == "map":
+                    for member in group.items:
+                        for root, _, _ in self.reads(group, member):
+                            self._row_readers.setdefault(root, []).append(group)
+                self.append(group, item)
+                return
+            group.axes, group.kind = trial, before
+        tags = ["inner" if dim in dims else "outer" for dim in range(len(item.shape))]
+        axes = axes_of(item.shape, tags)
+        self._materialise_unreachable(axes, item, None)
+        self.append(self.new_group("row", axes), item)
+
+    def _row_axes(self, group: Group, shape: tuple[int, ...], dims: tuple[int, ...]) -> Axes | None:
+        axes = refine(group.axes, shape)
+        if axes is None:
+            return None
+        marks = strides_over(axes, shape, [int(dim in dims) for dim in range(len(shape))])
+        tagged = tuple((extent, "inner" if mark else "outer") for (extent, _), mark in zip(axes, marks, strict=True))
+        return tagged if group.kind == "map" or tagged == axes else None
+
+    def _fits_reduction(self, group: Group, axes: Axes, item: Item) -> bool:
+        place = self.place(item.inputs[0])
+        producer = self.items.get(place.root)
+        if producer is not None and live(producer.group) is group:
+            strides = strides_over(axes, item.shape, place.broadcast(item.shape))
+            return not place.offset and strides == row_major(axes, group.tags(self._output_level(producer)))
+        return all(other is not group and not other.depends_on(group) for other in self.producers(place.root))
+
+    # --- anchors --------------------------------------------------------------------------------------------------
+
+    def add_anchor(self, item: Item, kind: str, axes: Axes) -> Group:
+        """Open a group around a kernel of its own family; its operands must have memory."""
+        for value in item.inputs:
+            free = self.free.get(self.place(value).root)
+            if free is not None:
+                self.materialise(free)
+        group = self.new_group(kind, axes, item)
+        self.append(group, item)
+        return group
+
+    def is_free(self, item: Item) -> bool:
+        """Whether users recompute this value: made of counters and literals alone, or short arithmetic on numbers."""
+        if item.op.is_constant:
+            return True
+        if not schedule.is_cheap(item.op) or isinstance(item.op.lowering, Reduction):
+            return False
+        weight = 1
+        is_number = item.output.spec.size <= 2  # a number, or the two of a random state
+        for value in item.inputs:
+            root = self.place(value).root
+            if root in self.free:
+                weight += self.free[root].weight
+            elif not (root in self.literals or (is_number and root in self.inputs and root.spec.size <= 2)):
+                return False
+        item.weight = weight
+        return weight <= schedule.MOST_RECOMPUTED
+
+    def live_groups(self) -> list[Group]:
+        """Return the groups that were not merged into others, in the order of their first items."""
+        return sorted((g for g in self.groups if g.merged_into is None), key=lambda g: g.items[0].order)
+
+
+def live(group: Group | None) -> Group:
+    """Return the group that ``group`` has become part of."""
+    if group is None:
+        raise CompilerBug("an item stands in no group")
+    while group.merged_into is not None:
+        group = group.merged_into
+    return group

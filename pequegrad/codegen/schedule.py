@@ -1,0 +1,209 @@
+"""Every number that decides how a step is cut: what is recomputed, how sums are split, who shares the work.
+
+Invariant: nothing here depends on the number of workers, so that a step gives the same bits for any number of them.
+Costs are estimates in nanoseconds on one core (2.5 GHz and more, AVX-512), good to a factor of two.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from ..ops.core import Expression, Op
+from .plan import Access, Accumulate, Axis, Compute, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window, statements
+
+MOST_RECOMPUTED = 8
+"""Longest chain of cheap applications that every user computes for itself instead of loading."""
+
+SERIAL_NANOSECONDS = 60_000
+"""Below this a step runs on the calling thread alone: sharing costs about 0.2 µs a phase and gains under 20 % here."""
+
+CHUNK_LIMIT = 65_536
+"""Reductions of more elements than this for each of few rows are cut into chunks that workers share."""
+FEW_ROWS = 64
+"""From this many rows on, the rows themselves are enough to share."""
+MOST_CHUNKS = 64
+FEWEST_CHUNKS = 4
+
+# Nanoseconds an element, float32, in cache; what is not named here is arithmetic of one or two instructions.
+_FUNCTION_COST = {
+    "exp": 0.4, "expm1": 0.5, "log": 0.45, "log1p": 0.5, "tanh": 0.45, "sigmoid": 0.5, "erf": 0.6, "pow": 1.2, "sin": 0.7,
+    "cos": 0.7, "floor_div": 0.5, "trunc_div": 0.5, "remainder": 0.6, "uniform": 0.8, "normal": 1.6, "random": 1.0,
+}  # fmt: skip
+_ARITHMETIC_COST = 0.05
+_BYTE_COST = 0.04
+_MULTIPLY_ADD_COST = 0.012
+_KERNEL_COST = 150.0
+
+
+def op_cost(op: type[Op]) -> float:
+    """Return nanoseconds an element of an op that has an expression."""
+    if not isinstance(op.lowering, Expression):
+        return _ARITHMETIC_COST
+    calls = re.findall(r"pg::(\w+)", op.lowering.text)
+    return _ARITHMETIC_COST + sum(_FUNCTION_COST.get(name, 0.0) for name in calls)
+
+
+def is_cheap(op: type[Op]) -> bool:
+    """Whether computing it again costs no more than loading it."""
+    return op.elementwise and isinstance(op.lowering, Expression) and op_cost(op) <= 2 * _ARITHMETIC_COST
+
+
+def chunks(outer: int, inner: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return how a reduction over dimensions of extents ``inner`` is cut: the extents of (chunk, rest), or None.
+
+    Cuts the first dimensions, so that a chunk is a run of memory.
+    """
+    total = math.prod(inner)
+    if outer >= FEW_ROWS or total <= CHUNK_LIMIT:
+        return None
+    best = max((n for n in range(1, MOST_CHUNKS + 1) if total % n == 0), default=1)
+    return (best, total // best) if best >= FEWEST_CHUNKS else None
+
+
+# --- traffic and cost of kernels --------------------------------------------------------------------------------
+
+
+def domain(kernel: Kernel) -> tuple[int, ...]:
+    """Return the extents that the accesses of a kernel's statements walk over."""
+    if isinstance(kernel, Map):
+        return kernel.extents
+    if isinstance(kernel, Row):
+        return kernel.outer + kernel.inner
+    if isinstance(kernel, Contract):
+        return (*kernel.batch, kernel.m, kernel.n)
+    if isinstance(kernel, Conv2d):
+        return conv_domain(kernel)
+    return ()
+
+
+def conv_domain(kernel: Conv2d) -> tuple[int, int, int]:
+    """Return the three extents over which a convolution's epilogue runs."""
+    s = kernel.shape
+    if kernel.kind == "forward":
+        return s.N, s.O, s.OH * s.OW
+    if kernel.kind == "grad_input":
+        return s.N, s.C, s.H * s.W
+    return s.O, s.C // s.groups, s.KH * s.KW
+
+
+def touched(access: Access, extents: tuple[int, ...]) -> int:
+    """Return how many different elements an access reaches."""
+    return math.prod(extent for extent, stride in zip(extents, access.strides, strict=True) if stride)
+
+
+def traffic(kernel: Kernel, plan: StepPlan) -> tuple[int, int]:
+    """Return the bytes that a kernel reads and writes, each element of a buffer counted once."""
+    sizes = [buffer.dtype.itemsize for buffer in plan.buffers]
+    reads: dict[tuple[int, tuple[int, ...], int], int] = {}
+    writes: dict[tuple[int, tuple[int, ...], int], int] = {}
+    extents = domain(kernel)
+    for statement in statements(kernel):
+        if isinstance(statement, Load | Store):
+            access = statement.access
+            found = reads if isinstance(statement, Load) else writes
+            key = (access.buffer, access.strides, access.offset)
+            found[key] = touched(access, extents) * sizes[access.buffer]
+    read, written = sum(reads.values()), sum(writes.values())
+    for access, elements in operand_sizes(kernel):
+        read += elements * sizes[access.buffer]
+    for access, elements in result_sizes(kernel):
+        written += elements * sizes[access.buffer]
+    return read, written
+
+
+def operand_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
+    """Return the operands, beside its statements' loads, that a kernel reads, with their numbers of elements."""
+    if isinstance(kernel, Contract):
+        batch = math.prod(kernel.batch)
+        shared = math.prod(e for e, s in zip(kernel.batch, kernel.b.strides, strict=False) if not s)
+        return [(kernel.a, batch * kernel.m * kernel.k), (kernel.b, batch // max(shared, 1) * kernel.k * kernel.n)]
+    if isinstance(kernel, Conv2d):
+        s = kernel.shape
+        x, w, y = s.N * s.C * s.H * s.W, s.O * (s.C // s.groups) * s.KH * s.KW, s.N * s.O * s.OH * s.OW
+        return {
+            "forward": [(kernel.a, x), (kernel.b, w)],
+            "grad_input": [(kernel.a, y), (kernel.b, w)],
+            "grad_weight": [(kernel.a, x), (kernel.b, y)],
+        }[kernel.kind]
+    if isinstance(kernel, Window):
+        return [(access, _plane_size(kernel, i, True)) for i, access in enumerate(kernel.inputs)]
+    if isinstance(kernel, Scan):
+        return [(kernel.source, kernel.outer * kernel.extent * kernel.inner)]
+    if isinstance(kernel, Index):
+        moved = kernel.outer * kernel.count * kernel.inner
+        found = [(kernel.index, moved if kernel.per_element else kernel.count)]
+        if kernel.kind == "gather":
+            return [*found, (kernel.table, moved)]
+        if kernel.source is not None:
+            found.append((kernel.source, moved))
+        if kernel.table.buffer >= 0:
+            found.append((kernel.table, kernel.outer * kernel.extent * kernel.inner))
+        return found
+    return []
+
+
+def result_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
+    """Return what a kernel writes beside its statements' stores, with the numbers of elements."""
+    if isinstance(kernel, Window):
+        return [(access, _plane_size(kernel, i, False)) for i, access in enumerate(kernel.outputs)]
+    if isinstance(kernel, Scan):
+        return [(kernel.out, kernel.outer * kernel.extent * kernel.inner)]
+    if isinstance(kernel, Index):
+        extent = kernel.count if kernel.kind == "gather" else kernel.extent
+        return [(kernel.out, kernel.outer * extent * kernel.inner)]
+    return []
+
+
+def _plane_size(kernel: Window, i: int, is_input: bool) -> int:
+    """Elements of an operand or result: whole images, or one for each window."""
+    s = kernel.shape
+    images, windows = s.planes * s.H * s.W, s.planes * s.OH * s.OW
+    if is_input:
+        return images if i == 0 and kernel.kind in ("max_pool2d", "window_take", "avg_pool2d") else windows
+    return windows if kernel.kind in ("max_pool2d", "window_take", "avg_pool2d") else images
+
+
+def multiply_adds(kernel: Kernel) -> int:
+    """Return the multiply-adds of a contraction or convolution; 0 for the rest."""
+    if isinstance(kernel, Contract):
+        return math.prod(kernel.batch) * kernel.m * kernel.n * kernel.k
+    if isinstance(kernel, Conv2d):
+        s = kernel.shape
+        return s.N * s.O * s.OH * s.OW * (s.C // s.groups) * s.KH * s.KW
+    return 0
+
+
+def cost(kernel: Kernel, plan: StepPlan) -> float:
+    """Return the nanoseconds that a kernel takes on one core."""
+    read, written = traffic(kernel, plan)
+    total = _KERNEL_COST + _BYTE_COST * (read + written) + _MULTIPLY_ADD_COST * multiply_adds(kernel)
+    size = math.prod(domain(kernel))
+    for statement in statements(kernel):
+        if isinstance(statement, Compute):
+            total += op_cost(statement.op) * size
+        elif isinstance(statement, Accumulate):
+            total += _ARITHMETIC_COST * size
+    return total
+
+
+def workers(plan: StepPlan, available: int) -> int:
+    """Return among how many threads a step is shared: 1 where it is too small to gain from more."""
+    total = sum(cost(kernel, plan) for kernel in plan.kernels)
+    return 1 if total < SERIAL_NANOSECONDS else max(1, available)
+
+
+def lane_axis(extents: tuple[int, ...], accesses: Iterable[Access], candidates: Iterable[int]) -> int:
+    """Return the axis that most accesses walk with unit stride; among equals the last of ``candidates``."""
+    votes = {axis: 0 for axis in candidates}
+    for access in accesses:
+        for axis in votes:
+            if access.strides[axis] == 1 and extents[axis] > 1:
+                votes[axis] += 1
+    return max(votes, key=lambda axis: (votes[axis], axis))
+
+
+def grid_of(kernels: Iterable[Kernel], name: str, extent: int) -> tuple[Axis, ...]:
+    """Return the axis that workers share in a phase of these kernels, for people."""
+    return (Axis(name, extent, "outer"),) if extent > 1 and list(kernels) else ()
