@@ -1,6 +1,8 @@
 """Elementwise ops: one result per element, operands broadcast.
 
 Invariant: operands of one application have one dtype (`operands` promotes), unless the class says otherwise.
+Gradients at ties, at 0 and at infinity are torch's. Here are the family and its plainest members; beside it
+division.py, selection.py, transcendental.py and comparison.py.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import DType, bool_, float32
+from ..dtypes import DType, bool_, float32, int32, uint8
+from ..errors import DTypeError
 from .core import Expression, Op, Sample, TensorSpec, as_tensor, bind, broadcast_shapes, operands
+from .movement import zeros_like_spec
 from .sharding import Sharding, shard_pointwise
 
 
@@ -29,6 +33,17 @@ class Elementwise(Op):
         return shard_pointwise(inputs, ndims, max(ndims, default=0))
 
 
+def widened(array: Any) -> Any:
+    """Return a half-precision array as float32, others as they are: formulas of several steps round once, at the end."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
+def refuse_bool(who: str, cure: str, *tensors: Any) -> None:
+    """Raise DTypeError if a tensor is of bools, which torch does not let into this arithmetic."""
+    if all(tensor.dtype is bool_ for tensor in tensors):
+        raise DTypeError(f"{who}: bool tensors have no {who}. Got bool. Use {cure}.")
+
+
 class Add(Elementwise):
     """Sum of two tensors."""
 
@@ -38,9 +53,9 @@ class Add(Elementwise):
     methods = ("add",)
 
     @staticmethod
-    def call(x: Any, other: Any) -> Any:
-        """Return ``x + other``; bools are or-ed, as in torch."""
-        return bind(Add, *operands(x, other, who="add"))
+    def call(x: Any, other: Any, *, alpha: Any = 1) -> Any:
+        """Return ``x + alpha * other``; bools are or-ed, as in torch."""
+        return bind(Add, *operands(x, other if alpha == 1 else mul(other, alpha), who="add"))
 
     @staticmethod
     def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
@@ -59,6 +74,40 @@ class Add(Elementwise):
 add = Add.call
 
 
+class Sub(Elementwise):
+    """Difference of two tensors."""
+
+    name = "sub"
+    lowering = Expression("{0} - {1}")
+    methods = ("sub", "subtract")
+
+    @staticmethod
+    def call(x: Any, other: Any, *, alpha: Any = 1) -> Any:
+        """Return ``x - alpha * other``. Raises DTypeError for bools."""
+        x, other = operands(x, other if alpha == 1 else mul(other, alpha), who="sub")
+        refuse_bool("sub", "logical_xor, or cast to an integer first", x, other)
+        return bind(Sub, x, other)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+        return x - y
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return g if saved.needs(0) else None, -g if saved.needs(1) else None
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.float32([[0.5], [-1]])
+        return [
+            Sample((x, y), (), lambda torch, a, b: a - b, (0, 1)),
+            Sample((np.uint8([3, 9]), np.uint8([5, 1])), (), lambda torch, a, b: a - b),
+        ]
+
+
+sub = subtract = Sub.call
+
+
 class Mul(Elementwise):
     """Product of two tensors."""
 
@@ -69,7 +118,7 @@ class Mul(Elementwise):
 
     @staticmethod
     def call(x: Any, other: Any) -> Any:
-        """Return ``x * other``."""
+        """Return ``x * other``; bools are and-ed, as in torch."""
         return bind(Mul, *operands(x, other, who="mul"))
 
     @staticmethod
@@ -86,36 +135,148 @@ class Mul(Elementwise):
         return [Sample((x, y), (), lambda torch, a, b: a * b, (0, 1))]
 
 
-mul = Mul.call
+mul = multiply = Mul.call
 
 
-class Exp(Elementwise):
-    """e to the power of x."""
+class Neg(Elementwise):
+    """The number with the other sign."""
 
-    name = "exp"
-    lowering = Expression("pg::exp({0})")
-    methods = ("exp",)
+    name = "neg"
+    lowering = Expression("-{0}")
+    methods = ("neg", "negative")
 
     @staticmethod
     def call(x: Any) -> Any:
-        """Return e ** x; integers become float32."""
-        return bind(Exp, *operands(x, kind="float", who="exp"))
+        """Return ``-x``. Raises DTypeError for bools."""
+        x = as_tensor(x)
+        refuse_bool("neg", "logical_not", x)
+        return bind(Neg, x)
 
     @staticmethod
     def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
-        return xp.exp(x)
+        return -x
 
     @staticmethod
     def vjp(saved: Any, g: Any) -> Any:
-        return (g * saved.output(),)
+        return (-g,)
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([-100, -1, -0.0, 0, 1, 88, np.inf, -np.inf, np.nan])
-        return [Sample((x,), (), lambda torch, t: t.exp(), (0,))]
+        arrays = np.float32([-2, 0, 1.5, np.inf]), np.int64([-2, 0, 3])
+        return [Sample((x,), (), lambda torch, t: -t, (0,) if x.dtype.kind == "f" else ()) for x in arrays]
 
 
-exp = Exp.call
+neg = negative = Neg.call
+
+
+class Abs(Elementwise):
+    """Absolute value; its gradient at 0 is 0."""
+
+    name = "abs"
+    lowering = Expression("pg::abs({0})")
+    methods = ("abs", "absolute")
+
+    @staticmethod
+    def call(x: Any) -> Any:
+        """Return ``|x|``."""
+        x = as_tensor(x)
+        refuse_bool("abs", ".to(int64) first", x)
+        return bind(Abs, x)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+        return xp.abs(x)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return (g * sign(saved.input()),)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([-2, -0.0, 0, 1.5, np.inf, -np.inf, np.nan])
+        return [
+            Sample((x,), (), lambda torch, t: t.abs(), (0,)),
+            Sample((np.int32([-3, 0, 3]),), (), lambda torch, t: t.abs()),
+        ]
+
+
+abs = absolute = Abs.call
+
+
+class Sign(Elementwise):
+    """-1, 0 or 1; 0 for NaN, as in torch."""
+
+    name = "sign"
+    lowering = Expression("pg::cast<{T}>(pg::gt({0}, {T}(0))) - pg::cast<{T}>(pg::lt({0}, {T}(0)))")
+    methods = ("sign",)
+
+    @staticmethod
+    def call(x: Any) -> Any:
+        """Return the sign of ``x``; a bool is its own sign."""
+        x = as_tensor(x)
+        return x.clone() if x.dtype is bool_ else bind(Sign, x)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+        return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return (zeros_like_spec(saved.spec()),)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([-2, -0.0, 0, 1.5, np.inf, -np.inf, np.nan])
+        return [
+            Sample((x,), (), lambda torch, t: t.sign(), (0,)),
+            Sample((np.uint8([0, 200]),), (), lambda torch, t: t.sign()),
+        ]
+
+
+sign = Sign.call
+
+
+class Where(Elementwise):
+    """A choice per element; the condition is bool, the other two of one dtype."""
+
+    name = "where"
+    lowering = Expression("pg::select({0}, {1}, {2})")
+
+    @staticmethod
+    def call(condition: Any, input: Any, other: Any) -> Any:
+        """Return ``input`` where ``condition`` holds, else ``other``; numbers are allowed. The condition must be bool."""
+        condition = as_tensor(condition)
+        if condition.dtype is uint8:
+            condition = condition.to(bool_)
+        if condition.dtype is not bool_:
+            raise DTypeError(f"where: the condition must be bool. Got {condition.dtype.name}. Use condition != 0.")
+        return bind(Where, condition, *operands(input, other, who="where"))
+
+    @classmethod
+    def infer(cls, condition: TensorSpec, x: TensorSpec, y: TensorSpec) -> TensorSpec:  # type: ignore[override]
+        return TensorSpec(broadcast_shapes(condition.shape, x.shape, y.shape, who="where"), x.dtype)
+
+    @staticmethod
+    def numpy(xp: Any, condition: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+        return xp.where(condition, x, y)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        condition = saved.input(0)
+        return (
+            None,
+            where(condition, g, 0.0) if saved.needs(1) else None,
+            where(condition, 0.0, g) if saved.needs(2) else None,
+        )
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        condition = np.array([[True], [False]])
+        x, y = np.float32([1, np.nan, 3]), np.float32([[4, 5, 6], [np.inf, 8, np.nan]])
+        return [Sample((condition, x, y), (), lambda torch, c, a, b: torch.where(c, a, b), (1, 2))]
+
+
+where = Where.call
 
 
 class Cast(Elementwise):
@@ -135,6 +296,10 @@ class Cast(Elementwise):
 
     @staticmethod
     def numpy(xp: Any, x: Any, *, dtype: DType) -> Any:  # type: ignore[override]
+        if dtype is bool_:
+            return x != 0
+        if dtype is uint8 and x.dtype.kind not in "biu":
+            x = x.astype(np.int64)  # as torch: modulo 256, where NumPy leaves it to the machine
         return x.astype(dtype.numpy)
 
     @staticmethod
@@ -146,6 +311,8 @@ class Cast(Elementwise):
         x = np.float32([-1.5, 0, 0.25, 2.75])
         return [
             Sample((x,), (("dtype", bool_),), lambda torch, t: t.bool()),
+            Sample((x,), (("dtype", int32),), lambda torch, t: t.int()),
+            Sample((np.float32([-1, 300, 2.5]),), (("dtype", uint8),), lambda torch, t: t.to(torch.uint8)),
             Sample((x.astype(np.float64),), (("dtype", float32),), lambda torch, t: t.float(), (0,)),
         ]
 

@@ -1,16 +1,20 @@
 """Ops that combine elements along dimensions.
 
-Invariant: ``dims`` are sorted, non-negative and may be empty only for a 0-dimensional input.
+Invariant: ``dims`` are sorted, non-negative and empty only for a 0-dimensional input. Half precision accumulates in
+float32 and rounds once, at the end.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from ..dtypes import DType, as_dtype, int64
+from ..dtypes import as_dtype, bool_, int64, uint8
+from ..errors import DTypeError, ShapeError
 from .core import Op, Reduction, Sample, TensorSpec, as_tensor, bind, normalize_dims
+from .elementwise import where, widened
 from .movement import expand, reshape
 from .sharding import Sharding, shard_reduction
 
@@ -27,6 +31,25 @@ def restore_dims(reduced: Any, shape: tuple[int, ...], dims: tuple[int, ...]) ->
     return reshape(reduced, reduced_shape(shape, dims, True))
 
 
+def reduction_dims(dim: Any, ndim: int, who: str) -> tuple[int, ...]:
+    """Return the dimensions that ``dim`` names; None and an empty sequence mean all of them, as in torch."""
+    return normalize_dims(None if isinstance(dim, tuple | list) and not dim else dim, ndim, who)
+
+
+def summable(x: Any, dtype: Any) -> Any:
+    """Return ``x`` in the dtype that its sum has: ``dtype`` if given, int64 for integers and bools."""
+    x = as_tensor(x)
+    if dtype is not None:
+        return x.to(as_dtype(dtype))
+    return x if x.dtype.is_floating_point else x.to(int64)
+
+
+def refuse_empty(x: Any, dims: tuple[int, ...], who: str) -> None:
+    """Raise ShapeError where a group has no element, so no extreme either."""
+    if 0 in [x.shape[dim] for dim in dims]:
+        raise ShapeError(f"{who}: the reduced dimensions must not be empty. Got shape {x.shape}, dims {dims}.")
+
+
 class ReductionOp(Op):
     """Family: one result per group of elements."""
 
@@ -41,6 +64,57 @@ class ReductionOp(Op):
         return shard_reduction(inputs[0], dims, keepdim, cls.lowering.monoid)
 
 
+class Truth(ReductionOp):
+    """Family: reductions of bools."""
+
+    @staticmethod
+    def infer(x: TensorSpec, *, dims: tuple[int, ...], keepdim: bool) -> TensorSpec:  # type: ignore[override]
+        return TensorSpec(reduced_shape(x.shape, dims, keepdim), bool_)
+
+
+class IndexReduction(ReductionOp):
+    """Family: reductions to an index; no monoid combines the indices of blocks, which each count from 0."""
+
+    @staticmethod
+    def infer(x: TensorSpec, *, dims: tuple[int, ...], keepdim: bool) -> TensorSpec:  # type: ignore[override]
+        return TensorSpec(reduced_shape(x.shape, dims, keepdim), int64)
+
+    @classmethod
+    def shard(cls, inputs: Any, specs: Any, *, dims: Any, keepdim: bool) -> Sharding | None:  # type: ignore[override]
+        return shard_reduction(inputs[0], dims, keepdim, None)
+
+
+def _accumulator(x: Any) -> Any:
+    """Return the NumPy dtype that sums and products of ``x`` accumulate in."""
+    return np.float32 if x.dtype.itemsize == 2 else x.dtype
+
+
+def _truth(op: type[Truth], x: Any, dim: Any, keepdim: bool) -> Any:
+    x = as_tensor(x)
+    truth = x if x.dtype is bool_ else x.to(bool_)
+    result = bind(op, truth, dims=reduction_dims(dim, x.ndim, op.name), keepdim=keepdim)
+    return result.to(uint8) if x.dtype is uint8 else result
+
+
+def _index(op: type[IndexReduction], x: Any, dim: int | None, keepdim: bool) -> Any:
+    x = as_tensor(x)
+    if isinstance(dim, tuple | list):
+        raise DTypeError(f"{op.name}: dim must be one int or None. Got {dim}. Flatten the dimensions first.")
+    dims = normalize_dims(dim, x.ndim, op.name)
+    refuse_empty(x, dims, op.name)
+    return bind(op, x.to(uint8) if x.dtype is bool_ else x, dims=dims, keepdim=keepdim)
+
+
+def _searched(xp: Any, search: Any, x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
+    kept = tuple(dim for dim in range(x.ndim) if dim not in dims)
+    rows = (
+        widened(x)
+        .transpose(kept + dims)
+        .reshape(*(x.shape[dim] for dim in kept), math.prod(x.shape[dim] for dim in dims))
+    )
+    return search(rows, axis=-1).reshape(reduced_shape(x.shape, dims, keepdim))
+
+
 class Sum(ReductionOp):
     """Sum of elements along dimensions."""
 
@@ -51,16 +125,12 @@ class Sum(ReductionOp):
     @staticmethod
     def call(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
         """Return the sum over ``dim`` (None: all). Integers and bools sum to int64."""
-        x = as_tensor(x)
-        if dtype is not None:
-            x = x.to(as_dtype(dtype))
-        elif not x.dtype.is_floating_point:
-            x = x.to(int64)
-        return bind(Sum, x, dims=normalize_dims(dim, x.ndim, "sum"), keepdim=keepdim)
+        x = summable(x, dtype)
+        return bind(Sum, x, dims=reduction_dims(dim, x.ndim, "sum"), keepdim=keepdim)
 
     @staticmethod
     def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
-        return xp.sum(x, axis=dims, keepdims=keepdim, dtype=x.dtype)
+        return xp.sum(x, axis=dims, keepdims=keepdim, dtype=_accumulator(x)).astype(x.dtype, copy=False)
 
     @staticmethod
     def vjp(saved: Any, g: Any) -> Any:
@@ -77,6 +147,252 @@ class Sum(ReductionOp):
 
 
 sum = Sum.call
+
+
+class Prod(ReductionOp):
+    """Product of elements along dimensions."""
+
+    name = "prod"
+    lowering = Reduction("prod")
+    methods = ("prod",)
+
+    @staticmethod
+    def call(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+        """Return the product over ``dim`` (None: all). Integers and bools multiply to int64."""
+        x = summable(x, dtype)
+        return bind(Prod, x, dims=reduction_dims(dim, x.ndim, "prod"), keepdim=keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return xp.prod(x, axis=dims, keepdims=keepdim, dtype=_accumulator(x)).astype(x.dtype, copy=False)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        # The gradient is g times the product of all others. Zeros are counted apart from the rest, and their sum,
+        # itself 0, stands for them where one more derivative is taken.
+        x, dims = saved.input(), saved.params["dims"]
+        is_zero = x == 0
+        nonzero = where(is_zero, 1.0, x)
+        zeros = Sum.call(is_zero, dims, True)
+        rest = bind(Prod, nonzero, dims=dims, keepdim=True)
+        zero_sum = bind(Sum, where(is_zero, x, 0.0), dims=dims, keepdim=True)
+        by_zero = where(zeros == 1, rest, where(zeros == 2, rest * (zero_sum - x), 0.0))
+        by_nonzero = rest / nonzero * where(zeros == 0, 1.0, where(zeros == 1, zero_sum, 0.0))
+        return (restore_dims(g, x.shape, dims) * where(is_zero, by_zero, by_nonzero),)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([[1.5, -2, 3], [0, 2, 3], [0, 0, 3]])
+        return [
+            Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.prod(1), (0,)),
+            Sample((x,), (("dims", (0,)), ("keepdim", True)), lambda torch, t: t.prod(0, True), (0,)),
+        ]
+
+
+prod = Prod.call
+
+
+class Amax(ReductionOp):
+    """Largest element along dimensions; NaN wins; ties share the gradient."""
+
+    name = "amax"
+    lowering = Reduction("max")
+    methods = ("amax",)
+
+    @staticmethod
+    def call(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Return the largest over ``dim`` (None: all). Raises ShapeError for an empty group."""
+        x = as_tensor(x)
+        dims = reduction_dims(dim, x.ndim, "amax")
+        refuse_empty(x, dims, "amax")
+        return bind(Amax, x, dims=dims, keepdim=keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return xp.max(x, axis=dims, keepdims=keepdim)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return (_shared_among_ties(saved, g),)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([[1, 3, 3, -1], [-2, -2, -5, 0], [np.inf, 1, np.inf, -np.inf]])
+        return [
+            Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.amax(1), (0,)),
+            Sample((x,), (("dims", (0, 1)), ("keepdim", True)), lambda torch, t: t.amax((0, 1), True), (0,)),
+            Sample(
+                (np.float32([1, np.nan]),),
+                (("dims", (0,)), ("keepdim", False)),
+                lambda torch, t: t.amax(0),
+                (0,),
+            ),
+        ]
+
+
+amax = Amax.call
+
+
+class Amin(ReductionOp):
+    """Smallest element along dimensions; NaN wins; ties share the gradient."""
+
+    name = "amin"
+    lowering = Reduction("min")
+    methods = ("amin",)
+
+    @staticmethod
+    def call(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Return the smallest over ``dim`` (None: all). Raises ShapeError for an empty group."""
+        x = as_tensor(x)
+        dims = reduction_dims(dim, x.ndim, "amin")
+        refuse_empty(x, dims, "amin")
+        return bind(Amin, x, dims=dims, keepdim=keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return xp.min(x, axis=dims, keepdims=keepdim)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return (_shared_among_ties(saved, g),)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([[1, 3, 3, -1], [-2, -2, -5, 0], [np.inf, 1, np.inf, -np.inf]])
+        return [
+            Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.amin(1), (0,)),
+            Sample((x,), (("dims", (0, 1)), ("keepdim", True)), lambda torch, t: t.amin((0, 1), True), (0,)),
+            Sample(
+                (np.float32([1, np.nan]),),
+                (("dims", (0,)), ("keepdim", False)),
+                lambda torch, t: t.amin(0),
+                (0,),
+            ),
+        ]
+
+
+amin = Amin.call
+
+
+def _shared_among_ties(saved: Any, g: Any) -> Any:
+    """Return g divided evenly among the elements that equal the result; NaN where the result is NaN, as torch."""
+    x, dims = saved.input(), saved.params["dims"]
+    is_chosen = (x == restore_dims(saved.output(), x.shape, dims)).to(g.dtype)
+    return restore_dims(g, x.shape, dims) * is_chosen / bind(Sum, is_chosen, dims=dims, keepdim=True)
+
+
+class AnyTrue(Truth):
+    """Whether one or more elements are True."""
+
+    name = "any"
+    lowering = Reduction("any")
+    methods = ("any",)
+    vjp = None
+
+    @staticmethod
+    def call(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Return whether one or more elements are not 0, over ``dim`` (None: all elements); bool, and uint8 for uint8."""
+        return _truth(AnyTrue, x, dim, keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return xp.any(x, axis=dims, keepdims=keepdim)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.array([[True, False, True], [True, True, True], [False, False, False]])
+        return [Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.any(1))]
+
+
+any = AnyTrue.call
+
+
+class All(Truth):
+    """Whether all elements are True."""
+
+    name = "all"
+    lowering = Reduction("all")
+    methods = ("all",)
+    vjp = None
+
+    @staticmethod
+    def call(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Return whether all elements are not 0, over ``dim`` (None: all elements); bool, and uint8 for uint8."""
+        return _truth(All, x, dim, keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return xp.all(x, axis=dims, keepdims=keepdim)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.array([[True, False, True], [True, True, True], [False, False, False]])
+        return [Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.all(1))]
+
+
+all = All.call
+
+
+class Argmax(IndexReduction):
+    """Index of the largest element within the reduced dimensions, row-major; the first of ties; NaN wins."""
+
+    name = "argmax"
+    lowering = Reduction("argmax")
+    methods = ("argmax",)
+    vjp = None
+
+    @staticmethod
+    def call(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+        """Return the int64 index of the largest element along ``dim`` (None: of the flattened tensor)."""
+        return _index(Argmax, x, dim, keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return _searched(xp, xp.argmax, x, dims, keepdim)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([[1, 3, 3, -1], [-2, -5, -5, 0], [1, np.nan, 5, np.nan]])
+        whole = np.int32([[1, 7, 7], [-1, 7, -1]])
+        return [
+            Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.argmax(1)),
+            Sample((whole,), (("dims", (0,)), ("keepdim", True)), lambda torch, t: t.argmax(0, True)),
+            Sample((whole,), (("dims", (0, 1)), ("keepdim", False)), lambda torch, t: t.argmax()),
+        ]
+
+
+argmax = Argmax.call
+
+
+class Argmin(IndexReduction):
+    """Index of the smallest element within the reduced dimensions, row-major; the first of ties; NaN wins."""
+
+    name = "argmin"
+    lowering = Reduction("argmin")
+    methods = ("argmin",)
+    vjp = None
+
+    @staticmethod
+    def call(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+        """Return the int64 index of the smallest element along ``dim`` (None: of the flattened tensor)."""
+        return _index(Argmin, x, dim, keepdim)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+        return _searched(xp, xp.argmin, x, dims, keepdim)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.float32([[1, 3, 3, -1], [-2, -5, -5, 0], [1, np.nan, 5, np.nan]])
+        whole = np.int32([[1, 7, 7], [-1, 7, -1]])
+        return [
+            Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.argmin(1)),
+            Sample((whole,), (("dims", (0,)), ("keepdim", True)), lambda torch, t: t.argmin(0, True)),
+            Sample((whole,), (("dims", (0, 1)), ("keepdim", False)), lambda torch, t: t.argmin()),
+        ]
+
+
+argmin = Argmin.call
 
 
 def sum_to_shape(x: Any, shape: tuple[int, ...]) -> Any:
