@@ -34,7 +34,9 @@ class MultiheadAttention(Module):
             raise ShapeError(f"MultiheadAttention: num_heads must divide embed_dim. Got {num_heads} and {embed_dim}.")
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
         self.in_proj_weight = Parameter(empty(3 * embed_dim, embed_dim, dtype=dtype, device=device))
-        self.register_parameter("in_proj_bias", Parameter(empty(3 * embed_dim, dtype=dtype, device=device)) if bias else None)
+        self.register_parameter(
+            "in_proj_bias", Parameter(empty(3 * embed_dim, dtype=dtype, device=device)) if bias else None
+        )
         self.out_proj = Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         init.xavier_uniform_(self.in_proj_weight)
         if bias:
@@ -51,7 +53,9 @@ class MultiheadAttention(Module):
         """
         inputs = [as_tensor(part) for part in (query, key, value)]
         is_batched = inputs[0].ndim == 3
-        if any(part.ndim != inputs[0].ndim or part.shape[-1] != self.embed_dim for part in inputs) or inputs[0].ndim not in (2, 3):
+        if any(part.ndim != inputs[0].ndim or part.shape[-1] != self.embed_dim for part in inputs) or inputs[
+            0
+        ].ndim not in (2, 3):
             raise ShapeError(
                 f"MultiheadAttention: expected query, key and value (…, …, {self.embed_dim}). "
                 f"Got {', '.join(str(part.shape) for part in inputs)}."

@@ -32,7 +32,9 @@ class Conv2d(Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if padding_mode != "zeros":
-            raise ShapeError(f'Conv2d: padding_mode must be "zeros". Got {padding_mode!r}. Pad the input before, and use padding=0.')
+            raise ShapeError(
+                f'Conv2d: padding_mode must be "zeros". Got {padding_mode!r}. Pad the input before, and use padding=0.'
+            )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ShapeError(
                 f"Conv2d: groups must divide in_channels and out_channels. Got groups {groups}, {in_channels} and {out_channels}."
@@ -41,7 +43,9 @@ class Conv2d(Module):
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding = padding if isinstance(padding, str) else _pair(padding)
         self.padding_mode = padding_mode
-        self.weight = Parameter(empty(out_channels, in_channels // groups, *self.kernel_size, dtype=dtype, device=device))
+        self.weight = Parameter(
+            empty(out_channels, in_channels // groups, *self.kernel_size, dtype=dtype, device=device)
+        )
         self.register_parameter("bias", Parameter(empty(out_channels, dtype=dtype, device=device)) if bias else None)
         self.reset_parameters()
 
@@ -108,7 +112,13 @@ class AvgPool2d(Module):
     def forward(self, input: Any) -> Any:
         """Return (N, C, OH, OW)."""
         return functional.avg_pool2d(
-            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
         )
 
     def extra_repr(self) -> str:

@@ -39,7 +39,9 @@ def _filled(tensor: Any, values: Any) -> Any:
 def fan_in_and_fan_out(tensor: Any) -> tuple[int, int]:
     """Return how many inputs reach one output, and how many outputs one input reaches, for a weight (out, in, …)."""
     if tensor.ndim < 2:
-        raise ShapeError(f"fan in and fan out need a weight of at least 2 dimensions (out, in, …). Got shape {tensor.shape}.")
+        raise ShapeError(
+            f"fan in and fan out need a weight of at least 2 dimensions (out, in, …). Got shape {tensor.shape}."
+        )
     field = math.prod(tensor.shape[2:])
     return tensor.shape[1] * field, tensor.shape[0] * field
 
@@ -55,7 +57,12 @@ def normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, generator: Generat
 
 
 def trunc_normal_(
-    tensor: Any, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Generator | None = None
+    tensor: Any,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
 ) -> Any:
     """Fill with normal numbers, those outside [a, b] drawn again.
 
@@ -113,7 +120,11 @@ def _kaiming_std(tensor: Any, a: float, mode: str, nonlinearity: str) -> float:
 
 
 def kaiming_uniform_(
-    tensor: Any, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", generator: Generator | None = None
+    tensor: Any,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
 ) -> Any:
     """Fill uniformly on ±gain * sqrt(3 / fan) (He et al. 2015); ``a``: the slope of leaky_relu."""
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
@@ -121,7 +132,11 @@ def kaiming_uniform_(
 
 
 def kaiming_normal_(
-    tensor: Any, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", generator: Generator | None = None
+    tensor: Any,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
 ) -> Any:
     """Fill with normal numbers of std gain / sqrt(fan) (He et al. 2015); ``a``: the slope of leaky_relu."""
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)

@@ -148,7 +148,9 @@ class Module:
         """Return which of the three tables ``value`` belongs into under ``name``; None: a plain attribute."""
         state = self.__dict__
         if isinstance(value, Parameter | Module) and "_parameters" not in state:
-            raise AttributeError(f"{type(self).__name__}.{name}: call super().__init__() before assigning parameters or modules.")
+            raise AttributeError(
+                f"{type(self).__name__}.{name}: call super().__init__() before assigning parameters or modules."
+            )
         if isinstance(value, Parameter):
             return "_parameters"
         if name in state.get("_parameters", ()):
@@ -162,11 +164,15 @@ class Module:
             return "_modules"
         if name in state.get("_modules", ()):
             if value is not None:
-                raise DTypeError(f"{type(self).__name__}.{name} is a module: expected a Module or None. Got {type(value).__name__}.")
+                raise DTypeError(
+                    f"{type(self).__name__}.{name} is a module: expected a Module or None. Got {type(value).__name__}."
+                )
             return "_modules"
         if name in state.get("_buffers", ()):
             if value is not None and not isinstance(value, Tensor):
-                raise DTypeError(f"{type(self).__name__}.{name} is a buffer: expected a Tensor or None. Got {type(value).__name__}.")
+                raise DTypeError(
+                    f"{type(self).__name__}.{name} is a buffer: expected a Tensor or None. Got {type(value).__name__}."
+                )
             return "_buffers"
         return None
 
@@ -276,7 +282,9 @@ class Module:
         """Yield the direct children."""
         return (module for _, module in self.named_children())
 
-    def _named_members(self, table: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
+    def _named_members(
+        self, table: str, prefix: str, recurse: bool, remove_duplicate: bool
+    ) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
         modules = self.named_modules(None, prefix, remove_duplicate) if recurse else iter([(prefix, self)])
         for path, module in modules:
@@ -297,7 +305,9 @@ class Module:
         """Yield the parameters, tied ones once."""
         return (parameter for _, parameter in self.named_parameters(recurse=recurse))
 
-    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield (dotted name, buffer)."""
         return self._named_members("_buffers", prefix, recurse, remove_duplicate)
 
@@ -473,9 +483,7 @@ class Module:
 
     def __repr__(self) -> str:
         extra = self.extra_repr()
-        children = [
-            f"({name}): {_indented(repr(module))}" for name, module in self._modules.items()
-        ]
+        children = [f"({name}): {_indented(repr(module))}" for name, module in self._modules.items()]
         if not children:
             return f"{self._get_name()}({_indented(extra)})"
         lines = [line for line in extra.split("\n") if line] + children

@@ -81,15 +81,19 @@ class _BatchNorm(Module):
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-        track_running_stats: bool = True, device: Any = None, dtype: Any = None,
+        track_running_stats: bool = True, device: Any = None, dtype: Any = None, *, bias: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        for name in ("weight", "bias"):
-            self.register_parameter(name, Parameter(empty(num_features, dtype=dtype, device=device)) if affine else None)
+
+        def new() -> Any:
+            return empty(num_features, dtype=dtype, device=device)
+
+        self.register_parameter("weight", Parameter(new()) if affine else None)
+        self.register_parameter("bias", Parameter(new()) if affine and bias else None)
         for name in ("running_mean", "running_var"):
-            self.register_buffer(name, empty(num_features, dtype=dtype, device=device) if track_running_stats else None)
+            self.register_buffer(name, new() if track_running_stats else None)
         self.register_buffer("num_batches_tracked", full((), 0, dtype=int64) if track_running_stats else None)
         self.reset_parameters()
 
@@ -103,8 +107,9 @@ class _BatchNorm(Module):
     def reset_parameters(self) -> None:
         """Set weight to ones, bias to zeros, and forget the batches seen."""
         self.reset_running_stats()
-        if self.affine:
+        if self.weight is not None:
             init.ones_(self.weight)
+        if self.bias is not None:
             init.zeros_(self.bias)
 
     def forward(self, input: Any) -> Any:
@@ -112,7 +117,9 @@ class _BatchNorm(Module):
         input = as_tensor(input)
         if input.ndim not in self.allowed_ndims:
             expected = " or ".join(map(str, self.allowed_ndims))
-            raise ShapeError(f"{type(self).__name__}: expected {expected} dimensions (N, C, …). Got shape {input.shape}.")
+            raise ShapeError(
+                f"{type(self).__name__}: expected {expected} dimensions (N, C, …). Got shape {input.shape}."
+            )
         momentum: Any = self.momentum
         if self.training and self.num_batches_tracked is not None:
             with grad_mode(False):
@@ -134,7 +141,7 @@ class _BatchNorm(Module):
         """Return the number of channels and the settings."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
         )
 
 

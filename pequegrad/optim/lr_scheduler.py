@@ -25,7 +25,9 @@ class LRScheduler:
             if last_epoch == -1:
                 group.setdefault("initial_lr", group["lr"])
             elif "initial_lr" not in group:
-                raise KeyError(f"{type(self).__name__}: resuming (last_epoch={last_epoch}) needs 'initial_lr' in group {i}.")
+                raise KeyError(
+                    f"{type(self).__name__}: resuming (last_epoch={last_epoch}) needs 'initial_lr' in group {i}."
+                )
         self.optimizer = optimizer
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self.last_epoch = last_epoch
@@ -77,7 +79,9 @@ class StepLR(LRScheduler):
 class MultiStepLR(LRScheduler):
     """Times ``gamma`` at each of ``milestones``."""
 
-    def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         self.milestones, self.gamma = Counter(milestones), gamma
         super().__init__(optimizer, last_epoch)
 
@@ -107,7 +111,9 @@ class LambdaLR(LRScheduler):
             list(lr_lambda) if isinstance(lr_lambda, list | tuple) else [lr_lambda] * count
         )
         if len(self.lr_lambdas) != count:
-            raise ValueError(f"LambdaLR: expected {count} functions, one a parameter group. Got {len(self.lr_lambdas)}.")
+            raise ValueError(
+                f"LambdaLR: expected {count} functions, one a parameter group. Got {len(self.lr_lambdas)}."
+            )
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
@@ -154,7 +160,9 @@ class LinearLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:  # fmt: skip
         if not 0 < start_factor <= 1 or not 0 <= end_factor <= 1:
-            raise ValueError(f"LinearLR: factors must lie in [0, 1], the first above 0. Got {start_factor} and {end_factor}.")
+            raise ValueError(
+                f"LinearLR: factors must lie in [0, 1], the first above 0. Got {start_factor} and {end_factor}."
+            )
         self.start_factor, self.end_factor, self.total_iters = start_factor, end_factor, total_iters
         super().__init__(optimizer, last_epoch)
 
@@ -177,7 +185,9 @@ class SequentialLR(LRScheduler):
         self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
     ) -> None:
         if len(milestones) != len(schedulers) - 1:
-            raise ValueError(f"SequentialLR: {len(schedulers)} schedules need {len(schedulers) - 1} milestones. Got {len(milestones)}.")
+            raise ValueError(
+                f"SequentialLR: {len(schedulers)} schedules need {len(schedulers) - 1} milestones. Got {len(milestones)}."
+            )
         if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
             raise ValueError("SequentialLR: every schedule must belong to the optimizer given.")
         self.optimizer = optimizer
@@ -224,7 +234,9 @@ class ReduceLROnPlateau:
         threshold_mode: str = "rel", cooldown: int = 0, min_lr: float = 0.0, eps: float = 1e-8,
     ) -> None:  # fmt: skip
         if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
-            raise ValueError(f'ReduceLROnPlateau: mode is "min" or "max", threshold_mode "rel" or "abs". Got {mode!r}, {threshold_mode!r}.')
+            raise ValueError(
+                f'ReduceLROnPlateau: mode is "min" or "max", threshold_mode "rel" or "abs". Got {mode!r}, {threshold_mode!r}.'
+            )
         if factor >= 1:
             raise ValueError(f"ReduceLROnPlateau: factor must be below 1. Got {factor}.")
         self.optimizer = optimizer

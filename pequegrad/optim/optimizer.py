@@ -40,7 +40,9 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
-            raise DTypeError(f"{type(self).__name__}: params must be an iterable of Tensors or dicts. Got one Tensor. Use [tensor].")
+            raise DTypeError(
+                f"{type(self).__name__}: params must be an iterable of Tensors or dicts. Got one Tensor. Use [tensor]."
+            )
         self.defaults = dict(defaults)
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, State] = {}
@@ -59,7 +61,9 @@ class Optimizer:
             if not isinstance(tensor, Tensor):
                 raise DTypeError(f"{type(self).__name__}: expected Tensors to train. Got {type(tensor).__name__}.")
             if not tensor.is_leaf:
-                raise AutogradError(f"{type(self).__name__}: cannot train {tensor.spec}, which is not a leaf. Use .detach().")
+                raise AutogradError(
+                    f"{type(self).__name__}: cannot train {tensor.spec}, which is not a leaf. Use .detach()."
+                )
             if id(tensor) in present:
                 raise ValueError(f"{type(self).__name__}: the parameter {tensor.spec} appears more than once.")
             present.add(id(tensor))
@@ -147,6 +151,8 @@ class Optimizer:
         All defaults but the ``rates``; of those only whether the ``switches`` are zero.
         """
         fields = {name: group[name] for name in self.defaults if name not in self.rates}
+        # A rate given as a Tensor is read as state; another Tensor, or a number, in its place is another program.
+        fields |= {f"{name} is tensor": id(group[name]) for name in self.rates if isinstance(group[name], Tensor)}
         return fields | {f"{name} != 0": is_on(group, name) for name in self.switches}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -195,7 +201,9 @@ class Optimizer:
             tensors = {name: as_given(value) for name, value in entries.items() if value is not None}
             for name, tensor in tensors.items():
                 if tensor.shape not in ((), parameter.shape):
-                    raise StateDictError(f"{who}: {name} of parameter {key} must have shape {parameter.shape}. Got {tensor.shape}.")
+                    raise StateDictError(
+                        f"{who}: {name} of parameter {key} must have shape {parameter.shape}. Got {tensor.shape}."
+                    )
             loaded[parameter] = tensors
         with use_interpreter(EAGER), grad_mode(False):
             for group, values in zip(self.param_groups, groups, strict=True):

@@ -24,7 +24,9 @@ class SGD(Optimizer):
         nesterov: bool = False, *, maximize: bool = False,
     ) -> None:  # fmt: skip
         if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError(f"SGD: nesterov needs momentum and no dampening. Got momentum {momentum}, dampening {dampening}.")
+            raise ValueError(
+                f"SGD: nesterov needs momentum and no dampening. Got momentum {momentum}, dampening {dampening}."
+            )
         super().__init__(
             params,
             {

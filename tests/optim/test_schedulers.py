@@ -79,7 +79,9 @@ def test_rate_changed_by_hand_is_carried_on_as_in_torch():
     np.testing.assert_allclose(rates(ours), rates(theirs), rtol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mode": "max", "threshold_mode": "abs", "threshold": 0.01, "cooldown": 2, "min_lr": 0.02}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "max", "threshold_mode": "abs", "threshold": 0.01, "cooldown": 2, "min_lr": 0.02}]
+)
 def test_plateau_equals_torch(settings):
     ours, theirs = pair()
     mine = schedules.ReduceLROnPlateau(ours, patience=2, factor=0.4, **settings)
