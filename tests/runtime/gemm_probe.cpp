@@ -1,0 +1,28 @@
+// A product computed by shares of several workers; `touched` counts how often the epilogue saw each element.
+#include "pequegrad/step.h"
+using namespace pg;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define GEMM(T)                                                                                                            \
+  EXPORT long scratch_##T(long rows, long K) { return gemm_scratch<T>(rows, K); }                                          \
+  EXPORT void gemm_##T(const long* size, const T* a, long a_row, long a_col, const T* b, long b_row, long b_col, T* c,     \
+                       T* scratch, int workers, int* touched) {                                                            \
+    const long M = size[0], N = size[1], K = size[2];                                                                      \
+    for (int w = 0; w < workers; ++w) {                                                                                    \
+      long row_begin, row_end, col_begin, col_end;                                                                         \
+      gemm_share(M, N, w, workers, 1, row_begin, row_end, col_begin, col_end);                                             \
+      gemm<T>(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end,                  \
+              [&](long row, long col, vec<T> sum, long count) {                                                            \
+                store(c + row * N + col, sum, count);                                                                      \
+                for (long i = 0; i < count; ++i) ++touched[row * N + col + i];                                             \
+              });                                                                                                          \
+    }                                                                                                                      \
+  }
+GEMM(f32) GEMM(f64)
+
+EXPORT void shares(long total, long grain, int workers, long* bounds) {
+  for (int w = 0; w < workers; ++w) share(total, grain, w, workers, bounds[2 * w], bounds[2 * w + 1]);
+}
+EXPORT void tile_of(long* out) {
+  out[0] = gemm_tile<f32>::rows, out[1] = gemm_tile<f32>::width, out[2] = gemm_tile<f64>::rows, out[3] = gemm_tile<f64>::width;
+}

@@ -1,0 +1,95 @@
+"""gemm.h against NumPy in float64: every stride order, odd sizes, long sums, shares of several workers."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+SIZES = [
+    (1, 1, 1), (0, 5, 3), (5, 0, 3), (5, 7, 0), (1, 200, 17), (17, 1, 33), (9, 50, 10), (128, 10, 200), (64, 200, 784),
+    (23, 49, 100), (8, 48, 64), (7, 47, 63), (33, 97, 31), (40, 70, 1024), (12, 33, 5000), (3, 4, 9000),
+]  # fmt: skip
+
+
+def scratch_bytes(rows: int, depth: int, itemsize: int, lanes: int, tile_rows: int, width: int) -> int:
+    """The formula that gemm.h documents."""
+    blocks = max(1, -(-depth // (262144 // (width * itemsize))))
+    block = -(-(-(-depth // blocks)) // lanes) * lanes
+    elements = block * width + tile_rows * (block + lanes) + (rows * width if blocks > 1 else 0)
+    return -(-elements * itemsize // 64) * 64
+
+
+def operand(random: np.random.Generator, shape: tuple[int, int], order: str, dtype: type) -> np.ndarray:
+    whole = random.integers(-8, 9, size=(shape[0] + 2, 2 * shape[1] + 3)).astype(dtype) / 8
+    if order == "C":
+        return np.ascontiguousarray(whole[: shape[0], : shape[1]])
+    if order == "F":
+        return np.asfortranarray(whole[: shape[0], : shape[1]])
+    return whole[1 : shape[0] + 1, 2 : 2 + 2 * shape[1] : 2]  # neither stride is one
+
+
+def product(library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    (m, k), n = a.shape, b.shape[1]
+    name = "f32" if a.dtype == np.float32 else "f64"
+    scratch_of = getattr(library, f"scratch_{name}")
+    scratch_of.restype = ctypes.c_long
+    size = scratch_of(ctypes.c_long(m), ctypes.c_long(k))
+    tile = np.zeros(4, np.int64)
+    library.tile_of(ctypes.c_void_p(tile.ctypes.data))
+    rows, width = tile[:2] if name == "f32" else tile[2:]
+    assert size == scratch_bytes(m, k, a.itemsize, library.lanes, int(rows), int(width))
+    guarded = np.full(size + 128, 0xAB, np.uint8)
+    start = -guarded.ctypes.data % 64
+    c, touched = np.full((m, n), np.nan, a.dtype), np.zeros((m, n), np.int32)
+    pointer = [ctypes.c_void_p(x) for x in (a.ctypes.data, b.ctypes.data, c.ctypes.data, guarded.ctypes.data + start)]
+    strides = [ctypes.c_long(s // a.itemsize) for s in (*a.strides, *b.strides)]
+    getattr(library, f"gemm_{name}")(
+        (ctypes.c_long * 3)(m, n, k), pointer[0], *strides[:2], pointer[1], *strides[2:], pointer[2], pointer[3],
+        workers, ctypes.c_void_p(touched.ctypes.data),
+    )  # fmt: skip
+    assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + size :] == 0xAB), "wrote outside its scratch"
+    return c, touched
+
+
+@pytest.fixture
+def library(build, lanes: int) -> ctypes.CDLL:
+    probe = build("gemm_probe")
+    probe.lanes = lanes
+    return probe
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF", "SS"])
+def test_product_equals_numpy_for_every_stride_order(library, orders: str, dtype: type) -> None:
+    random = np.random.default_rng(10)
+    for m, n, k in SIZES:
+        a, b = operand(random, (m, k), orders[0], dtype), operand(random, (k, n), orders[1], dtype)
+        c, touched = product(library, a, b, workers=1)
+        assert np.all(touched == 1), "the epilogue must see each element once"
+        # Multiples of 1/64 of this size add up without rounding in either type.
+        np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64), err_msg=str((m, n, k)))
+
+
+def test_bits_do_not_depend_on_the_shares(library) -> None:
+    random = np.random.default_rng(11)
+    for m, n, k in [(64, 200, 784), (33, 97, 31), (12, 33, 5000)]:
+        a = random.normal(size=(m, k)).astype(np.float32)
+        b = random.normal(size=(n, k)).astype(np.float32).T
+        one, _ = product(library, a, b, workers=1)
+        for workers in (2, 3, 4, 6):
+            many, touched = product(library, a, b, workers)
+            assert np.all(touched == 1)
+            assert np.array_equal(one, many)
+
+
+def test_shares_cover_everything_once(library) -> None:
+    for total in (0, 1, 15, 16, 17, 100, 1001):
+        for grain in (1, 16):
+            for workers in (1, 2, 3, 8, 20):
+                bounds = np.zeros((workers, 2), np.int64)
+                library.shares(ctypes.c_long(total), ctypes.c_long(grain), workers, ctypes.c_void_p(bounds.ctypes.data))
+                covered = [i for begin, end in bounds for i in range(begin, end)]
+                assert covered == list(range(total))
+                assert all(begin % grain == 0 for begin, end in bounds if begin < end)
