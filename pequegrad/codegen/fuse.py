@@ -219,11 +219,8 @@ class Fuser:
         group = self._best_group(item)
         if group is None:
             axes = axes_of(item.shape, ("point",) * len(item.shape))
-            for value in item.inputs:  # a view may need finer axes to be recomputed here
-                refined = refine(axes, self.place(value).root.shape) if self.place(value).root in self.free else None
-                axes = refined if refined is not None else axes
+            self.prepare(axes, item)
             group = self.new_group("map", axes)
-            self._materialise_unreachable(group.axes, item, None)
         self.append(group, item)
         for value in item.inputs:
             producer = self.items.get(self.place(value).root)
@@ -244,7 +241,7 @@ class Fuser:
             if axes is not None and self._fits(group, axes, item, level or "full", (group,)):
                 group.axes = axes
                 item.level = level or "full"
-                self._materialise_unreachable(axes, item, group.tags(item.level))
+                self.prepare(axes, item, group.tags(item.level))
                 return group
         return None
 
@@ -281,7 +278,7 @@ class Fuser:
     def _output_level(item: Item) -> str:
         return "outer" if item.kind == "reduce" else item.level
 
-    def _materialise_unreachable(self, axes: Axes, item: Item, tags: tuple[str, ...] | None) -> None:
+    def prepare(self, axes: Axes, item: Item, tags: tuple[str, ...] | None = None) -> None:
         """Give memory to the free operands of ``item`` that cannot be recomputed along these axes."""
         for value in item.inputs:
             place = self.place(value)
@@ -297,7 +294,7 @@ class Fuser:
             return
         copy = Item(item.kind, item.op, item.params, item.inputs, item.outputs, item.location)
         axes = axes_of(copy.shape, ("point",) * len(copy.shape))
-        self._materialise_unreachable(axes, copy, None)
+        self.prepare(axes, copy)
         self.append(self.new_group("map", axes), copy)
 
     def _try_merge(self, group: Group, other: Group, value: Value) -> None:
@@ -386,7 +383,7 @@ class Fuser:
             group.axes, group.kind = trial, before
         tags = ["inner" if dim in dims else "outer" for dim in range(len(item.shape))]
         axes = axes_of(item.shape, tags)
-        self._materialise_unreachable(axes, item, None)
+        self.prepare(axes, item)
         self.append(self.new_group("row", axes), item)
 
     def _row_axes(self, group: Group, shape: tuple[int, ...], dims: tuple[int, ...]) -> Axes | None:

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable
 
 from ..ops.core import Expression, Op
-from .plan import Access, Accumulate, Axis, Compute, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window, statements
+from .plan import (
+    Access, Accumulate, Compute, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window, statements,
+)  # fmt: skip
 
 MOST_RECOMPUTED = 8
 """Longest chain of cheap applications that every user computes for itself instead of loading."""
@@ -204,6 +206,17 @@ def lane_axis(extents: tuple[int, ...], accesses: Iterable[Access], candidates: 
     return max(votes, key=lambda axis: (votes[axis], axis))
 
 
-def grid_of(kernels: Iterable[Kernel], name: str, extent: int) -> tuple[Axis, ...]:
-    """Return the axis that workers share in a phase of these kernels, for people."""
-    return (Axis(name, extent, "outer"),) if extent > 1 and list(kernels) else ()
+def reads_and_writes(kernel: Kernel) -> tuple[tuple[Access, ...], tuple[Access, ...]]:
+    """Return all accesses of a kernel, those that read and those that write."""
+    found = statements(kernel)
+    reads = tuple(s.access for s in found if isinstance(s, Load))
+    writes = tuple(s.access for s in found if isinstance(s, Store))
+    reads += tuple(access for access, _ in operand_sizes(kernel) if access.buffer >= 0)
+    writes += tuple(access for access, _ in result_sizes(kernel))
+    return reads, writes
+
+
+def buffers_of(kernel: Kernel) -> tuple[int, ...]:
+    """Return the buffers that a kernel touches."""
+    reads, writes = reads_and_writes(kernel)
+    return tuple(dict.fromkeys(access.buffer for access in reads + writes))

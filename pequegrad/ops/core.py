@@ -147,7 +147,7 @@ class Op:
         raise NotImplementedError
 
     @staticmethod
-    def access(shape: tuple[int, ...], strides: tuple[int, ...], offset: int, **params: Any) -> Any:
+    def access(shape: tuple[int, ...], strides: tuple[int, ...], offset: int, /, **params: Any) -> Any:
         """For view ops: (shape, strides, offset) of the result in the input's buffer, in elements; or None."""
         raise NotImplementedError
 

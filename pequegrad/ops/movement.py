@@ -74,7 +74,7 @@ class Reshape(ViewOp):
         return reshape(new, base.shape)
 
     @staticmethod
-    def access(shape: Any, strides: Any, offset: int, **params: Any) -> Any:
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
         new_strides = reshaped_strides(shape, strides, params["shape"])
         return None if new_strides is None else (params["shape"], new_strides, offset)
 
@@ -167,7 +167,7 @@ class Permute(ViewOp):
         return permute(new, tuple(np.argsort(dims).tolist()))
 
     @staticmethod
-    def access(shape: Any, strides: Any, offset: int, **params: Any) -> Any:
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
         dims = params["dims"]
         return tuple(shape[d] for d in dims), tuple(strides[d] for d in dims), offset
 
@@ -222,7 +222,7 @@ class Expand(ViewOp):
         )
 
     @staticmethod
-    def access(shape: Any, strides: Any, offset: int, **params: Any) -> Any:
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
         wanted = params["shape"]
         lead = len(wanted) - len(shape)
         kept = (0 if extent == 1 else stride for extent, stride in zip(shape, strides, strict=True))
@@ -266,7 +266,7 @@ class Detach(ViewOp):
         return new
 
     @staticmethod
-    def access(shape: Any, strides: Any, offset: int, **params: Any) -> Any:
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
         return shape, strides, offset
 
     @staticmethod
@@ -302,7 +302,7 @@ class Copy(Op):
         return (g,)
 
     @staticmethod
-    def access(shape: Any, strides: Any, offset: int, **params: Any) -> Any:
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
         return shape, strides, offset
 
     @staticmethod

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import IndexOutOfRange, ShapeError
-from .core import Family, Op, Sample, TensorSpec, View, as_tensor, bind, normalize_dim
+from .core import Family, Op, Sample, TensorSpec, as_tensor, bind, normalize_dim
 from .movement import Copy, ViewOp, reshape, shape_argument, zeros_like_spec
 from .sharding import Mapped, Replicated, Sharding, shard_aligned
 
@@ -47,7 +47,9 @@ class Slice(ViewOp):
     @staticmethod
     def infer(x: TensorSpec, *, starts: Any, sizes: Any, steps: Any) -> TensorSpec:  # type: ignore[override]
         if not len(starts) == len(sizes) == len(steps) == x.ndim:
-            raise ShapeError(f"slice: starts, sizes and steps must name {x.ndim} dimensions. Got {starts}, {sizes}, {steps}.")
+            raise ShapeError(
+                f"slice: starts, sizes and steps must name {x.ndim} dimensions. Got {starts}, {sizes}, {steps}."
+            )
         for dim, (start, size, step) in enumerate(zip(starts, sizes, steps, strict=True)):
             last = start + (size - 1) * step
             if size < 0 or step == 0 or (size and not (0 <= start < x.shape[dim] and 0 <= last < x.shape[dim])):
@@ -73,7 +75,7 @@ class Slice(ViewOp):
         return bind(SliceUpdate, base, new, starts=starts, sizes=sizes, steps=steps)
 
     @staticmethod
-    def access(shape: Any, strides: Any, offset: int, **params: Any) -> Any:
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
         starts, sizes, steps = params["starts"], params["sizes"], params["steps"]
         if 0 not in sizes:
             offset += sum(start * stride for start, stride in zip(starts, strides, strict=True))

@@ -1,0 +1,393 @@
+"""From the graph to the plan: views become strides, applications become items of groups, groups kernels in phases.
+
+Invariant: whatever this leaves out is refused with NotCompilable, which names the op, the dtype and the user's line.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from ..errors import NotCompilable
+from ..ops.core import REGISTRY, Expression, Family, Reduction, View
+from ..targets import Target
+from ..trace.graph import Graph, Node, Value
+from . import schedule
+from .fuse import Fuser, Group, Item, live
+from .kernels import KernelBuilder
+from .layout import Place, axes_of, contiguous_strides
+from .legalize import legalize
+from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
+from .outputs import Binder, Home
+from .plan import Buffer, Kernel, Layout, Phase, StepPlan
+
+
+def lower(graph: Graph, target: Target, workers: int = 1) -> StepPlan:
+    """Return the plan of ``graph`` for a target: passed buffers first (inputs, then results, in the graph's order).
+
+    ``workers``: how many threads there are; a small step asks for one. Raises NotCompilable.
+    """
+    return _Lowering(graph, target).plan(workers)
+
+
+def memory_report(plan: StepPlan) -> MemoryReport:
+    """Return how well the arena of ``plan`` is used."""
+    lifetimes = [life for life in _lifetimes(plan.phases, plan.buffers) if life is not None]
+    total = sum(aligned(life.nbytes) for life in lifetimes)
+    return MemoryReport(plan.arena_bytes, least_bytes(lifetimes), len(lifetimes), total)
+
+
+class _Lowering:
+    """The state of one lowering."""
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.target = target
+        self._check(graph)
+        self.graph = legalize(graph)
+        self.fuser = Fuser()
+        self.buffers: list[Buffer] = []
+        self._buffer_numbers: dict[Value, int] = {}
+        self._homes: dict[Value, Home] = {}
+
+    def plan(self, workers: int) -> StepPlan:
+        """Run all of it."""
+        self.fuser.inputs = {item.value for item in self.graph.inputs}
+        for node in self.graph.nodes:
+            self._place_node(node)
+        self._homes = Binder(self.fuser, self.graph).bind()
+        slots = self._passed_buffers()
+        levels = self._levels()
+        phases = tuple(Phase(tuple(kernels)) for kernels in self._kernels(levels))
+        buffers, arena_bytes = _with_offsets(phases, self.buffers)
+        plan = StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, 1)
+        count = schedule.workers(plan, workers)
+        return StepPlan(plan.name, plan.buffers, plan.phases, plan.slots, plan.arena_bytes, count)
+
+    def _check(self, graph: Graph) -> None:
+        for node in graph.nodes:
+            where = f"{node.location}: " if node.location is not None else ""
+            if isinstance(node.op.lowering, NotCompilable):
+                raise NotCompilable(f"{where}{node.op.name}: {node.op.lowering.reason}")
+            for value in (*node.inputs, *node.outputs):
+                if value.dtype.name not in self.target.dtypes:
+                    raise NotCompilable(
+                        f"{where}{node.op.name}: target {self.target.name!r} has no {value.dtype.name}. "
+                        f"It has {', '.join(sorted(self.target.dtypes))}."
+                    )
+
+    # --- nodes ----------------------------------------------------------------------------------------------------
+
+    def _place_node(self, node: Node) -> None:
+        lowering = node.op.lowering
+        fuser = self.fuser
+        item = Item("point", node.op, node.params, node.inputs, node.outputs, node.location)
+        if isinstance(lowering, View) and node.op.is_constant:
+            fuser.literals[item.output] = dict(node.params)["value"]
+        elif isinstance(lowering, View):
+            place = fuser.place(node.inputs[0])
+            seen = node.op.access(place.shape, place.strides, place.offset, **dict(node.params))
+            if seen is None:
+                copied = fuser.place(self._copied(node.inputs[0], node))
+                seen = node.op.access(copied.shape, copied.strides, copied.offset, **dict(node.params))
+                place = copied
+            fuser.places[item.output] = Place(place.root, *seen)
+        elif isinstance(lowering, Expression):
+            if fuser.is_free(item):
+                fuser.free[item.output] = item
+            else:
+                fuser.add_point(item)
+        elif isinstance(lowering, Reduction):
+            item.kind = "reduce"
+            fuser.add_reduction(item, dict(node.params)["dims"])
+        elif isinstance(lowering, Family):
+            place_family = _FAMILIES.get(lowering.name)
+            if place_family is None:
+                where = f"{node.location}: " if node.location is not None else ""
+                raise NotCompilable(f"{where}{node.op.name}: kernel family {lowering.name!r} is not there yet")
+            place_family(self, item)
+        else:
+            raise NotCompilable(f"{node.op.name}: its lowering {lowering!r} is unknown")
+
+    def _copied(self, value: Value, origin: Node | Item) -> Value:
+        """Return ``value`` in memory of its own, in row-major order."""
+        copy = Value(value.spec)
+        self.fuser.add_point(Item("copy", REGISTRY["copy"], (), (value,), (copy,), origin.location))
+        return copy
+
+    def _in_memory(self, value: Value, origin: Item, is_contiguous: bool) -> Value:
+        """Return ``value``, or a copy where it is a literal, or strided and ``is_contiguous`` is asked for."""
+        place = self.fuser.place(value)
+        if place.root in self.fuser.literals or (is_contiguous and not place.is_contiguous):
+            return self._copied(value, origin)
+        return value
+
+    def _contract(self, item: Item) -> None:
+        x, y = item.inputs
+        if not x.shape[-1]:
+            self.fuser.literals[item.output] = item.output.dtype.numpy.type(0).item()
+            return
+        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, False) for value in item.inputs)
+        shape = item.output.shape
+        self.fuser.add_anchor(item, "contract", axes_of(shape, (*("batch",) * (len(shape) - 2), "m", "n")))
+
+    def _conv2d(self, item: Item) -> None:
+        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
+        tags = ("n", "c", "s", "s") if item.op.lowering.name != "conv2d_grad_weight" else ("n", "c", "s", "s")
+        self.fuser.add_anchor(item, "conv2d", axes_of(item.output.shape, tags))
+
+    def _window(self, item: Item) -> None:
+        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
+        self.fuser.add_anchor(item, "window", ())
+
+    def _gather(self, item: Item) -> None:
+        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
+        self.fuser.add_anchor(item, "index", ())
+
+    def _scatter_add(self, item: Item) -> None:
+        """Zeros, and then an Index kernel that adds to them where they lie."""
+        zero = Value(item.output.spec)
+        self.fuser.literals[zero] = item.output.dtype.numpy.type(0).item()
+        self._scatter_over(item, zero, item.inputs)
+
+    def _scatter(self, item: Item) -> None:
+        self._scatter_over(item, item.inputs[0], item.inputs[1:])
+
+    def _scatter_over(self, item: Item, base: Value, operands: tuple[Value, ...]) -> None:
+        fuser = self.fuser
+        filled = self._write_part(item, base, fuser.place(item.output))
+        item.kind = "anchor"
+        item.inputs = tuple(self._in_memory(value, item, True) for value in operands)
+        group = fuser.add_anchor(item, "index", ())
+        # Read as written by the anchor alone: the fill is no producer that others could join.
+        fuser.add_edge(live(filled.group), group)
+
+    def _scan(self, item: Item) -> None:
+        item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
+        self.fuser.add_anchor(item, "scan", ())
+
+    def _random(self, item: Item) -> None:
+        """Operands of a draw are the seed and the stream, two numbers."""
+        place = self.fuser.place(item.inputs[0])
+        numbers = []
+        for i in range(2):
+            number = Value(type(item.inputs[0].spec)((), item.inputs[0].dtype))
+            self.fuser.places[number] = Place(place.root, (), (), place.offset + i * place.strides[0])
+            numbers.append(number)
+        item.inputs = tuple(numbers)
+        self.fuser.add_point(item)
+
+    # --- values written in parts ----------------------------------------------------------------------------------
+
+    def _write_part(self, item: Item, value: Value, place: Place) -> Item:
+        """Copy ``value`` to a place inside the root of another value."""
+        part = Value(value.spec)
+        self.fuser.places[part] = place
+        copy = Item("copy", REGISTRY["copy"], (), (value,), (part,), item.location)
+        self.fuser.add_point(copy)
+        return copy
+
+    def _part(self, whole: Value, starts: tuple[int, ...], sizes: tuple[int, ...], steps: tuple[int, ...] | None = None) -> Place:
+        seen = REGISTRY["slice"].access(
+            whole.shape, contiguous_strides(whole.shape), 0, starts=starts, sizes=sizes, steps=steps or (1,) * len(sizes)
+        )
+        return Place(whole, *seen)
+
+    def _concat(self, item: Item) -> None:
+        dim = dict(item.params)["dim"]
+        start = 0
+        for value in item.inputs:
+            if value.spec.size:
+                starts = tuple(start if d == dim else 0 for d in range(len(value.shape)))
+                self._write_part(item, value, self._part(item.output, starts, value.shape))
+            start += value.shape[dim]
+
+    def _pad(self, item: Item) -> None:
+        params = dict(item.params)
+        (x,) = item.inputs
+        if x.spec.size:
+            self._write_part(item, x, self._part(item.output, params["lo"], x.shape))
+        self._write_around(item, params["lo"], x.shape, None, params["value"])
+
+    def _slice_update(self, item: Item) -> None:
+        params = dict(item.params)
+        base, new = item.inputs
+        starts, sizes, steps = params["starts"], params["sizes"], params["steps"]
+        if not new.spec.size:
+            self.fuser.places[item.output] = self.fuser.place(base)
+            return
+        target = self._part(item.output, starts, sizes, steps)
+        if all(abs(step) == 1 or size == 1 for step, size in zip(steps, sizes, strict=True)):
+            lows = tuple(
+                start + (size - 1) * step if step < 0 else start for start, size, step in zip(starts, sizes, steps, strict=True)
+            )
+            self._write_part(item, new, target)
+            self._write_around(item, lows, sizes, base, None)
+            return
+        copied = self._write_part(item, base, self.fuser.place(item.output))
+        part = Value(new.spec)
+        self.fuser.places[part] = target
+        written = Item("copy", REGISTRY["copy"], (), (self._ready(new, item),), (part,), item.location)
+        self._append_after(written, live(copied.group))
+
+    def _ready(self, value: Value, item: Item) -> Value:
+        return value if self.fuser.place(value).root not in self.fuser.literals else self._copied(value, item)
+
+    def _append_after(self, item: Item, before: Group) -> None:
+        fuser = self.fuser
+        axes = axes_of(item.shape, ("point",) * len(item.shape))
+        fuser.prepare(axes, item)
+        group = fuser.new_group("map", axes)
+        fuser.append(group, item)
+        fuser.add_edge(before, group)
+
+    def _write_around(
+        self, item: Item, starts: tuple[int, ...], sizes: tuple[int, ...], base: Value | None, fill: Any
+    ) -> None:
+        """Write what surrounds a box of the item's result, from ``base`` or a number, as boxes that do not overlap."""
+        whole = item.output
+        for dim, extent in enumerate(whole.shape):
+            for low, high in ((0, starts[dim]), (starts[dim] + sizes[dim], extent)):
+                if low == high:
+                    continue
+                at = tuple(starts[d] if d < dim else low if d == dim else 0 for d in range(len(sizes)))
+                box = tuple(sizes[d] if d < dim else high - low if d == dim else whole.shape[d] for d in range(len(sizes)))
+                if not all(box):
+                    continue
+                part = Value(type(whole.spec)(box, whole.dtype))
+                if base is None:
+                    self.fuser.literals[part] = fill
+                else:
+                    seen = self.fuser.place(base)
+                    steps = (1,) * len(box)
+                    seen_part = REGISTRY["slice"].access(seen.shape, seen.strides, seen.offset, starts=at, sizes=box, steps=steps)
+                    self.fuser.places[part] = Place(seen.root, *seen_part)
+                self._write_part(item, part, self._part(whole, at, box))
+
+    # --- phases ---------------------------------------------------------------------------------------------------
+
+    def _levels(self) -> list[list[Group]]:
+        """Return the groups of each phase: as early as their edges allow, updates of states together at the end."""
+        level: dict[Group, int] = {}
+        groups = self.fuser.live_groups()
+        for group in groups:
+            stack = [group]
+            while stack:
+                top = stack[-1]
+                waiting = [p for p in map(live, top.predecessors) if p not in level]
+                if waiting:
+                    stack.extend(waiting)
+                    continue
+                level[top] = 1 + max((level[live(p)] for p in top.predecessors), default=-1)
+                stack.pop()
+        last = max(level.values(), default=-1)
+        followed = {live(p) for group in groups for p in group.predecessors}
+        result: list[list[Group]] = [[] for _ in range(last + 1)]
+        for group in groups:
+            is_update = group.kind == "map" and group not in followed and self._writes_state(group)
+            result[last if is_update else level[group]].append(group)
+        return [groups for groups in result if groups]
+
+    def _writes_state(self, group: Group) -> bool:
+        return any(self._homes.get(item.output, ("",))[0] == "input" for item in group.items)
+
+    # --- buffers --------------------------------------------------------------------------------------------------
+
+    def _passed_buffers(self) -> tuple[int, ...]:
+        written = {position for kind, position in self._homes.values() if kind == "input"}
+        for i, item in enumerate(self.graph.inputs):
+            self._add_buffer(item.value, item.name, item.role, i, i in written)
+        numbers = {}
+        for i, output in enumerate(self.graph.outputs):
+            if output.role == "result":
+                numbers[i] = self._add_buffer(Value(output.value.spec), output.name, "result", len(self.buffers), True)
+        for root, (kind, position) in self._homes.items():
+            self._buffer_numbers[root] = position if kind == "input" else numbers[position]
+        return tuple(range(len(self.buffers)))
+
+    def _add_buffer(self, value: Value, name: str, scope: str, slot: int = -1, is_written: bool = False) -> int:
+        layout = Layout(tuple(range(len(value.shape))))
+        self.buffers.append(Buffer(name, value.shape, value.dtype, layout, scope, slot, is_written=is_written))
+        self._buffer_numbers[value] = len(self.buffers) - 1
+        return len(self.buffers) - 1
+
+    def _buffer_of(self, root: Value) -> int:
+        found = self._buffer_numbers.get(root)
+        return self._add_buffer(root, f"v{len(self.buffers)}", "arena") if found is None else found
+
+    # --- kernels --------------------------------------------------------------------------------------------------
+
+    def _kernels(self, levels: list[list[Group]]) -> list[list[Kernel]]:
+        stored = set(self._homes) | set(self.fuser.writers)
+        for groups in levels:
+            for group in groups:
+                for item in group.items:
+                    stored.update(root for root, _, _ in self.fuser.reads(group, item))
+        late = {root for root, (kind, _) in self._homes.items() if kind == "input"}
+        counter = itertools.count()
+        phases = []
+        for groups in levels:
+            kernels = []
+            for group in groups:
+                name = f"{group.kind}{next(counter)}_{_title(group)}"
+                builder = KernelBuilder(
+                    self.fuser, group, name, self._buffer_of, stored.__contains__, late.__contains__
+                )
+                kernels.append(builder.build())
+            phases.append(kernels)
+        return phases
+
+
+def _title(group: Group) -> str:
+    """Return up to three ops of a group, the anchor's first."""
+    names = [item.op.name for item in group.items if item.kind != "copy"] or ["copy"]
+    if len(names) > 3:
+        reductions = [item.op.name for item in group.items if item.kind in ("reduce", "anchor")]
+        names = [*dict.fromkeys(reductions), names[-1]][-3:]
+    return "_".join(names)
+
+
+_FAMILIES = {
+    "contract": _Lowering._contract,
+    "conv2d": _Lowering._conv2d,
+    "conv2d_grad_input": _Lowering._conv2d,
+    "conv2d_grad_weight": _Lowering._conv2d,
+    "max_pool2d": _Lowering._window,
+    "window_take": _Lowering._window,
+    "window_put": _Lowering._window,
+    "avg_pool2d": _Lowering._window,
+    "avg_pool2d_grad": _Lowering._window,
+    "gather": _Lowering._gather,
+    "scatter_add": _Lowering._scatter_add,
+    "scan": _Lowering._scan,
+    "random": _Lowering._random,
+    "concat": _Lowering._concat,
+    "pad": _Lowering._pad,
+    "slice_update": _Lowering._slice_update,
+}
+
+
+def _lifetimes(phases: tuple[Phase, ...], buffers: Any) -> list[Lifetime | None]:
+    """Return when each buffer of the arena is alive; None for passed ones and those that nobody uses."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for number, phase in enumerate(phases):
+        for kernel in phase.kernels:
+            for buffer in schedule.buffers_of(kernel):
+                first.setdefault(buffer, number)
+                last[buffer] = number
+    return [
+        Lifetime(buffer.nbytes, first[i], last[i]) if buffer.scope == "arena" and i in first else None
+        for i, buffer in enumerate(buffers)
+    ]
+
+
+def _with_offsets(phases: tuple[Phase, ...], buffers: list[Buffer]) -> tuple[tuple[Buffer, ...], int]:
+    lifetimes = _lifetimes(phases, buffers)
+    numbers = [i for i, lifetime in enumerate(lifetimes) if lifetime is not None]
+    offsets, arena_bytes = assign_offsets([lifetime for lifetime in lifetimes if lifetime is not None])
+    placed = dict(zip(numbers, offsets, strict=True))
+    result = []
+    for i, b in enumerate(buffers):
+        offset = placed.get(i, 0 if b.scope == "arena" else -1)
+        result.append(Buffer(b.name, b.shape, b.dtype, b.layout, b.scope, b.slot, offset, b.is_written))
+    return tuple(result), arena_bytes

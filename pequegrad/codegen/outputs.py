@@ -1,0 +1,146 @@
+"""Where the values that leave a step are written: new arrays for results, the states themselves for updates.
+
+Invariant: a state is written only after everybody has read its old value, and after every kernel that may fail; where a
+value cannot be computed in place under that rule, it goes through memory of its own and is copied at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..ops.core import REGISTRY
+from ..trace.graph import Graph, Output, Value
+from .fuse import Fuser, Group, Item, live
+from .layout import axes_of, row_major, strides_over
+
+Home = tuple[str, int]
+"""("input", position) or ("result", position among all outputs): the passed buffer that a value lives in."""
+
+
+@dataclass(slots=True)
+class Binder:
+    """Gives homes to the outputs of a graph, adding copies where a value cannot live there itself."""
+
+    fuser: Fuser
+    graph: Graph
+    homes: dict[Value, Home] = field(default_factory=dict)
+    _readers: dict[Value, list[Group]] = field(default_factory=dict)
+    _updated: set[Value] = field(default_factory=set)
+    _fallible: list[Group] = field(default_factory=list)
+
+    def bind(self) -> dict[Value, Home]:
+        """Return the home of each value that has one."""
+        updates = [
+            output
+            for output in self.graph.outputs
+            if output.role == "update" and output.target is not None and not self._is_itself(output) and output.value.spec.size
+        ]
+        self._updated = {output.target for output in updates if output.target is not None}
+        self._bind_results({self.fuser.place(output.value).root for output in updates})
+        self._find_readers()
+        self._fallible = [group for group in self.fuser.live_groups() if group.kind == "index"]
+        positions = {item.value: i for i, item in enumerate(self.graph.inputs)}
+        for output in updates:
+            assert output.target is not None
+            self._bind_update(output, output.target, ("input", positions[output.target]))
+        return self.homes
+
+    def _is_itself(self, output: Output) -> bool:
+        place = self.fuser.place(output.value)
+        return place.root is output.target and place.is_whole
+
+    def _bind_results(self, reserved: set[Value]) -> None:
+        for i, output in enumerate(self.graph.outputs):
+            if output.role != "result" or not output.value.spec.size:
+                continue
+            place = self.fuser.place(output.value)
+            is_made = bool(self.fuser.producers(place.root)) and place.root not in self.fuser.free
+            if is_made and place.is_whole and place.root not in reserved and place.root not in self.homes:
+                self.homes[place.root] = ("result", i)
+                continue
+            copy = self._copy_of(output.value)
+            self.homes[copy.output] = ("result", i)
+            self.fuser.add_point(copy)
+
+    def _copy_of(self, value: Value) -> Item:
+        return Item("copy", REGISTRY["copy"], (), (value,), (Value(value.spec),))
+
+    def _find_readers(self) -> None:
+        for group in self.fuser.live_groups():
+            for item in group.items:
+                for root, _, _ in self.fuser.reads(group, item):
+                    if root in self._updated:
+                        readers = self._readers.setdefault(root, [])
+                        if group not in readers:
+                            readers.append(group)
+
+    # --- updates --------------------------------------------------------------------------------------------------
+
+    def _bind_update(self, output: Output, target: Value, home: Home) -> None:
+        fuser = self.fuser
+        place = fuser.place(output.value)
+        writer = fuser.items.get(place.root)
+        if writer is not None and place.root not in fuser.free and place.is_whole and place.root not in self.homes:
+            group = live(writer.group)
+            if self._may_overwrite(group, writer, target):
+                self.homes[place.root] = home
+                self._order(group, target)
+                return
+        value = output.value
+        if self._reads_a_state(value, target):
+            copy = self._copy_of(value)
+            self._append_map(copy)
+            value = copy.output
+        copy = self._copy_of(value)
+        self.homes[copy.output] = home
+        self._order(self._append_map(copy), target)
+
+    def _append_map(self, item: Item) -> Group:
+        fuser = self.fuser
+        axes = axes_of(item.shape, ("point",) * len(item.shape))
+        fuser.prepare(axes, item)
+        group = fuser.new_group("map", axes)
+        fuser.append(group, item)
+        for root, _, _ in fuser.reads(group, item):
+            if root in self._updated:
+                self._readers.setdefault(root, []).append(group)
+        return group
+
+    def _reads_a_state(self, value: Value, target: Value) -> bool:
+        """Whether a plain copy of ``value`` into ``target`` would read a state that this step overwrites, elsewhere."""
+        fuser = self.fuser
+        place = fuser.place(value)
+        if place.root in fuser.free:
+            probe = self._copy_of(value)
+            axes = axes_of(probe.shape, ("point",) * len(probe.shape))
+            group = Group(-1, "map", axes)
+            return any(
+                root in self._updated and (root is not target or offset or strides != row_major(axes))
+                for root, strides, offset in fuser.reads(group, probe)
+            )
+        return place.root in self._updated
+
+    def _may_overwrite(self, group: Group, writer: Item, target: Value) -> bool:
+        if any(group is fallible or fallible.depends_on(group) for fallible in self._fallible):
+            return False
+        for reader in self._readers.get(target, ()):
+            reader = live(reader)
+            if reader is not group and reader.depends_on(group):
+                return False
+        if writer.kind == "anchor" and group.kind not in ("contract", "conv2d"):
+            return False
+        is_row = writer.kind == "reduce" or writer.level == "outer"
+        tags = ("outer",) if is_row else None
+        stored = strides_over(group.axes, writer.output.shape, self.fuser.place(writer.output).strides, tags)
+        for item in group.items:
+            for root, strides, offset in self.fuser.reads(group, item):
+                if root is target and (strides != stored or offset):
+                    return False
+        return True
+
+    def _order(self, group: Group, target: Value) -> None:
+        for reader in self._readers.get(target, ()):
+            if live(reader) is not group:
+                self.fuser.add_edge(live(reader), group)
+        for fallible in self._fallible:
+            self.fuser.add_edge(fallible, group)

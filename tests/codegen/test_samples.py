@@ -1,0 +1,33 @@
+"""Every op of the registry, lowered alone: its plan gives what its own NumPy evaluation gives."""
+
+from __future__ import annotations
+
+import pytest
+from tests.codegen.tracing import check_plan, one_op
+
+import pequegrad  # noqa: F401 - registers all ops
+from pequegrad import targets
+from pequegrad.codegen.lower import lower
+from pequegrad.errors import NotCompilable
+from pequegrad.ops.core import REGISTRY
+
+NO_KERNEL = {"scatter"}  # of two writes to one place the later stays: no kernel family does that yet
+
+CASES = [
+    pytest.param(name, sample, id=f"{name}-{i}")
+    for name, op in sorted(REGISTRY.items())
+    if op.__module__.startswith("pequegrad.")
+    for i, sample in enumerate(op.samples())
+]
+
+
+@pytest.mark.parametrize(("name", "sample"), CASES)
+def test_plan_of_one_op_gives_what_numpy_gives(name, sample):
+    traced = one_op(name, sample.arrays, dict(sample.params))
+    if isinstance(REGISTRY[name].lowering, NotCompilable) or name in NO_KERNEL:
+        with pytest.raises(NotCompilable, match=name):
+            lower(traced.graph, targets.get("cpp"))
+        return
+    check_plan(traced, name)
+
+

@@ -1,0 +1,98 @@
+"""What the tests of passes and plans share: tracing a function, and running its graph and its plan on the same arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pequegrad import targets
+from pequegrad.codegen.interpret import allocate, run_plan
+from pequegrad.codegen.lower import lower
+from pequegrad.codegen.plan import StepPlan
+from pequegrad.ops.core import REGISTRY, use_interpreter
+from pequegrad.tensor import Tensor
+from pequegrad.trace.graph import Graph, GraphBuilder, Output
+from pequegrad.trace.interpreter import run_graph
+from pequegrad.trace.tracer import Tracer
+
+
+@dataclass
+class Traced:
+    """A graph, and one array for each of its inputs."""
+
+    graph: Graph
+    arrays: list[np.ndarray]
+
+
+def trace(function: Callable[..., Any], *arrays: np.ndarray) -> Traced:
+    """Record ``function(*tensors)``; its results leave, and states that it changed are updated."""
+    tracer = Tracer("step")
+    with use_interpreter(tracer):
+        arguments = [tracer.add_argument(Tensor(array), f"x{i}") for i, array in enumerate(arrays)]
+        results = function(*arguments)
+        results = results if isinstance(results, tuple) else (results,)
+        values = [tracer.value_of(result) for result in results]
+    builder = tracer.builder
+    builder.outputs += [Output(value, "result", f"result{i}") for i, value in enumerate(values)]
+    for slot in tracer.slots.values():
+        if slot.current is not slot.initial:
+            builder.outputs.append(Output(slot.current, "update", f"update{len(builder.outputs)}", slot.initial))
+    given = iter(arrays)
+    inputs = []
+    for item, source in zip(builder.inputs, tracer.sources, strict=True):
+        if item.role == "argument":
+            inputs.append(np.asarray(next(given)))
+        elif item.role == "scalar":
+            inputs.append(np.asarray(source.owner[source.key], np.float64))
+        elif item.role == "constant":
+            inputs.append(source.array)
+        else:
+            inputs.append(np.array(source.tensor.array))
+    return Traced(builder.build(), inputs)
+
+
+def one_op(name: str, arrays: tuple[np.ndarray, ...], params: dict[str, Any], role: str = "argument") -> Traced:
+    """Return the graph of a single application whose results all leave."""
+    builder = GraphBuilder()
+    tensors = [Tensor(array) for array in arrays]
+    values = [builder.add_input(tensor.spec, role, f"x{i}") for i, tensor in enumerate(tensors)]
+    for i, value in enumerate(builder.apply(REGISTRY[name], values, params)):
+        builder.outputs.append(Output(value, "result", f"result{i}"))
+    return Traced(builder.build(), [tensor.array for tensor in tensors])
+
+
+def run_lowered(plan: StepPlan, graph: Graph, arrays: list[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+    """Run a plan; return one array per output of the graph."""
+    passed = allocate(plan, arrays)
+    run_plan(plan, passed, seed=seed)
+    results = iter(passed[len(graph.inputs) :])
+    positions = {item.value: i for i, item in enumerate(graph.inputs)}
+    return [next(results) if output.role == "result" else passed[positions[output.target]] for output in graph.outputs]
+
+
+def compare(expected: list[np.ndarray], got: list[np.ndarray], what: str, rtol: float = 1e-12) -> None:
+    """Fail where two lists of arrays differ by more than ``rtol`` of the largest element."""
+    assert len(expected) == len(got)
+    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
+        assert a.shape == b.shape and a.dtype == b.dtype, f"{what}: output {i} is {b.dtype}{b.shape}, not {a.dtype}{a.shape}"
+        if a.dtype.kind in "biu":
+            np.testing.assert_array_equal(b, a, err_msg=f"{what}: output {i}")
+            continue
+        tolerance = rtol if a.dtype.itemsize == 8 else max(rtol, 3e-6 if a.dtype.itemsize == 4 else 3e-2)
+        wide = np.abs(a[np.isfinite(a)].astype(np.float64))
+        scale = max(1.0, float(wide.max(initial=0.0)))
+        np.testing.assert_allclose(
+            b.astype(np.float64), a.astype(np.float64), rtol=tolerance, atol=tolerance * scale, err_msg=f"{what}: output {i}"
+        )
+
+
+def check_plan(traced: Traced, what: str = "plan", workers: int = 2) -> StepPlan:
+    """Lower a graph, and fail unless its plan gives what the graph gives. Return the plan."""
+    plan = lower(traced.graph, targets.get("cpp"), workers)
+    expected = run_graph(traced.graph, traced.arrays)
+    for seed in range(2):
+        compare(expected, run_lowered(plan, traced.graph, traced.arrays, seed), what)
+    return plan
