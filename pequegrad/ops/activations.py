@@ -13,7 +13,7 @@ from ..errors import ShapeError
 from .core import as_tensor, normalize_dim, operands
 from .elementwise import abs as absolute
 from .elementwise import where
-from .selection import clamp, minimum
+from .selection import minimum
 from .transcendental import erf, exp, expm1, log, log1p, sigmoid, tanh
 
 
@@ -24,14 +24,15 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
 
 
 def relu6(x: Any) -> Any:
-    """Return ``x`` limited to [0, 6]."""
-    return clamp(x, 0, 6)
+    """Return ``x`` limited to [0, 6]; its gradient is zero at both ends, as in torch."""
+    x = as_tensor(x)
+    return where(x <= 0, 0, where(x >= 6, 6, x))
 
 
 def elu(x: Any, alpha: float = 1.0) -> Any:
     """Return ``x`` where it is positive, else ``alpha * (exp(x) - 1)`` (Clevert et al. 2015)."""
     (x,) = operands(x, kind="float", who="elu")
-    return where(x > 0, x, alpha * expm1(minimum(x, 0.0)))
+    return where(x > 0, x, alpha * expm1(where(x > 0, 0.0, x)))
 
 
 def gelu(x: Any, approximate: str = "none") -> Any:
@@ -54,7 +55,7 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """Return log(1 + exp(beta * x)) / beta, and ``x`` itself where beta * x is above ``threshold``."""
     (x,) = operands(x, kind="float", who="softplus")
     scaled = x if beta == 1 else x * beta
-    curved = log1p(exp(minimum(scaled, float(threshold))))
+    curved = log1p(exp(where(scaled > threshold, float(threshold), scaled)))
     return where(scaled > threshold, x, curved if beta == 1 else curved / beta)
 
 

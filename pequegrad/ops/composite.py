@@ -12,10 +12,32 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError
 from . import (
-    activations, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining, layers, losses,
-    pooling, power, random, reduction, rounding, scan, selection, slicing, statistics, transcendental, views, window,
+    activations,
+    bits,
+    comparison,
+    contraction,
+    creation,
+    division,
+    elementwise,
+    gathering,
+    indexing,
+    joining,
+    layers,
+    losses,
+    pooling,
+    power,
+    random,
+    reduction,
+    rounding,
+    scan,
+    selection,
+    slicing,
+    statistics,
+    transcendental,
+    views,
+    window,
 )  # fmt: skip
-from .core import REGISTRY, as_tensor, is_tensor
+from .core import REGISTRY, as_tensor, context, is_tensor
 
 MODULES = (
     activations, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining, layers, losses,
@@ -119,12 +141,7 @@ OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
 """Python's operators: name without underscores → (function, whether there is a reflected form)."""
 
 # Methods of which torch has a form with a trailing underscore.
-_IN_PLACE_NAMES = """
-    add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow neg negative abs absolute sign
-    exp expm1 log log1p sqrt rsqrt square reciprocal sin cos tanh sigmoid erf floor ceil trunc round clamp clip relu
-    eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not
-    lerp addcmul addcdiv addmm tril triu cumsum masked_fill index_add index_copy index_fill index_put scatter scatter_add
-""".split()
+_IN_PLACE_NAMES = ["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "pow", "neg", "negative", "abs", "absolute", "sign", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "ceil", "trunc", "round", "clamp", "clip", "relu", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "lerp", "addcmul", "addcdiv", "addmm", "tril", "triu", "cumsum", "masked_fill", "index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add"]
 
 _FILLS: dict[str, Callable[..., Any]] = {
     "uniform_": random.uniform_values,
@@ -135,11 +152,13 @@ _FILLS: dict[str, Callable[..., Any]] = {
 
 
 def _fitting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` with a check that its result fits into the tensor that it is to replace."""
+    """Return ``function`` on the old elements of a tensor, with a check that its result fits into that tensor."""
     order = ("bool", "int", "float")
 
     def compute(x: Any, *arguments: Any, **options: Any) -> Any:
-        result = function(x, *arguments, **options)
+        # The gradient may need the old elements, which are about to be overwritten.
+        source = x.clone() if context.is_grad_enabled and x.requires_grad else x
+        result = function(source, *arguments, **options)
         if result.shape != x.shape:
             raise ShapeError(f"{name}: a result of shape {result.shape} does not fit into a tensor of shape {x.shape}.")
         if order.index(result.dtype.kind) > order.index(x.dtype.kind):

@@ -36,14 +36,18 @@ class Matmul(Op):
         """
         x, other = as_tensor(x), as_tensor(other)
         if not x.ndim or not other.ndim:
-            raise ShapeError(f"matmul: operands must have at least 1 dimension. Got {x.shape} and {other.shape}. Use *.")
+            raise ShapeError(
+                f"matmul: operands must have at least 1 dimension. Got {x.shape} and {other.shape}. Use *."
+            )
         if x.shape[-1] != other.shape[-2 if other.ndim > 1 else 0]:
             raise ShapeError(
                 f"matmul: the last extent of {x.shape} must equal the last but one of {other.shape}. "
                 f"Got {x.shape[-1]} and {other.shape[-2 if other.ndim > 1 else 0]}. Try .mT on one of them."
             )
         if x.dtype is not other.dtype or x.dtype is bool_:
-            raise DTypeError(f"matmul: both operands need one numeric dtype. Got {x.dtype.name} and {other.dtype.name}. Use .to(dtype).")
+            raise DTypeError(
+                f"matmul: both operands need one numeric dtype. Got {x.dtype.name} and {other.dtype.name}. Use .to(dtype)."
+            )
         rows = unsqueeze(x, 0) if x.ndim == 1 else x
         columns = unsqueeze(other, 1) if other.ndim == 1 else other
         if columns.ndim == 2 and rows.ndim > 2:
@@ -95,7 +99,10 @@ class Matmul(Op):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4), np.linspace(0, 2, 20, dtype=np.float32).reshape(1, 4, 5)
+        x, y = (
+            np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4),
+            np.linspace(0, 2, 20, dtype=np.float32).reshape(1, 4, 5),
+        )
         return [
             Sample((x, y), (), lambda torch, a, b: a @ b, (0, 1)),
             Sample((x[0], y[0]), (), lambda torch, a, b: a @ b, (0, 1)),
@@ -144,7 +151,9 @@ def addmm(bias: Any, x: Any, other: Any, *, beta: float = 1, alpha: float = 1) -
 def _with_ndims(x: Any, other: Any, ndims: tuple[int, int], who: str) -> tuple[Any, Any]:
     x, other = as_tensor(x), as_tensor(other)
     if (x.ndim, other.ndim) != ndims:
-        raise ShapeError(f"{who}: expected {ndims[0]} and {ndims[1]} dimensions. Got shapes {x.shape} and {other.shape}.")
+        raise ShapeError(
+            f"{who}: expected {ndims[0]} and {ndims[1]} dimensions. Got shapes {x.shape} and {other.shape}."
+        )
     return x, other
 
 

@@ -21,7 +21,7 @@ from .slicing import narrow, slice_
 
 def check_range(index: Any, extent: int, dim: int, who: str) -> None:
     """Raise IndexOutOfRange that names the first index outside [0, extent)."""
-    if index.size and not (0 <= int(index.min()) and int(index.max()) < extent):
+    if index.size and not (int(index.min()) >= 0 and int(index.max()) < extent):
         wrong = index[(index < 0) | (index >= extent)].reshape(-1)[0]
         raise IndexOutOfRange(
             f"{who}: index {int(wrong)} is out of range for dimension {dim} of extent {extent}: expected 0 <= index < {extent}."
@@ -124,7 +124,9 @@ class ScatterAdd(Op):
     def call(x: Any, dim: int, index: Any, src: Any) -> Any:
         """Return ``x`` with the elements of ``src`` added at ``index`` along ``dim`` (torch.scatter_add)."""
         x, index, src = _scatter_arguments(x, dim, index, src, "scatter_add")
-        return x + bind(ScatterAdd, src, index, dim=normalize_dim(dim, x.ndim, "scatter_add"), aligned=True, shape=x.shape)
+        return x + bind(
+            ScatterAdd, src, index, dim=normalize_dim(dim, x.ndim, "scatter_add"), aligned=True, shape=x.shape
+        )
 
     @staticmethod
     def infer(x: TensorSpec, index: TensorSpec, *, dim: int, aligned: bool, shape: Any) -> TensorSpec:  # type: ignore[override]
@@ -219,8 +221,12 @@ class Scatter(Op):
         base, x, index = np.zeros((4, 2), np.float32), np.arange(4, dtype=np.float32).reshape(2, 2), np.array([2, 0])
         along = np.array([[1, 0], [0, 1]])
         return [
-            Sample((base, x, index), (("dim", 0), ("aligned", False)), lambda torch, b, t, i: b.index_copy(0, i, t), (0, 1)),
-            Sample((base, x, along), (("dim", 1), ("aligned", True)), lambda torch, b, t, i: b.scatter(1, i, t), (0, 1)),
+            Sample(
+                (base, x, index), (("dim", 0), ("aligned", False)), lambda torch, b, t, i: b.index_copy(0, i, t), (0, 1)
+            ),
+            Sample(
+                (base, x, along), (("dim", 1), ("aligned", True)), lambda torch, b, t, i: b.scatter(1, i, t), (0, 1)
+            ),
         ]
 
 
@@ -244,7 +250,9 @@ def index_select(x: Any, dim: int, index: Any) -> Any:
     x, index = as_tensor(x), as_index(index, "index_select")
     if index.ndim > 1:
         raise ShapeError(f"index_select: index must be a vector. Got shape {index.shape}.")
-    return bind(Gather, x, reshape(index, (index.spec.size,)), dim=normalize_dim(dim, x.ndim, "index_select"), aligned=False)
+    return bind(
+        Gather, x, reshape(index, (index.spec.size,)), dim=normalize_dim(dim, x.ndim, "index_select"), aligned=False
+    )
 
 
 def take(x: Any, index: Any) -> Any:
@@ -273,7 +281,9 @@ def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) ->
     x, index = as_tensor(x), as_index(index, "index_add")
     source = as_tensor(source, x.dtype).to(x.dtype)
     source = source if alpha == 1 else source * alpha
-    return x + bind(ScatterAdd, source, index, dim=normalize_dim(dim, x.ndim, "index_add"), aligned=False, shape=x.shape)
+    return x + bind(
+        ScatterAdd, source, index, dim=normalize_dim(dim, x.ndim, "index_add"), aligned=False, shape=x.shape
+    )
 
 
 def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
@@ -339,8 +349,8 @@ class Sort(Op):
         x = np.float32([[3, 1, np.nan, 1], [-np.inf, 0, np.inf, 2]])
         upward, downward = (("dim", 1), ("descending", False)), (("dim", 0), ("descending", True))
         return [
-            Sample((x,), upward, lambda torch, t: torch.sort(t, 1, stable=True), (0,)),
-            Sample((x,), downward, lambda torch, t: torch.sort(t, 0, descending=True, stable=True), (0,)),
+            Sample((x,), upward, lambda torch, t: torch.sort(t, dim=1, stable=True), (0,)),
+            Sample((x,), downward, lambda torch, t: torch.sort(t, dim=0, descending=True, stable=True), (0,)),
         ]
 
 
@@ -357,6 +367,8 @@ def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tru
     x = as_tensor(x)
     extent = x.shape[normalize_dim(dim, x.ndim, "topk")] if x.ndim else 1
     if not 0 <= k <= extent:
-        raise IndexOutOfRange(f"topk: k must lie in [0, {extent}], the extent of dimension {dim} of {x.shape}. Got {k}.")
+        raise IndexOutOfRange(
+            f"topk: k must lie in [0, {extent}], the extent of dimension {dim} of {x.shape}. Got {k}."
+        )
     values, indices = sort(x, dim, descending=largest)
     return (narrow(values, dim, 0, k), narrow(indices, dim, 0, k)) if x.ndim else (values, indices)

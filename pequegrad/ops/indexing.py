@@ -151,7 +151,9 @@ def _as_item(item: Any) -> Any:
     if isinstance(item, np.ndarray) or is_tensor(item):
         tensor = as_tensor(item)
         return tensor if tensor.dtype is bool_ else as_index(tensor, "index")
-    raise DTypeError(f"an index must be an int, slice, None, ..., mask or integer array. Got {type(item).__name__}: {item!r}.")
+    raise DTypeError(
+        f"an index must be an int, slice, None, ..., mask or integer array. Got {type(item).__name__}: {item!r}."
+    )
 
 
 def _consumes(item: Any) -> int:
@@ -283,7 +285,9 @@ def one_hot(x: Any, num_classes: int = -1) -> Any:
         least, most = (int(array.min()), int(array.max())) if array.size else (0, -1)
         count = most + 1 if num_classes == -1 else num_classes
         if least < 0 or most >= count:
-            raise IndexOutOfRange(f"one_hot: class {least if least < 0 else most} is out of range: expected 0 <= class < {count}.")
+            raise IndexOutOfRange(
+                f"one_hot: class {least if least < 0 else most} is out of range: expected 0 <= class < {count}."
+            )
         num_classes = count
     elif num_classes == -1:
         raise TraceError("one_hot: num_classes=-1 reads the data, which a traced function cannot. Pass num_classes.")

@@ -66,7 +66,9 @@ class Concat(Op):
     @staticmethod
     def samples() -> list[Sample]:
         x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 1), np.float32)
-        return [Sample((x, y, x), (("dim", 1), ("sizes", (3, 1, 3))), lambda torch, *parts: torch.cat(parts, 1), (0, 1, 2))]
+        return [
+            Sample((x, y, x), (("dim", 1), ("sizes", (3, 1, 3))), lambda torch, *parts: torch.cat(parts, 1), (0, 1, 2))
+        ]
 
 
 cat = Concat.call
@@ -79,7 +81,9 @@ def stack(tensors: Any, dim: int = 0) -> Any:
         raise ShapeError("stack: expected at least one tensor. Got none.")
     for i, tensor in enumerate(tensors):
         if tensor.shape != tensors[0].shape:
-            raise ShapeError(f"stack: tensor {i} must have shape {tensors[0].shape}, as tensor 0 has. Got {tensor.shape}.")
+            raise ShapeError(
+                f"stack: tensor {i} must have shape {tensors[0].shape}, as tensor 0 has. Got {tensor.shape}."
+            )
     place = normalize_dim(dim, tensors[0].ndim + 1, "stack")
     return cat([unsqueeze(tensor, place) for tensor in tensors], place)
 

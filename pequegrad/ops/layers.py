@@ -32,7 +32,9 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
             f"Got {x.shape}. Try .flatten(1) on the input."
         )
     if x.dtype is not weight.dtype:
-        raise DTypeError(f"linear: input and weight need one dtype. Got {x.dtype.name} and {weight.dtype.name}. Use .to(dtype).")
+        raise DTypeError(
+            f"linear: input and weight need one dtype. Got {x.dtype.name} and {weight.dtype.name}. Use .to(dtype)."
+        )
     result = matmul(x, transpose(weight, 0, 1) if weight.ndim == 2 else weight)
     return result if bias is None else result + bias
 
@@ -76,7 +78,9 @@ def batch_norm(
     named = (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias))
     for name, value in named:
         if value is not None and tuple(value.shape) != (channels,):
-            raise ShapeError(f"batch_norm: {name} must have shape ({channels},) to match input {x.shape}. Got {tuple(value.shape)}.")
+            raise ShapeError(
+                f"batch_norm: {name} must have shape ({channels},) to match input {x.shape}. Got {tuple(value.shape)}."
+            )
 
     def per_channel(value: Any) -> Any:
         return reshape(value, (channels, *(1,) * (x.ndim - 2)))
@@ -139,7 +143,11 @@ def scaled_dot_product_attention(
     attention is allowed, or numbers to add. ``is_causal``: row i attends to columns up to i. ``scale``: E ** -0.5 by default.
     """
     query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
-    if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    if (
+        min(query.ndim, key.ndim, value.ndim) < 2
+        or query.shape[-1] != key.shape[-1]
+        or key.shape[-2] != value.shape[-2]
+    ):
         raise ShapeError(
             "scaled_dot_product_attention: expected query (…, L, E), key (…, S, E) and value (…, S, F). "
             f"Got {query.shape}, {key.shape} and {value.shape}."

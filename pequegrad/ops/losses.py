@@ -125,9 +125,7 @@ def cross_entropy(
     )
 
 
-def nll_loss(
-    input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean"
-) -> Any:
+def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Any:
     """Return minus the log-probabilities ``input`` (N, C, …) at the class indices ``target`` (N, …); see cross_entropy."""
     log_probabilities, target = as_tensor(input), as_tensor(target)
     dim = _class_dim(log_probabilities, "nll_loss")
@@ -150,7 +148,11 @@ def _class_loss(
     classes = shape[dim]
     expected = shape[:dim] + shape[dim + 1 :]
     if target.shape != expected:
-        extra = [d for d in range(target.ndim) if target.shape[:d] + target.shape[d + 1 :] == expected and target.shape[d] == 1]
+        extra = [
+            d
+            for d in range(target.ndim)
+            if target.shape[:d] + target.shape[d + 1 :] == expected and target.shape[d] == 1
+        ]
         cure = f" Try target.squeeze({extra[-1]})." if extra else ""
         raise ShapeError(f"{who}: target must have shape {expected} to match logits {shape}. Got {target.shape}.{cure}")
     if target.dtype.kind != "int":

@@ -88,7 +88,9 @@ class MaxPool2d(_Pooling):
         chosen = xp.array(xp.broadcast_to(chosen, best.shape))
         places = window_views(positions, kernel, stride, dilation, out)
         may_hold_nan = x.dtype.kind not in "iu"
-        for (_, _, seen), (_, _, place) in zip(window_views(planes, kernel, stride, dilation, out), places, strict=True):
+        for (_, _, seen), (_, _, place) in zip(
+            window_views(planes, kernel, stride, dilation, out), places, strict=True
+        ):
             is_better = seen > best
             if may_hold_nan:
                 is_better |= seen != seen
@@ -159,9 +161,7 @@ class WindowPut(_Pooling):
     lowering = Family("window_put")
 
     @staticmethod
-    def call(
-        g: Any, positions: Any, size: Pair, kernel: Pair, stride: Pair, padding: Border, dilation: Pair
-    ) -> Any:
+    def call(g: Any, positions: Any, size: Pair, kernel: Pair, stride: Pair, padding: Border, dilation: Pair) -> Any:
         """Return (N, C, *size): ``g`` (N, C, OH, OW) added at int64 plane ``positions``, each in its window."""
         geometry = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
         return bind(WindowPut, as_tensor(g), as_tensor(positions), size=size, **geometry)
@@ -246,7 +246,9 @@ class AvgPool2d(_Pooling):
         return TensorSpec((*x.shape[:2], *out), x.dtype)
 
     @staticmethod
-    def divisors(xp: Any, size: Pair, kernel: Pair, stride: Pair, padding: Border, out: Pair, counts_border: bool) -> Any:
+    def divisors(
+        xp: Any, size: Pair, kernel: Pair, stride: Pair, padding: Border, out: Pair, counts_border: bool
+    ) -> Any:
         """Return what the sum of each window is divided by: a number, or (OH, OW) of them."""
         if counts_border or not any(padding):
             return kernel[0] * kernel[1]
@@ -339,7 +341,9 @@ def adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
     x = _images(as_tensor(x), "adaptive_avg_pool2d")
     wanted = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size, output_size)
     if len(wanted) != 2 or not all(n is None or (isinstance(n, int) and n > 0) for n in wanted):
-        raise ShapeError(f"adaptive_avg_pool2d: output_size must be a positive int or a pair of them. Got {output_size!r}.")
+        raise ShapeError(
+            f"adaptive_avg_pool2d: output_size must be a positive int or a pair of them. Got {output_size!r}."
+        )
     height, width = x.shape[-2:]
     rows, columns = (n if n is not None else extent for n, extent in zip(wanted, (height, width), strict=True))
     if height % rows == 0 and width % columns == 0 and height and width:

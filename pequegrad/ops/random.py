@@ -15,7 +15,17 @@ import numpy as np
 from ..dtypes import DType, as_dtype, float32, float64, int64
 from ..errors import DTypeError, ShapeError
 from .core import (
-    EAGER, Family, Op, Sample, TensorSpec, as_tensor, bind, context, grad_mode, is_tensor, use_interpreter,
+    EAGER,
+    Family,
+    Op,
+    Sample,
+    TensorSpec,
+    as_tensor,
+    bind,
+    context,
+    grad_mode,
+    is_tensor,
+    use_interpreter,
 )  # fmt: skip
 from .creation import check_device, iota
 from .elementwise import where

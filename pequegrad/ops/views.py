@@ -63,7 +63,9 @@ def movedim(x: Any, source: Any, destination: Any) -> Any:
     sources = [normalize_dim(dim, x.ndim, "movedim") for dim in sources]
     targets = [normalize_dim(dim, x.ndim, "movedim") for dim in targets]
     if len(sources) != len(targets) or len(set(sources)) != len(sources) or len(set(targets)) != len(targets):
-        raise ShapeError(f"movedim: source and destination must name as many dimensions, each once. Got {source}, {destination}.")
+        raise ShapeError(
+            f"movedim: source and destination must name as many dimensions, each once. Got {source}, {destination}."
+        )
     order = [dim for dim in range(x.ndim) if dim not in sources]
     for target, dim in sorted(zip(targets, sources, strict=True)):
         order.insert(target, dim)

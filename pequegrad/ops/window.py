@@ -81,7 +81,9 @@ class _Convolution(Op):
     """Family: the bilinear map of images (N, C, H, W) and weights (O, C/groups, KH, KW), and its two transposes."""
 
     @staticmethod
-    def columns(xp: Any, x: Any, kernel: Pair, stride: Pair, padding: Border, dilation: Pair, groups: int, out: Pair) -> Any:
+    def columns(
+        xp: Any, x: Any, kernel: Pair, stride: Pair, padding: Border, dilation: Pair, groups: int, out: Pair
+    ) -> Any:
         """Return what the windows see as a matrix (groups, C/groups * KH * KW, N * OH * OW)."""
         padded = bordered(xp, x, padding).transpose(1, 0, 2, 3)
         channels, batch = padded.shape[:2]
@@ -123,7 +125,9 @@ class Conv2d(_Convolution):
         """
         x, weight = as_tensor(x), as_tensor(weight)
         if x.dtype is not weight.dtype or x.dtype is bool_:
-            raise DTypeError(f"conv2d: x and weight need one numeric dtype. Got {x.dtype.name} and {weight.dtype.name}.")
+            raise DTypeError(
+                f"conv2d: x and weight need one numeric dtype. Got {x.dtype.name} and {weight.dtype.name}."
+            )
         if x.ndim == 3:
             result = conv2d(reshape(x, (1, *x.shape)), weight, bias, stride, padding, dilation, groups)
             return reshape(result, result.shape[1:])
@@ -135,7 +139,9 @@ class Conv2d(_Convolution):
             return result
         bias = as_tensor(bias)
         if bias.shape != weight.shape[:1]:
-            raise ShapeError(f"conv2d: bias must have shape {weight.shape[:1]} to match weight {weight.shape}. Got {bias.shape}.")
+            raise ShapeError(
+                f"conv2d: bias must have shape {weight.shape[:1]} to match weight {weight.shape}. Got {bias.shape}."
+            )
         return result + reshape(bias, (bias.shape[0], 1, 1))
 
     @staticmethod
@@ -181,7 +187,9 @@ class Conv2dGradInput(_Convolution):
     lowering = Family("conv2d_grad_input")
 
     @staticmethod
-    def call(g: Any, weight: Any, size: Pair, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+    def call(
+        g: Any, weight: Any, size: Pair, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    ) -> Any:
         """Return the gradient (N, C, *size) of the images, from that of the result (N, O, OH, OW)."""
         g, weight = as_tensor(g), as_tensor(weight)
         stride, dilation = pair(stride, "conv2d", "stride"), pair(dilation, "conv2d", "dilation")
@@ -245,7 +253,9 @@ class Conv2dGradWeight(_Convolution):
     lowering = Family("conv2d_grad_weight")
 
     @staticmethod
-    def call(x: Any, g: Any, kernel: Pair, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+    def call(
+        x: Any, g: Any, kernel: Pair, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    ) -> Any:
         """Return the gradient (O, C/groups, *kernel) of the weights, from that of the result (N, O, OH, OW)."""
         stride, dilation = pair(stride, "conv2d", "stride"), pair(dilation, "conv2d", "dilation")
         border = _conv_padding(padding, tuple(kernel), stride, dilation)
@@ -289,7 +299,13 @@ class Conv2dGradWeight(_Convolution):
     @staticmethod
     def samples() -> list[Sample]:
         x, g = _sample_images(2, 4, 5, 6), _sample_images(2, 6, 3, 4)
-        params = (("kernel", (3, 2)), ("stride", (2, 1)), ("padding", (1, 1, 0, 0)), ("dilation", (1, 2)), ("groups", 2))
+        params = (
+            ("kernel", (3, 2)),
+            ("stride", (2, 1)),
+            ("padding", (1, 1, 0, 0)),
+            ("dilation", (1, 2)),
+            ("groups", 2),
+        )
 
         def reference(torch: Any, a: Any, b: Any) -> Any:
             return torch.nn.grad.conv2d_weight(a, (6, 2, 3, 2), b, (2, 1), (1, 0), (1, 2), 2)

@@ -93,9 +93,7 @@ def assert_gradients_by_differences(
         return
     if first[1].requires_grad:
         again = autodiff.backward([first[1]], [Tensor(np.float64(1))], inputs=first[2])
-        curvature = sum(
-            float((g.numpy() * d).sum()) for g, d in zip(again, along, strict=True) if g is not None
-        )
+        curvature = sum(float((g.numpy() * d).sum()) for g, d in zip(again, along, strict=True) if g is not None)
     else:
         curvature = 0.0
     slopes = [slope(moved(sign * step))[0] for sign in (1, -1)]

@@ -148,9 +148,7 @@ def test_max_pool_of_integers_and_of_transposed_images():
     x = Tensor(np.arange(36).reshape(1, 1, 6, 6))
     assert pooling.max_pool2d(x, 3).tolist() == [[[[14, 17], [32, 35]]]]
     images = values(1, 2, 4, 6)
-    assert_like_torch(
-        lambda x: pooling.max_pool2d(x.mT, 2), lambda x: F.max_pool2d(x.mT, 2), images, tolerance=1e-9
-    )
+    assert_like_torch(lambda x: pooling.max_pool2d(x.mT, 2), lambda x: F.max_pool2d(x.mT, 2), images, tolerance=1e-9)
 
 
 @pytest.mark.parametrize(
