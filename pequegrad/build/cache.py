@@ -51,8 +51,7 @@ class BuiltStep:
 
 @dataclass(frozen=True, slots=True)
 class EntryInfo:
-    """An entry of the disk cache, for people. ``problem``: why it is not believed, found by ``verify`` alone.
-    """
+    """An entry of the disk cache, for people. ``problem``: why it is not believed, found by ``verify`` alone."""
 
     digest: str
     name: str
@@ -250,9 +249,7 @@ def _render(render: Callable[[], str]) -> str:
 
 def _file_name(name: str) -> str:
     """Return a step's name as a file name, such as ``train_step`` or ``Model.step`` for a method."""
-    kept = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in name
-    )
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in name)
     return kept.strip(".")[:80] or "step"
 
 
@@ -321,9 +318,7 @@ def self_test(progress: Progress | None = None) -> BuiltStep:
         out = array("f", bytes(4096))
         built.module.run([a, b, out], workers)
         if out != array("f", range(1, 2049, 2)):
-            raise CompilerBug(
-                f"the self-test step is wrong with {workers} workers; its source is {built.source_path}"
-            )
+            raise CompilerBug(f"the self-test step is wrong with {workers} workers; its source is {built.source_path}")
     return built
 
 
@@ -371,9 +366,7 @@ def show(beginning: str) -> tuple[EntryInfo, dict[str, Any]]:
 def verify() -> list[EntryInfo]:
     """Return all steps of the disk cache with ``problem`` set where an entry is broken or was altered."""
     return [
-        dataclasses.replace(
-            info, problem=disk.find_problem(Entry(info.folder, disk.read_record(info.folder)))
-        )
+        dataclasses.replace(info, problem=disk.find_problem(Entry(info.folder, disk.read_record(info.folder))))
         for info in entries()
     ]
 

@@ -43,8 +43,7 @@ _temporary_roots: list[tuple[int, Path]] = []
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A folder of the cache whose record was read: ``product`` is the module or object file that it is about.
-    """
+    """A folder of the cache whose record was read: ``product`` is the module or object file that it is about."""
 
     folder: Path
     record: dict[str, Any]
@@ -108,9 +107,7 @@ class Root:
         if not folder.is_dir():
             return None
         entry = Entry(folder, read_record(folder))
-        problem = (
-            "belongs to another key" if entry.record.get("key", identity) != identity else find_problem(entry)
-        )
+        problem = "belongs to another key" if entry.record.get("key", identity) != identity else find_problem(entry)
         if problem is not None:
             log(f"{folder} {problem}: building it again")
             return None
@@ -170,9 +167,7 @@ class Root:
 
     def temporaries(self) -> list[Path]:
         """Return the folders of builds that are under way, or were killed."""
-        return [
-            folder for kind in (STEPS, BINDINGS) for folder in (self.path / kind).glob(f"*/{_TEMPORARY}*")
-        ]
+        return [folder for kind in (STEPS, BINDINGS) for folder in (self.path / kind).glob(f"*/{_TEMPORARY}*")]
 
     # ---- locks ----
 
@@ -249,9 +244,7 @@ def usability(path: Path, mode: str) -> str | None:
         return None
     try:
         if path.is_dir():
-            return refusal(path) or (
-                None if mode == "readonly" or os.access(path, os.W_OK) else "it is read-only"
-            )
+            return refusal(path) or (None if mode == "readonly" or os.access(path, os.W_OK) else "it is read-only")
         above = next((folder for folder in path.parents if folder.exists()), Path("/"))
         return None if mode == "readonly" or os.access(above, os.W_OK) else f"{above} is read-only"
     except OSError as error:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import stat
 import sys
 import time
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .toolchain import Compiler
 
 _FORMAT = 1  # goes up when the layout of an entry changes
 _PACKAGE = Path(__file__).resolve().parents[1]
+# All of the runtime that the binding's object is made of: other headers may change without compiling it again.
+BINDING_SOURCES = ("binding/binding.cpp", "include/pequegrad/interface.h", "include/pequegrad/pool.h")
 # The Python that turns a plan into source: an edit there changes the source of an equal plan.
 _GENERATOR_ROOMS = ("codegen", "ops", "targets")
 # A file edited twice within one tick of the file system's clock has the same stamp: a fresh one is read
@@ -43,8 +46,7 @@ class Memo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity.
-    """
+    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity."""
 
     name: str = dataclasses.field(compare=False)
     format: int
@@ -65,9 +67,7 @@ class CacheKey:
 
     def fields(self) -> dict[str, Any]:
         """Return the identity as a dictionary of JSON values."""
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare
-        }
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
@@ -122,11 +122,10 @@ def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> C
 
 
 def binding_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
-    """Return what decides the binding's object: the same for all steps of one Python, pybind11 and compiler.
-    """
+    """Return what decides the binding's object: the same for all steps of one Python, pybind11 and compiler."""
     return {
         "format": _FORMAT,
-        "headers": hash_folders(memo, runtime_folder() / "binding", runtime_folder() / "include"),
+        "headers": hash_folders(memo, *(runtime_folder() / name for name in BINDING_SOURCES)),
         "compiler": list(key.compiler),
         "compiler_version": key.compiler_version,
         "flags": list(target.binding_flags),
@@ -151,7 +150,7 @@ def find_compiler(memo: Memo) -> Compiler:
 
 
 def hash_folders(memo: Memo, *folders: Path, suffix: str = "") -> str:
-    """Return a hash over names and contents of all files below the folders; unchanged files are not read
+    """Return a hash over names and contents of files and of all files below folders; unchanged files are not read
     again.
     """
     files = sorted(found for folder in folders for found in _list_files(folder, suffix))
@@ -180,27 +179,27 @@ def distribution_version(distribution: str) -> str:
         return "not installed"
 
 
-def _list_files(folder: Path, suffix: str) -> list[tuple[str, str, str, float]]:
-    """Return (name below the folder's parent, path, stamp, time of change) of each file, hidden ones left
-    out.
-    """
-    found, waiting = [], [str(folder)]
+def _list_files(place: Path, suffix: str) -> list[tuple[str, str, str, float]]:
+    """Return (name, path, stamp, time of change) of a file or of each file below a folder but hidden ones."""
+    found, waiting = [], [str(place)]
     while waiting:
+        path = waiting.pop()
         try:
-            entries = list(os.scandir(waiting.pop()))
+            status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                waiting += [f"{path}/{name}" for name in os.listdir(path) if _is_source(name)]
+                continue
         except FileNotFoundError:
             continue  # a room that is not there adds nothing
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__pycache__":
-                continue
-            if entry.is_dir():
-                waiting.append(entry.path)
-            elif entry.name.endswith(suffix):
-                status = entry.stat()
-                mark = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-                relative = os.path.relpath(entry.path, folder.parent)
-                found.append((relative, entry.path, mark, max(status.st_mtime, status.st_ctime)))
+        if path.endswith(suffix):
+            mark = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+            name = path[len(str(place.parent)) + 1 :]
+            found.append((name, path, mark, max(status.st_mtime, status.st_ctime)))
     return found
+
+
+def _is_source(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"
 
 
 def _pybind11_version(memo: Memo) -> str:

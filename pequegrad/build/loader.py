@@ -52,9 +52,7 @@ class StepFailure(NamedTuple):
                 f"{where or f'kernel {self.kernel} of a compiled step: '}index {self.value} is outside a "
                 f"dimension of size {self.bound}. Indices must lie in [0, {self.bound})."
             )
-        return CacheError(
-            f"{where}a compiled step failed with code {self.code}, which this version does not know"
-        )
+        return CacheError(f"{where}a compiled step failed with code {self.code}, which this version does not know")
 
 
 class StepModule:
@@ -104,9 +102,7 @@ def load(path: Path, unique_name: str) -> StepModule:
         native = importlib.util.module_from_spec(spec)
         file_loader.exec_module(native)
     except ImportError as error:
-        raise CacheError(
-            f"{path} is no step module for this Python: {error}. Run: pequegrad cache clear"
-        ) from error
+        raise CacheError(f"{path} is no step module for this Python: {error}. Run: pequegrad cache clear") from error
     with _pool_lock:
         _pool_capsule = native.attach_pool(_pool_capsule)
     return StepModule(native, path)

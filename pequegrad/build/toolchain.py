@@ -114,8 +114,7 @@ def probe_version(command: Sequence[str]) -> str:
 
 
 def python_include_folders() -> tuple[Path, ...]:
-    """Return the folders with pybind11's and Python's headers. Raises ToolchainError when either is missing.
-    """
+    """Return the folders with pybind11's and Python's headers. Raises ToolchainError when either is missing."""
     try:
         import pybind11
     except ImportError:
@@ -149,13 +148,9 @@ def compile_object(
     )
 
 
-def link_shared(
-    compiler: Compiler, flags: Sequence[str], objects: Sequence[Path], output: Path
-) -> CommandResult:
+def link_shared(compiler: Compiler, flags: Sequence[str], objects: Sequence[Path], output: Path) -> CommandResult:
     """Link object files to a shared module."""
-    return run_command(
-        [*compiler.command, *map(str, objects), *flags, *compiler.extra_flags, "-o", str(output)]
-    )
+    return run_command([*compiler.command, *map(str, objects), *flags, *compiler.extra_flags, "-o", str(output)])
 
 
 def compile_failure(result: CommandResult, source: Path, log: Path) -> ToolchainError:
@@ -198,8 +193,7 @@ def run_command(command: Sequence[str]) -> CommandResult:
 
 
 def python_tag() -> str:
-    """Return what a module compiled for this Python is called, such as ``.cpython-311-x86_64-linux-gnu.so``.
-    """
+    """Return what a module compiled for this Python is called, such as ``.cpython-311-x86_64-linux-gnu.so``."""
     from importlib.machinery import EXTENSION_SUFFIXES
 
     return EXTENSION_SUFFIXES[0] if EXTENSION_SUFFIXES else f".{sys.implementation.cache_tag}.so"

@@ -18,9 +18,7 @@ from .output import Printer, readable_bytes
 
 def add_to(commands: Any) -> None:
     """Add the commands to the parser."""
-    doctor = commands.add_parser(
-        "doctor", help="check compiler, cache and a compiled step; non-zero if one fails"
-    )
+    doctor = commands.add_parser("doctor", help="check compiler, cache and a compiled step; non-zero if one fails")
     doctor.set_defaults(run=_doctor)
     environment = commands.add_parser("env", help="print versions, processor and settings, for a bug report")
     environment.add_argument("--json", action="store_true", help="print JSON")
@@ -38,9 +36,7 @@ def _doctor(arguments: argparse.Namespace, printer: Printer) -> int:
     printer.check(compiler_problem is None, "compiler", compiler_problem or compiler)
     used = f"{readable_bytes(stats.bytes)} of {readable_bytes(stats.limit_bytes)}"
     cache_detail = f"{stats.path}, {stats.mode}, {stats.entries} steps, {used}"
-    printer.check(
-        stats.problem is None, "cache", f"{stats.path}: {stats.problem}" if stats.problem else cache_detail
-    )
+    printer.check(stats.problem is None, "cache", f"{stats.path}: {stats.problem}" if stats.problem else cache_detail)
     step_problem = None
     if compiler_problem is None:
         try:

@@ -27,9 +27,7 @@ BINDING_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden")
 
 # -Bsymbolic: all steps define pg_step_run, and a process that loads with RTLD_GLOBAL would run the first one
 # for all.
-LINK_FLAGS = (
-    ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared", "-Wl,-Bsymbolic")
-)
+LINK_FLAGS = ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared", "-Wl,-Bsymbolic")
 
 DTYPES = frozenset({"bool", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64"})
 
@@ -39,9 +37,7 @@ INSTRUCTION_SETS = (
         name="x86-64-v4",
         machine="x86_64",
         lanes=16,
-        features=frozenset(
-            {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2", "f16c"}
-        ),
+        features=frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2", "f16c"}),
         flags=("-march=x86-64-v4",),
     ),
     InstructionSet(
@@ -58,13 +54,9 @@ INSTRUCTION_SETS = (
         features=frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"}),
         flags=("-march=x86-64-v2",),
     ),
-    InstructionSet(
-        name="neon", machine="aarch64", lanes=4, features=frozenset({"asimd"}), flags=("-march=armv8-a",)
-    ),
+    InstructionSet(name="neon", machine="aarch64", lanes=4, features=frozenset({"asimd"}), flags=("-march=armv8-a",)),
     # The compiler's own default instructions, and no vectors: right on any machine, such as riscv64.
-    InstructionSet(
-        name="scalar", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=("-fno-tree-vectorize",)
-    ),
+    InstructionSet(name="scalar", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=("-fno-tree-vectorize",)),
 )
 
 
@@ -81,9 +73,7 @@ def host_features() -> frozenset[str]:
     always has.
     """
     return frozenset(_cpuinfo_fields().get("flags", _cpuinfo_fields().get("Features", "")).split()) or (
-        frozenset({"asimd"})
-        if host_machine() == "aarch64"
-        else frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
+        frozenset({"asimd"}) if host_machine() == "aarch64" else frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
     )
 
 
@@ -91,9 +81,7 @@ def host_features() -> frozenset[str]:
 def host_processor() -> str:
     """One line that tells apart the processors for which a compiler would emit different native code."""
     fields = _cpuinfo_fields()
-    model = [
-        fields.get(name, "") for name in ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
-    ]
+    model = [fields.get(name, "") for name in ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")]
     return " ".join([host_machine(), *filter(None, model), *sorted(host_features())])
 
 

@@ -73,11 +73,7 @@ class Target:
         wanted = self.instruction_set
         if not wanted.runs_on(machine, features):
             missing = ", ".join(sorted(wanted.features - features))
-            lack = (
-                f"it lacks {missing}"
-                if wanted.machine == machine
-                else f"it is {machine}, not {wanted.machine}"
-            )
+            lack = f"it lacks {missing}" if wanted.machine == machine else f"it is {machine}, not {wanted.machine}"
             raise DeviceError(
                 f"target {self.name!r} with instruction set {wanted.name!r} cannot run on this processor: "
                 f"{lack}. Use targets.get({self.name!r}) for what it has."

@@ -19,8 +19,8 @@
 
 #include <pthread.h>
 
+#include <pequegrad/interface.h>
 #include <pequegrad/pool.h>
-#include <pequegrad/step.h>
 
 namespace py = pybind11;
 
@@ -35,27 +35,28 @@ constexpr const char *pool_capsule_name = "pequegrad.pool.1";  // the number cha
 struct ProcessPool {
     std::mutex lock;  // one parallel step at a time: two would fight for the same cores
     pg_pool *pool = nullptr;
+    // The maker's own code: pool.h keeps a list of pools in each module, and only the maker's list has this one.
+    const pg_pool *(*of_size)(ProcessPool &shared, int workers) = nullptr;
 };
 
 ProcessPool *process_pool = nullptr;  // this module's view of it
 ProcessPool *forkable_pool = nullptr;  // set in the module that made it
 
-// The child has no threads and may have inherited a held lock: begin anew there, at the next parallel call.
-void forget_pool_in_child() {
-    new (&forkable_pool->lock) std::mutex;
-    forkable_pool->pool = nullptr;
-}
+// A child may have inherited the lock from a thread that it does not have. The pool sees to its own threads.
+void renew_lock_in_child() { new (&forkable_pool->lock) std::mutex; }
 
 int serial_size(void *) { return 1; }
 void serial_run(void *, int, void (*task)(void *, int), void *context) { task(context, 0); }
 void serial_barrier(void *, int, int) {}
 const pg_pool serial_pool = {nullptr, serial_size, serial_run, serial_barrier};
 
+// Returns null when the threads cannot be started. The caller holds the lock, so no step is using the pool.
 const pg_pool *pool_of_size(ProcessPool &shared, int workers) {
-    // A pool that proves too small is left asleep, not destroyed: more workers are asked for once or twice in a process.
-    if (shared.pool == nullptr || shared.pool->size(shared.pool->self) < workers) {
-        shared.pool = pg_pool_create(workers);
+    if (shared.pool != nullptr && shared.pool->size(shared.pool->self) < workers) {
+        pg_pool_destroy(shared.pool);
+        shared.pool = nullptr;
     }
+    if (shared.pool == nullptr) shared.pool = pg_pool_create(workers);
     return shared.pool;
 }
 
@@ -68,7 +69,8 @@ py::capsule attach_pool(const py::object &capsule) {
     }
     if (forkable_pool == nullptr) {
         forkable_pool = new ProcessPool;
-        pthread_atfork(nullptr, nullptr, forget_pool_in_child);
+        forkable_pool->of_size = pool_of_size;
+        pthread_atfork(nullptr, nullptr, renew_lock_in_child);
     }
     process_pool = forkable_pool;
     return py::capsule(process_pool, pool_capsule_name);
@@ -124,6 +126,10 @@ void configure(const py::sequence &arguments, std::size_t arena_bytes) {
 
 // ---- A call. ----------------------------------------------------------------------------------------------------
 
+// Set when the module is made. A static of a function would deadlock at two first calls: its guard is held by the thread
+// that waits for the GIL while it imports NumPy, and waited for by the thread that has the GIL.
+PyTypeObject *ndarray_type = nullptr;
+
 // Pointers of one call, and what keeps them alive while the GIL is released.
 class Pointers {
 public:
@@ -154,9 +160,7 @@ public:
 
 private:
     static bool is_ndarray(PyObject *object) {
-        static const auto *ndarray_type
-            = reinterpret_cast<PyTypeObject *>(py::detail::npy_api::get().PyArray_Type_);
-        return PyObject_TypeCheck(object, const_cast<PyTypeObject *>(ndarray_type)) != 0;
+        return PyObject_TypeCheck(object, ndarray_type) != 0;
     }
 
     static void *from_ndarray(PyObject *object, std::size_t position, const Expected &expected) {
@@ -230,19 +234,20 @@ py::object run(const py::object &arguments, int workers) {
     if (workers == 1) {
         pg_step_run(pointers.data(), arena.get(), &serial_pool, 1, &failure);
     } else {
-        const std::lock_guard<std::mutex> guard(process_pool->lock);
-        const pg_pool *pool = nullptr;
         try {
-            pool = pool_of_size(*process_pool, workers);
-        } catch (const std::exception &) {  // it must not cross the release of the GIL
+            const std::lock_guard<std::mutex> guard(process_pool->lock);
+            const pg_pool *pool = process_pool->of_size(*process_pool, workers);
+            has_threads = pool != nullptr;
+            if (has_threads) pg_step_run(pointers.data(), arena.get(), pool, workers, &failure);
+        } catch (const std::exception &) {  // a forked child starts threads late; nothing may cross the GIL's release
+            has_threads = false;
         }
-        has_threads = pool != nullptr;
-        if (has_threads) pg_step_run(pointers.data(), arena.get(), pool, workers, &failure);
     }
     Py_END_ALLOW_THREADS;
     step.idle_arena = std::move(arena);
     if (!has_threads) {
-        PyErr_SetString(PyExc_RuntimeError, "the threads of the pool could not be started");
+        const std::string text = "the threads for " + std::to_string(workers) + " workers could not be started";
+        PyErr_SetString(PyExc_RuntimeError, text.c_str());
         throw py::error_already_set();
     }
     if (failure.code == 0) return py::none();
@@ -252,6 +257,7 @@ py::object run(const py::object &arguments, int workers) {
 }  // namespace
 
 PYBIND11_MODULE(pg_step, module) {
+    ndarray_type = reinterpret_cast<PyTypeObject *>(py::detail::npy_api::get().PyArray_Type_);
     module.doc() = "One compiled step of pequegrad.";
     module.def("attach_pool", &attach_pool, py::arg("capsule"),
                "Use the pool in the capsule, or make the process's pool when given None; return its capsule.");
