@@ -69,7 +69,7 @@ class ELU(Module):
 
 
 class GELU(Module):
-    """x times the normal distribution function of x; ``approximate="tanh"`` for its approximation (Hendrycks and Gimpel 2016)."""
+    """x times the normal distribution function of x, or its approximation by "tanh" (Hendrycks and Gimpel 2016)."""
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Multi-head attention, with torch's parameters, arguments and meaning of masks.
 
-Invariant: masks given here are True where attention is *forbidden* (torch's convention for the module), or numbers to add.
+Invariant: masks given here are True where attention is *forbidden* (torch's convention for the module), or numbers
+to add.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class MultiheadAttention(Module):
         self, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
         attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
-        """Return the attended values, shaped as ``query``, and the weights (N, L, S), or (N, heads, L, S) unaveraged, or None.
+        """Return the attended values, shaped as ``query``, and the weights (N, L, S), or None.
 
+        Without ``average_attn_weights`` the weights are (N, heads, L, S).
         ``attn_mask`` (L, S) or (N * heads, L, S); ``key_padding_mask`` (N, S); both True where attention is forbidden.
         """
         inputs = [as_tensor(part) for part in (query, key, value)]
@@ -64,17 +66,17 @@ class MultiheadAttention(Module):
             inputs = [part.unsqueeze(0) for part in inputs]
         elif not self.batch_first:
             inputs = [part.transpose(0, 1) for part in inputs]
-        heads = [self._heads(part, i) for i, part in enumerate(inputs)]
-        mask = self._mask(heads[0], heads[1], attn_mask, key_padding_mask, is_causal)
+        q, k, v = (self._heads(part, i) for i, part in enumerate(inputs))
+        mask = self._mask(q, k, attn_mask, key_padding_mask, is_causal)
         rate = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            scores = heads[0] @ heads[1].transpose(-2, -1) * (1 / math.sqrt(self.embed_dim // self.num_heads))
+            scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(self.embed_dim // self.num_heads))
             weights = functional.softmax(scores if mask is None else scores + mask, -1)
             weights = functional.dropout(weights, rate, self.training)
-            attended = weights @ heads[2]
+            attended = weights @ v
         else:
-            attended = functional.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=rate)
+            attended = functional.scaled_dot_product_attention(q, k, v, mask, rate)
         N, _, L, _ = attended.shape
         result = self.out_proj(attended.transpose(1, 2).reshape(N, L, self.embed_dim))
         if weights is not None and average_attn_weights:

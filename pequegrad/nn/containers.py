@@ -1,6 +1,6 @@
 """Modules that hold others: Sequential, ModuleList, ModuleDict, ParameterList.
 
-Invariant: positions are the keys "0", "1", … of ``_modules`` (or ``_parameters``), without gaps, as in torch's state_dict.
+Invariant: positions are the keys "0", "1", … of ``_modules`` (or ``_parameters``), without gaps, as in torch.
 """
 
 from __future__ import annotations

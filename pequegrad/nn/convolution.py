@@ -16,19 +16,21 @@ from .parameter import Parameter
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class Conv2d(Module):
     """Cross-correlation: (N, in_channels, H, W) → (N, out_channels, OH, OW).
 
-    weight (out_channels, in_channels / groups, KH, KW) and bias start uniform on ±1 / sqrt(fan_in). ``padding``: int, pair,
-    "valid" or "same". Raises ShapeError for channels that ``groups`` does not divide, and for a ``padding_mode`` but "zeros".
+    weight (out_channels, in_channels / groups, KH, KW) and bias start uniform on ±1 / sqrt(fan_in). ``padding``: int,
+    pair, "valid" or "same". Raises ShapeError for channels that ``groups`` does not divide, and for a ``padding_mode``
+    but "zeros".
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-        groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None, dtype: Any = None,
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros", device: Any = None, dtype: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if padding_mode != "zeros":
@@ -37,7 +39,8 @@ class Conv2d(Module):
             )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ShapeError(
-                f"Conv2d: groups must divide in_channels and out_channels. Got groups {groups}, {in_channels} and {out_channels}."
+                f"Conv2d: groups must divide in_channels and out_channels. Got groups {groups}, "
+                f"in_channels {in_channels} and out_channels {out_channels}."
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)

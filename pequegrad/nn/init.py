@@ -143,7 +143,7 @@ def kaiming_normal_(
 
 
 def orthogonal_(tensor: Any, gain: float = 1, generator: Generator | None = None) -> Any:
-    """Fill so that the rows (or columns, if fewer) of the weight as a matrix are orthonormal, times gain (Saxe et al. 2013)."""
+    """Fill so that the weight as a matrix has orthonormal rows, or columns if fewer, times gain (Saxe et al. 2013)."""
     if tensor.ndim < 2:
         raise ShapeError(f"orthogonal_: expected at least 2 dimensions. Got shape {tensor.shape}.")
     rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])

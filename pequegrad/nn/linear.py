@@ -101,7 +101,8 @@ class Bilinear(Module):
 class Embedding(Module):
     """Rows of a table: integers (…) → (…, embedding_dim).
 
-    weight (num_embeddings, embedding_dim) starts standard normal. The row ``padding_idx`` starts at zero and gets no gradient.
+    weight (num_embeddings, embedding_dim) starts standard normal. The row ``padding_idx`` starts at zero
+    and gets no gradient.
     """
 
     def __init__(

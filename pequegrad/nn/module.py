@@ -1,7 +1,7 @@
 """Module: state and behaviour of a layer, as torch lays it out.
 
-Invariant: a module's whole state lies in its ``__dict__`` (with ``_parameters``, ``_buffers`` and ``_modules`` in it), and
-every change of it that goes through the module is counted in ``Module.changes``: while that number stands still, a
+Invariant: a module's whole state lies in its ``__dict__`` (with ``_parameters``, ``_buffers`` and ``_modules`` in it),
+and every change of it that goes through the module is counted in ``Module.changes``: while that number stands still, a
 snapshot of any module taken earlier is still true.
 """
 
@@ -156,8 +156,8 @@ class Module:
         if name in state.get("_parameters", ()):
             if value is not None:
                 raise DTypeError(
-                    f"{type(self).__name__}.{name} is a parameter: expected a Parameter or None. Got {type(value).__name__}. "
-                    "Wrap it in nn.Parameter, or write into it under no_grad: .copy_(…)."
+                    f"{type(self).__name__}.{name} is a parameter: expected a Parameter or None. "
+                    f"Got {type(value).__name__}. Wrap it in nn.Parameter, or write into it under no_grad: .copy_(…)."
                 )
             return "_parameters"
         if isinstance(value, Module):
@@ -189,8 +189,9 @@ class Module:
             location = context.interpreter.location()
             cure = f"self.{name}.copy_(…)" if name in self._buffers else "register_buffer and .copy_(…)"
             raise TraceError(
-                f"{f'{location}: ' if location else ''}{type(self).__name__}.{name} = … inside a compiled function: the tensor "
-                f"exists only in the trace and would escape. Return it instead; or, for state, update a buffer in place: {cure}."
+                f"{f'{location}: ' if location else ''}{type(self).__name__}.{name} = … inside a compiled function: "
+                "the tensor exists only in the trace and would escape. Return it instead; or, for state, update a "
+                f"buffer in place: {cure}."
             )
 
     def __delattr__(self, name: str) -> None:

@@ -18,7 +18,7 @@ from .parameter import Parameter
 
 
 class Dropout(Module):
-    """Sets elements to zero with probability ``p`` and scales the others by 1 / (1 - p), in training (Srivastava et al. 2014)."""
+    """In training, zeroes elements with probability ``p``, scales others by 1 / (1 - p) (Srivastava et al. 2014)."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from ..tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A leaf Tensor, ``requires_grad=True`` unless told otherwise, that becomes a module's parameter when assigned to it.
+    """A leaf Tensor, ``requires_grad=True`` unless told otherwise, that a module lists as its parameter.
 
     ``data``: a Tensor or array of a floating-point dtype, whose memory is shared; or numbers. Raises DTypeError for
     integers that shall require grad, TraceError for a tensor that exists only inside a trace.

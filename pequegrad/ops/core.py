@@ -220,10 +220,7 @@ class Interpreter:
         tensor._grad = grad
 
     def scalar(self, owner: Any, key: Any, value: Any) -> Any:
-        """Return ``value``, a Python number that may change between calls (learning rate, momentum …).
-
-        It is ``owner[key]``; a tuple as key is a path: ``("betas", 1)`` is ``owner["betas"][1]``.
-        """
+        """Return ``owner[key]``, a Python number that may change between calls (learning rate, momentum …)."""
         return value
 
     def module_called(self, module: Any) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..dtypes import float32, float64
-from ..ops.creation import full_like
-from ..ops.movement import full
-from ..tensor import Tensor
+from ..dtypes import float64
 from .optimizer import Group, Optimizer, State, is_on, like
 
 
@@ -27,16 +24,13 @@ class Adagrad(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def new_state(self, parameter: Tensor, group: Group) -> State:
+    def initial_state(self, group: Group) -> dict[str, float]:
         """Return a step count of 0 and the initial sum."""
-        return {
-            "step": full((), 0.0, dtype=float32),
-            "sum": full_like(parameter, group["initial_accumulator_value"]),
-        }
+        return {"step": 0.0, "sum": group["initial_accumulator_value"]}
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, rates: dict[str, Any]
-    ) -> tuple[Tensor, State]:
+        self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
+    ) -> tuple[Any, State]:
         """Return the parameter one step on, the step count, and the sum."""
         if is_on(group, "weight_decay"):
             gradient = gradient + like(rates["weight_decay"], parameter) * parameter

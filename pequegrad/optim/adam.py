@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from ..dtypes import float32, float64
-from ..ops.creation import zeros_like
-from ..ops.movement import full
+from ..dtypes import float64
 from ..ops.selection import maximum
 from ..tensor import Tensor
 from .optimizer import Group, Optimizer, State, is_on, like
@@ -27,7 +25,8 @@ class Adam(Optimizer):
         weight_decay: float = 0, amsgrad: bool = False, *, maximize: bool = False,
     ) -> None:  # fmt: skip
         defaults = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize,
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -36,14 +35,14 @@ class Adam(Optimizer):
         super().check(group)
         check_betas(self, group)
 
-    def new_state(self, parameter: Tensor, group: Group) -> State:
+    def initial_state(self, group: Group) -> dict[str, float]:
         """Return a step count of 0 and moments of zeros."""
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
-        return {"step": full((), 0.0, dtype=float32)} | {name: zeros_like(parameter) for name in names}
+        state = {"step": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
+        return state | {"max_exp_avg_sq": 0.0} if group["amsgrad"] else state
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, rates: dict[str, Any]
-    ) -> tuple[Tensor, State]:
+        self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
+    ) -> tuple[Any, State]:
         """Return the parameter one step on, the step count, and the moments."""
         lr, (beta1, beta2) = rates["lr"], rates["betas"]
         new = parameter

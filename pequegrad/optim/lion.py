@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..ops.creation import zeros_like
 from ..ops.elementwise import sign
-from ..tensor import Tensor
 from .adam import check_betas
 from .optimizer import Group, Optimizer, State, is_on, like
 
 
 class Lion(Optimizer):
-    """p -= lr * sign(beta1 * m + (1 - beta1) * g), m = beta2 * m + (1 - beta2) * g; decoupled decay (Chen et al. 2023)."""
+    """p -= lr * sign(beta1 * m + (1 - beta1) * g), m = beta2 * m + (1 - beta2) * g (Chen et al. 2023).
+
+    Weight decay shrinks the parameter itself, as in AdamW.
+    """
 
     rates = ("lr", "betas", "weight_decay")
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0,
-        *, maximize: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0, *, maximize: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
 
@@ -28,13 +29,13 @@ class Lion(Optimizer):
         super().check(group)
         check_betas(self, group)
 
-    def new_state(self, parameter: Tensor, group: Group) -> State:
+    def initial_state(self, group: Group) -> dict[str, float]:
         """Return a mean of zeros."""
-        return {"exp_avg": zeros_like(parameter)}
+        return {"exp_avg": 0.0}
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, rates: dict[str, Any]
-    ) -> tuple[Tensor, State]:
+        self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
+    ) -> tuple[Any, State]:
         """Return the parameter one step on, and the mean."""
         lr, (beta1, beta2), mean = rates["lr"], rates["betas"], state["exp_avg"]
         new = parameter

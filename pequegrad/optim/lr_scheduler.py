@@ -1,7 +1,7 @@
 """Learning-rate schedules: plain Python that writes ``group["lr"]``, which a compiled step reads again at each call.
 
-Invariant: as in torch, a schedule goes from one rate to the next (chainable form), so that a rate changed by hand, or by a
-second schedule, is carried on.
+Invariant: as in torch, a schedule goes from one rate to the next (chainable form), so that a rate changed by hand, or
+by a second schedule, is carried on.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class SequentialLR(LRScheduler):
     ) -> None:
         if len(milestones) != len(schedulers) - 1:
             raise ValueError(
-                f"SequentialLR: {len(schedulers)} schedules need {len(schedulers) - 1} milestones. Got {len(milestones)}."
+                f"SequentialLR: expected {len(schedulers) - 1} milestones between {len(schedulers)} schedules. "
+                f"Got {len(milestones)}."
             )
         if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
             raise ValueError("SequentialLR: every schedule must belong to the optimizer given.")
@@ -235,7 +236,8 @@ class ReduceLROnPlateau:
     ) -> None:  # fmt: skip
         if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
             raise ValueError(
-                f'ReduceLROnPlateau: mode is "min" or "max", threshold_mode "rel" or "abs". Got {mode!r}, {threshold_mode!r}.'
+                'ReduceLROnPlateau: mode is "min" or "max", threshold_mode "rel" or "abs". '
+                f"Got {mode!r}, {threshold_mode!r}."
             )
         if factor >= 1:
             raise ValueError(f"ReduceLROnPlateau: factor must be below 1. Got {factor}.")

@@ -1,7 +1,8 @@
 """Optimizer: parameter groups, per-parameter state, and one step made of ops.
 
-Invariant: a step reads numbers that may change between calls through the interpreter, writes parameters and state in place,
-and reads no element in Python: so the same code runs eagerly and inside a compiled step.
+Invariant: a step reads numbers that may change between calls through the interpreter, writes parameters and state in
+place, and reads no element in Python: so the same code runs eagerly and inside a compiled step. A tensor of the state,
+once made, stays: loading writes into it.
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..dtypes import float32
 from ..errors import AutogradError, DTypeError, StateDictError
 from ..ops.core import EAGER, as_tensor, context, grad_mode, use_interpreter
+from ..ops.creation import full_like
+from ..ops.movement import full
 from ..tensor import Tensor
 
-State = dict[str, Tensor]
+State = dict[str, Any]
 Group = dict[str, Any]
 
 
 def like(value: Any, tensor: Tensor) -> Any:
-    """Return a hyperparameter fit to compute with ``tensor``: a number as it is, a traced float64 in the tensor's dtype."""
+    """Return a hyperparameter to compute with ``tensor``: a number as it is, a traced float64 in the tensor's dtype."""
     return value.to(tensor.dtype) if isinstance(value, Tensor) else value
 
 
 class Optimizer:
     """Base of all optimizers.
 
-    ``params``: Tensors, or dicts with "params" and values that override the defaults. A subclass states ``rates``, and defines
-    ``new_state`` and ``update``, which are pure. Raises ValueError for an empty list, DTypeError for what is no leaf Tensor.
+    ``params``: Tensors, or dicts with "params" and values that override the defaults. A subclass states ``rates``, and
+    defines ``initial_state`` and ``update``, which are pure. Raises ValueError for an empty list, DTypeError for
+    what is no Tensor, AutogradError for one that is no leaf.
     """
 
     rates: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
@@ -81,13 +86,16 @@ class Optimizer:
 
     # --- what a subclass says -----------------------------------------------------------------------------
 
-    def new_state(self, parameter: Tensor, group: Group) -> State:
-        """Return the state that ``parameter`` needs before its first update."""
+    def initial_state(self, group: Group) -> dict[str, float]:
+        """Return the state of a parameter before its first update: per name, the number that fills it.
+
+        Each entry has the parameter's shape and dtype; but "step", a count, is 0-d float32.
+        """
         raise NotImplementedError
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, rates: dict[str, Any]
-    ) -> tuple[Tensor, State]:
+        self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
+    ) -> tuple[Any, State]:
         """Return the new parameter and the state entries that change. Pure.
 
         ``rates`` holds the current numbers (while tracing, 0-d float64 Tensors); ``group`` is for structure alone.
@@ -97,18 +105,26 @@ class Optimizer:
     # --- stepping -----------------------------------------------------------------------------------------
 
     def ensure_state(self) -> None:
-        """Make all state that is missing, for every parameter that requires grad: no step changes what state there is."""
-        # Never inside a trace: there it would be a constant of the step.
-        with use_interpreter(EAGER), grad_mode(False):
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.requires_grad:
-                        wanted = self.new_state(parameter, group)
-                        state = self.state.setdefault(parameter, {})
-                        state.update({name: tensor for name, tensor in wanted.items() if name not in state})
+        """Make all state that is missing, for every parameter that requires grad; then no step has to."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    self._ensure(parameter, group)
+
+    def _ensure(self, parameter: Tensor, group: Group) -> State:
+        state = self.state.setdefault(parameter, {})
+        for name, value in self.initial_state(group).items():
+            if name not in state:
+                # Never inside a trace: there it would be a constant of the step.
+                with use_interpreter(EAGER), grad_mode(False):
+                    state[name] = full((), value, dtype=float32) if name == "step" else full_like(parameter, value)
+        return state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient. ``closure`` computes loss and gradients first; its result is returned."""
+        """Update every parameter that has a gradient.
+
+        ``closure`` computes loss and gradients first; what it returns is returned.
+        """
         loss = None
         if closure is not None:
             with grad_mode(True):
@@ -124,8 +140,9 @@ class Optimizer:
                         self._apply(parameter, gradient, group, rates)
         return loss
 
-    def _apply(self, parameter: Tensor, gradient: Tensor, group: Group, rates: dict[str, Any]) -> None:
-        state = self.state[parameter]
+    def _apply(self, parameter: Any, gradient: Any, group: Group, rates: dict[str, Any]) -> None:
+        # A parameter frozen since may still have a gradient, which counts, as in torch.
+        state = self._ensure(parameter, group)
         if group.get("maximize"):
             gradient = -gradient
         new, changed = self.update(parameter, gradient, state, group, rates)
@@ -134,7 +151,10 @@ class Optimizer:
         parameter.assign(new)
 
     def read_rates(self, group: Group) -> dict[str, Any]:
-        """Return the numbers of ``rates`` in ``group`` as the interpreter gives them: floats, or inputs of a compiled step."""
+        """Return the ``rates`` in ``group`` as the interpreter gives them: floats, or inputs of a compiled step.
+
+        A switch that is off is not asked for: it is no input of the step, so that switching it on needs a new trace.
+        """
         return {name: self._read(group, name) for name in self.rates}
 
     def _read(self, group: Group, name: str) -> Any:
@@ -142,11 +162,13 @@ class Optimizer:
         if isinstance(value, Tensor):
             return value
         if isinstance(value, tuple | list):
-            return tuple(context.interpreter.scalar(group, (name, i), float(part)) for i, part in enumerate(value))
+            return tuple(context.interpreter.scalar(value, i, float(part)) for i, part in enumerate(value))
+        if name in self.switches and not is_on(group, name):
+            return float(value)
         return context.interpreter.scalar(group, name, float(value))
 
     def static_fields(self, group: Group) -> dict[str, Any]:
-        """Return what of ``group`` a compiled step has built in, comparable by ``==``: a change of it needs a new trace.
+        """Return what of ``group`` a compiled step has built in; while it compares equal, the step holds.
 
         All defaults but the ``rates``; of those only whether the ``switches`` are zero.
         """
@@ -170,7 +192,7 @@ class Optimizer:
         return list(itertools.chain.from_iterable(group["params"] for group in self.param_groups))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return {"state": {number: {name: Tensor}}, "param_groups": […]} as torch does; tensors share the optimizer's memory."""
+        """Return {"state": {number: {name: Tensor}}, "param_groups": […]} as torch does; the tensors share memory."""
         numbers = itertools.count()
         groups = [
             {**{k: v for k, v in group.items() if k != "params"}, "params": [next(numbers) for _ in group["params"]]}
@@ -186,8 +208,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over another optimizer's state and group values; also torch's, as Tensors, arrays or torch tensors.
 
-        State is copied into the memory that is there. Raises StateDictError if groups or shapes do not fit; then nothing has
-        been changed.
+        State is copied into the memory that is there. Raises StateDictError if groups or shapes do not fit; then
+        nothing has been changed.
         """
         who = f"load_state_dict into {type(self).__name__}"
         groups, given = state_dict["param_groups"], state_dict["state"]
@@ -216,15 +238,14 @@ class Optimizer:
         return state
 
     def _load(self, parameter: Tensor, group: Group, given: State) -> None:
-        if not given:
-            self.state.pop(parameter, None)
+        if not given and parameter not in self.state:
             return
-        fresh = self.new_state(parameter, group)
-        state = self.state.setdefault(parameter, {})
-        for name, tensor in self.completed(given, group).items():
-            place = state.get(name, fresh.get(name))
-            # State in the dtype of what it belongs to; a step count keeps its own.
-            state[name] = tensor.clone() if place is None else place.assign(tensor)
+        given = self.completed(given, group)
+        initial = self.initial_state(group)
+        state = self._ensure(parameter, group)
+        for name, tensor in state.items():
+            tensor.assign(given[name] if name in given else initial.get(name, 0.0))
+        state.update({name: tensor.clone() for name, tensor in given.items() if name not in state})
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..dtypes import float32
-from ..ops.creation import zeros_like
-from ..ops.movement import full
-from ..tensor import Tensor
 from .optimizer import Group, Optimizer, State, is_on, like
 
 
@@ -28,18 +24,16 @@ class RMSprop(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def new_state(self, parameter: Tensor, group: Group) -> State:
+    def initial_state(self, group: Group) -> dict[str, float]:
         """Return a step count of 0 and means of zeros."""
-        state = {"step": full((), 0.0, dtype=float32), "square_avg": zeros_like(parameter)}
+        state = {"step": 0.0, "square_avg": 0.0}
         if is_on(group, "momentum"):
-            state["momentum_buffer"] = zeros_like(parameter)
-        if group["centered"]:
-            state["grad_avg"] = zeros_like(parameter)
-        return state
+            state["momentum_buffer"] = 0.0
+        return state | {"grad_avg": 0.0} if group["centered"] else state
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, rates: dict[str, Any]
-    ) -> tuple[Tensor, State]:
+        self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
+    ) -> tuple[Any, State]:
         """Return the parameter one step on, the step count, and the means."""
         lr, alpha, rest = (like(rate, parameter) for rate in (rates["lr"], rates["alpha"], 1 - rates["alpha"]))
         if is_on(group, "weight_decay"):

@@ -6,22 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..dtypes import float32
-from ..ops.creation import zeros_like
 from ..ops.elementwise import where
 from ..ops.movement import full
-from ..tensor import Tensor
 from .optimizer import Group, Optimizer, State, is_on, like
 
 
 class SGD(Optimizer):
-    """p -= lr * g, with momentum (Sutskever et al. 2013) as torch has it: buf = momentum * buf + (1 - dampening) * g."""
+    """p -= lr * buf, where buf = momentum * buf + (1 - dampening) * g (Sutskever et al. 2013, torch's form)."""
 
     rates = ("lr", "momentum", "dampening", "weight_decay")
     switches = ("momentum", "dampening", "weight_decay")
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
-        nesterov: bool = False, *, maximize: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0, dampening: float = 0,
+        weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False,
     ) -> None:  # fmt: skip
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError(
@@ -35,14 +33,13 @@ class SGD(Optimizer):
             },
         )  # fmt: skip
 
-    def new_state(self, parameter: Tensor, group: Group) -> State:
-        """Return a momentum buffer of zeros where there is momentum, and a step count where there is dampening."""
+    def initial_state(self, group: Group) -> dict[str, float]:
+        """Return a buffer of zeros where there is momentum, and a step count where there is dampening."""
         if not is_on(group, "momentum"):
             return {}
-        state = {"momentum_buffer": zeros_like(parameter)}
         # The first gradient is not damped, so then the first step differs from the others. Without
         # dampening, a buffer of zeros gives what torch starts with.
-        return state | {"step": full((), 0.0, dtype=float32)} if is_on(group, "dampening") else state
+        return {"momentum_buffer": 0.0, "step": 0.0} if is_on(group, "dampening") else {"momentum_buffer": 0.0}
 
     def completed(self, state: State, group: Group) -> State:
         """Return torch's state, whose buffer exists only after a first step, with that said."""
@@ -51,8 +48,8 @@ class SGD(Optimizer):
         return state
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, rates: dict[str, Any]
-    ) -> tuple[Tensor, State]:
+        self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
+    ) -> tuple[Any, State]:
         """Return the parameter one step on, and the momentum buffer."""
         lr, momentum = like(rates["lr"], parameter), like(rates["momentum"], parameter)
         if is_on(group, "weight_decay"):
