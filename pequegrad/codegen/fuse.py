@@ -94,6 +94,8 @@ class Fuser:
         self.writers: dict[Value, list[Item]] = {}
         """For values that several copies write, each a part: those copies."""
         self.inputs: set[Value] = set()
+        self.uses: dict[Value, int] = {}
+        """How many operands and outputs of the graph each value is."""
         self.groups: list[Group] = []
         self._row_readers: dict[Value, list[Group]] = {}
         self._order = 0
@@ -225,7 +227,7 @@ class Fuser:
         for value in item.inputs:
             producer = self.items.get(self.place(value).root)
             if producer is not None and live(producer.group) is not group:
-                self._try_merge(group, live(producer.group), value)
+                self._try_merge(group, live(producer.group), item, value)
 
     def _best_group(self, item: Item) -> Group | None:
         found: dict[Group, int] = {}
@@ -297,51 +299,74 @@ class Fuser:
         self.prepare(axes, copy)
         self.append(self.new_group("map", axes), copy)
 
-    def _try_merge(self, group: Group, other: Group, value: Value) -> None:
-        """Pull the map that produces ``value`` into ``group``, where nothing stands between them."""
-        if other.kind != "map" or other.size != group.size:
+    def _try_merge(self, group: Group, other: Group, reader: Item, value: Value) -> None:
+        """Pull the map that makes ``value`` into the group of its ``reader``, where nothing stands between them."""
+        level = self._merge_level(group, other, reader)
+        if level is None:
             return
-        axes = refine(group.axes, [extent for extent, _ in other.axes])
-        if axes is None:
-            return
+        tags = group.tags(level)
+        axes = refine(group.axes, [extent for extent, _ in other.axes], tags)
         place = self.place(value)
-        reader = next(item for item in reversed(group.items) if value in item.inputs)
-        if reader.level != "full" or place.offset:
+        if axes is None or place.offset:
             return
-        if strides_over(axes, reader.shape, place.broadcast(reader.shape)) != row_major(axes):
+        if strides_over(axes, reader.shape, place.broadcast(reader.shape), tags) != row_major(axes, tags):
             return
         for first, second in ((group, other), (other, group)):
             if any(g is not second and g.depends_on(second) for g in map(live, first.predecessors)):
                 return
         together = (group, other)
+        levels = {item: item.level for item in other.items}
         for item in other.items:
-            finer = refine(axes, item.shape)
-            if finer is None or not self._fits(group, finer, item, "full", together):
-                return
+            item.level = level
+        if self._merged_axes(group, other, axes, level, together):
+            self._merge(group, other)
+        else:
+            for item, before in levels.items():
+                item.level = before
+
+    def _merge_level(self, group: Group, other: Group, reader: Item) -> str | None:
+        if other.kind != "map" or reader.kind == "reduce":
+            return None
+        if other.size == group.size:
+            return "full" if reader.level == "full" else None
+        is_per_row = group.kind == "row" and reader.level == "outer" and other.size == group.outer_size
+        # Values of a row that somebody else waits for would come late: after the row's reductions.
+        return "outer" if is_per_row and all(self._is_used_up(item, (group, other)) for item in other.items) else None
+
+    def _is_used_up(self, item: Item, groups: tuple[Group, ...]) -> bool:
+        inside = sum(member.inputs.count(item.output) for group in groups for member in group.items)
+        return inside == self.uses.get(item.output, 0)
+
+    def _merged_axes(self, group: Group, other: Group, axes: Axes, level: str, together: tuple[Group, ...]) -> bool:
+        """Give ``group`` the axes that serve both, if all items can then find their operands at hand."""
+        for item in other.items:
+            finer = refine(axes, item.shape, group.tags(level))
+            if finer is None or not self._fits(group, finer, item, level, together):
+                return False
             axes = finer
         for item in group.items:
             # What the two shared through memory must now be at hand.
-            if item.kind != "anchor" and not self._fits_after_merge(group, axes, item, together):
-                return
-        self._merge(group, other, axes)
+            if item.kind != "anchor" and not self._fits_after_merge(group, axes, item, other, level):
+                return False
+        group.axes = axes
+        return True
 
-    def _fits_after_merge(self, group: Group, axes: Axes, item: Item, together: tuple[Group, ...]) -> bool:
+    def _fits_after_merge(self, group: Group, axes: Axes, item: Item, other: Group, level: str) -> bool:
         tags = None if item.kind == "reduce" else group.tags(item.level)
         for value in item.inputs:
             place = self.place(value)
+            if any(live(writer.group) is other for writer in self.writers.get(place.root, ())):
+                return False
             producer = self.items.get(place.root)
-            if producer is None or live(producer.group) is not together[1] or place.root in self.free:
-                if any(live(w.group) is together[1] for w in self.writers.get(place.root, ())):
-                    return False
+            if producer is None or live(producer.group) is not other or place.root in self.free:
                 continue
             strides = strides_over(axes, item.shape, place.broadcast(item.shape), tags)
-            if place.offset or strides != row_major(axes):
+            if place.offset or strides != row_major(axes, group.tags(level)):
                 return False
         return True
 
-    def _merge(self, group: Group, other: Group, axes: Axes) -> None:
+    def _merge(self, group: Group, other: Group) -> None:
         other.merged_into = group
-        group.axes = axes
         group.items = sorted(group.items + other.items, key=lambda item: item.order)
         group.bits |= other.bits
         group.predecessors = {live(g) for g in group.predecessors | other.predecessors} - {group}
@@ -430,6 +455,13 @@ class Fuser:
                 return False
         item.weight = weight
         return weight <= schedule.MOST_RECOMPUTED
+
+    def join_side_by_side(self, groups: list[Group]) -> list[Group]:
+        """Make one group of the maps on single numbers among ``groups``, none of which depends on another."""
+        numbers = [group for group in groups if group.kind == "map" and not group.axes]
+        for other in numbers[1:]:
+            self._merge(numbers[0], other)
+        return [group for group in groups if group not in numbers[1:]]
 
     def live_groups(self) -> list[Group]:
         """Return the groups that were not merged into others, in the order of their first items."""

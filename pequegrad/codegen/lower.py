@@ -5,6 +5,7 @@ Invariant: whatever this leaves out is refused with NotCompilable, which names t
 
 from __future__ import annotations
 
+import collections
 import itertools
 from typing import Any
 
@@ -48,10 +49,14 @@ class _Lowering:
         self.buffers: list[Buffer] = []
         self._buffer_numbers: dict[Value, int] = {}
         self._homes: dict[Value, Home] = {}
+        self._transposed: set[Value] = set()
 
     def plan(self, workers: int) -> StepPlan:
         """Run all of it."""
         self.fuser.inputs = {item.value for item in self.graph.inputs}
+        self._transposed = _read_transposed(self.graph)
+        used = (value for node in self.graph.nodes for value in node.inputs)
+        self.fuser.uses = collections.Counter((*used, *(output.value for output in self.graph.outputs)))
         for node in self.graph.nodes:
             self._place_node(node)
         self._homes = Binder(self.fuser, self.graph).bind()
@@ -127,8 +132,28 @@ class _Lowering:
             self.fuser.literals[item.output] = item.output.dtype.numpy.type(0).item()
             return
         item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, False) for value in item.inputs)
+        if item.output in self._transposed:
+            item = self._other_way_round(item)
         shape = item.output.shape
         self.fuser.add_anchor(item, "contract", axes_of(shape, (*("batch",) * (len(shape) - 2), "m", "n")))
+
+    def _other_way_round(self, item: Item) -> Item:
+        """Return the product of the transposed operands, exchanged: its result is the transpose, with equal sums."""
+        x, y = (self._swapped(value) for value in item.inputs)
+        shape = item.output.shape
+        root = Value(type(item.output.spec)((*shape[:-2], shape[-1], shape[-2]), item.output.dtype))
+        strides = contiguous_strides(root.shape)
+        self.fuser.places[item.output] = Place(root, shape, (*strides[:-2], strides[-1], strides[-2]))
+        return Item("anchor", item.op, item.params, (y, x), (root,), item.location)
+
+    def _swapped(self, value: Value) -> Value:
+        """Return the view of a value with its last two dimensions exchanged."""
+        place = self.fuser.place(value)
+        *rest, rows, columns = range(len(place.shape))
+        order = (*rest, columns, rows)
+        swapped = Value(type(value.spec)(tuple(place.shape[d] for d in order), value.dtype))
+        self.fuser.places[swapped] = Place(place.root, swapped.shape, tuple(place.strides[d] for d in order), place.offset)
+        return swapped
 
     def _conv2d(self, item: Item) -> None:
         item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
@@ -285,7 +310,7 @@ class _Lowering:
         for group in groups:
             is_update = group.kind == "map" and group not in followed and self._writes_state(group)
             result[last if is_update else level[group]].append(group)
-        return [groups for groups in result if groups]
+        return [self.fuser.join_side_by_side(groups) for groups in result if groups]
 
     def _writes_state(self, group: Group) -> bool:
         return any(self._homes.get(item.output, ("",))[0] == "input" for item in group.items)
@@ -335,6 +360,21 @@ class _Lowering:
                 kernels.append(builder.build())
             phases.append(kernels)
         return phases
+
+
+def _read_transposed(graph: Graph) -> set[Value]:
+    """Return the values that all users read with the last two dimensions exchanged, such as a weight's gradient."""
+    found: dict[Value, bool] = {output.value: False for output in graph.outputs}
+    for node in graph.nodes:
+        for value in node.inputs:
+            shape = value.shape
+            is_swap = False
+            if node.op.view and len(shape) >= 2 and value.spec.size > 1:
+                strides = contiguous_strides(shape)
+                swapped = (*shape[:-2], shape[-1], shape[-2]), (*strides[:-2], strides[-1], strides[-2]), 0
+                is_swap = node.op.access(shape, strides, 0, **dict(node.params)) == swapped
+            found[value] = found.get(value, True) and is_swap
+    return {value for value, is_swap in found.items() if is_swap}
 
 
 def _title(group: Group) -> str:

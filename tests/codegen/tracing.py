@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +32,9 @@ class Traced:
 def trace(function: Callable[..., Any], *arrays: np.ndarray) -> Traced:
     """Record ``function(*tensors)``; its results leave, and states that it changed are updated."""
     tracer = Tracer("step")
+    tensors = [Tensor(array) for array in arrays]
     with use_interpreter(tracer):
-        arguments = [tracer.add_argument(Tensor(array), f"x{i}") for i, array in enumerate(arrays)]
+        arguments = [tracer.add_argument(tensor, f"x{i}") for i, tensor in enumerate(tensors)]
         results = function(*arguments)
         results = results if isinstance(results, tuple) else (results,)
         values = [tracer.value_of(result) for result in results]
@@ -46,7 +49,8 @@ def trace(function: Callable[..., Any], *arrays: np.ndarray) -> Traced:
         if item.role == "argument":
             inputs.append(np.asarray(next(given)))
         elif item.role == "scalar":
-            inputs.append(np.asarray(source.owner[source.key], np.float64))
+            key = source.key if isinstance(source.key, tuple) else (source.key,)
+            inputs.append(np.asarray(functools.reduce(operator.getitem, key, source.owner), np.float64))
         elif item.role == "constant":
             inputs.append(source.array)
         else:
