@@ -220,7 +220,10 @@ class Interpreter:
         tensor._grad = grad
 
     def scalar(self, owner: Any, key: Any, value: Any) -> Any:
-        """Return ``owner[key]``, a Python number that may change between calls (learning rate, momentum …)."""
+        """Return ``owner[key]``, a Python number that may change between calls (learning rate, momentum …).
+
+        A key (name, index) stands for ``owner[name][index]``, where the tuple ``owner[name]`` may be replaced.
+        """
         return value
 
     def module_called(self, module: Any) -> None:

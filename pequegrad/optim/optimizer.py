@@ -162,7 +162,7 @@ class Optimizer:
         if isinstance(value, Tensor):
             return value
         if isinstance(value, tuple | list):
-            return tuple(context.interpreter.scalar(value, i, float(part)) for i, part in enumerate(value))
+            return tuple(context.interpreter.scalar(group, (name, i), float(part)) for i, part in enumerate(value))
         if name in self.switches and not is_on(group, name):
             return float(value)
         return context.interpreter.scalar(group, name, float(value))
