@@ -34,7 +34,7 @@ class Elementwise(Op):
 
 
 def widened(array: Any) -> Any:
-    """Return a half-precision array as float32, others as they are: formulas of several steps round once, at the end."""
+    """Return a half-precision array as float32, others as they are: a formula of several steps rounds once."""
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
@@ -244,7 +244,7 @@ class Where(Elementwise):
 
     @staticmethod
     def call(condition: Any, input: Any, other: Any) -> Any:
-        """Return ``input`` where ``condition`` holds, else ``other``; numbers are allowed. The condition must be bool."""
+        """Return ``input`` where ``condition`` (bool) holds, else ``other``; both may be numbers."""
         condition = as_tensor(condition)
         if condition.dtype is uint8:
             condition = condition.to(bool_)

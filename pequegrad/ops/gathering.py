@@ -1,8 +1,9 @@
 """Ops that read and write at integer indices: gather, its transpose scatter-add, scatter, and sort.
 
-Invariant: indices are int64 and lie in [0, extent) when an op runs; NumPy checks them (IndexOutOfRange names index and bound),
-a compiled kernel may rely on it. With ``aligned`` the index has the dimensions of the data (torch.gather); without, the
-index's dimensions, whatever their number, stand in the place of dimension ``dim`` (torch.index_select, embedding).
+Invariant: indices are int64 and lie in [0, extent) when an op runs; NumPy checks them (IndexOutOfRange names index
+and bound), a compiled kernel may rely on it. With ``aligned`` the index has the dimensions of the data
+(torch.gather); without, the index's dimensions, whatever their number, stand in the place of dimension ``dim``
+(torch.index_select, embedding).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def check_range(index: Any, extent: int, dim: int, who: str) -> None:
     if index.size and not (int(index.min()) >= 0 and int(index.max()) < extent):
         wrong = index[(index < 0) | (index >= extent)].reshape(-1)[0]
         raise IndexOutOfRange(
-            f"{who}: index {int(wrong)} is out of range for dimension {dim} of extent {extent}: expected 0 <= index < {extent}."
+            f"{who}: index {int(wrong)} is out of range for dimension {dim} of extent {extent}: expected "
+            f"0 <= index < {extent}."
         )
 
 
@@ -262,7 +264,7 @@ def take(x: Any, index: Any) -> Any:
 
 
 def take_along_dim(x: Any, indices: Any, dim: int | None = None) -> Any:
-    """Return ``gather`` with ``x`` and ``indices`` broadcast against each other but for ``dim`` (None: both flattened)."""
+    """Return ``gather`` with both broadcast against each other but for ``dim`` (None: both flattened)."""
     x, index = as_tensor(x), as_index(indices, "take_along_dim")
     if dim is None:
         return gather(reshape(x, (x.spec.size,)), 0, reshape(index, (index.spec.size,)))

@@ -334,7 +334,7 @@ all = All.call
 
 
 class Argmax(IndexReduction):
-    """Index of the largest element within the reduced dimensions, row-major; the first of ties; NaN wins."""
+    """Index of the largest element in the reduced dimensions, row-major; the first of ties; NaN wins."""
 
     name = "argmax"
     lowering = Reduction("argmax")
@@ -365,7 +365,7 @@ argmax = Argmax.call
 
 
 class Argmin(IndexReduction):
-    """Index of the smallest element within the reduced dimensions, row-major; the first of ties; NaN wins."""
+    """Index of the smallest element in the reduced dimensions, row-major; the first of ties; NaN wins."""
 
     name = "argmin"
     lowering = Reduction("argmin")

@@ -82,7 +82,7 @@ minimum = Minimum.call
 
 
 def _shared_at_ties(saved: Any, g: Any, high: Any, low: Any) -> tuple[Any, Any]:
-    """Return g where the first input wins and where the second does, half of it at ties; ``high < low``: the second won."""
+    """Return g where each input wins, half of it at ties; ``high < low`` means that the second input won."""
     shared = where(saved.input(0) == saved.input(1), g * 0.5, g)
     first = where(high < low, 0.0, shared) if saved.needs(0) else None
     second = where(high > low, 0.0, shared) if saved.needs(1) else None
@@ -98,7 +98,7 @@ class Clamp(Elementwise):
 
     @staticmethod
     def call(x: Any, min: Any = None, max: Any = None) -> Any:
-        """Return ``x`` between ``min`` and ``max``, numbers or tensors (either may be None; ``max`` wins over ``min``)."""
+        """Return ``x`` between ``min`` and ``max``: numbers, tensors, or None. Where they cross, ``max`` wins."""
         if min is None and max is None:
             raise ValueError("clamp: expected min, max or both. Got neither.")
         given = operands(*(value for value in (x, min, max) if value is not None), who="clamp")
