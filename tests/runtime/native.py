@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,10 +11,8 @@ import pytest
 
 HERE = Path(__file__).parent
 INCLUDE = HERE.parents[1] / "runtime" / "include"
-FLAGS = (
-    "-std=c++17 -O2 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -fvisibility=hidden "
-    "-Wall -Wextra -Werror -Wno-psabi"
-).split()
+FLAGS = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
+FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
 # Lanes, the architecture flag that goes with them, and the CPU features that a machine needs to run the result.
 WIDTHS = {
     16: ("-march=native", {"avx512f", "avx512dq", "avx512vl", "avx512bw"}),

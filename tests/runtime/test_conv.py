@@ -26,7 +26,7 @@ SHAPES = [
 
 def convolve(x, w, dy, stride, pad, dilation, groups):
     """Return y, dx and dw of a convolution by looping over the filter's taps."""
-    count, channels, height, width = x.shape
+    height, width = x.shape[2:]
     outputs, per_group, kernel_h, kernel_w = w.shape
     out_h, out_w = dy.shape[2:]
     padded = np.pad(x, ((0, 0), (0, 0), (pad[0], pad[0]), (pad[1], pad[1])))

@@ -16,7 +16,8 @@ SIZES = [
 def scratch_bytes(rows: int, depth: int, itemsize: int, lanes: int, tile_rows: int, width: int) -> int:
     """The formula that gemm.h documents."""
     blocks = max(1, -(-depth // (262144 // (width * itemsize))))
-    block = -(-(-(-depth // blocks)) // lanes) * lanes
+    block = -(-depth // blocks)
+    block += -block % lanes
     elements = block * width + tile_rows * (block + lanes) + (rows * width if blocks > 1 else 0)
     return -(-elements * itemsize // 64) * 64
 

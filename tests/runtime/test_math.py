@@ -105,9 +105,7 @@ def test_function_agrees_with_numpy_on_special_values(build, name: str, form: st
 
 @pytest.mark.parametrize("name", ["sin", "cos"])
 def test_large_angles_and_infinite_ones(build, name: str) -> None:
-    x = np.concatenate(
-        [spread(1e5, 3e38, 500, seed=2), np.array([np.inf, -np.inf, np.nan, 2.0**20], np.float32)]
-    )
+    x = np.concatenate([spread(1e5, 3e38, 500, seed=2), np.array([np.inf, -np.inf, np.nan, 2.0**20], np.float32)])
     error = ulp_error(run(build("math_probe"), f"{name}_f32", x), reference(getattr(np, name), x))
     assert error <= 1.5
 
@@ -116,9 +114,9 @@ def test_large_angles_and_infinite_ones(build, name: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_is_exact(build, name: str, dtype: type) -> None:
     random = np.random.default_rng(3)
-    x = np.concatenate(
-        [random.uniform(-5, 5, 1000), random.uniform(-1e17, 1e17, 1000), np.arange(-8, 8) / 2]
-    ).astype(dtype)
+    x = np.concatenate([random.uniform(-5, 5, 1000), random.uniform(-1e17, 1e17, 1000), np.arange(-8, 8) / 2]).astype(
+        dtype
+    )
     got = run(build("math_probe"), f"{name}_f{8 * dtype().itemsize}", x)
     assert np.array_equal(got, getattr(np, name)(x))
 

@@ -35,7 +35,8 @@ def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 def stream_words(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
     block = indices // 4
     low = 0xFFFFFFFF
-    counter = np.stack([block & low, block >> 32, np.full_like(block, stream & low), np.full_like(block, stream >> 32)], 1)
+    high, rest = np.full_like(block, stream >> 32), np.full_like(block, stream & low)
+    counter = np.stack([block & low, block >> 32, rest, high], 1)
     drawn = philox(counter, np.array([seed & low, seed >> 32], np.uint64))
     return drawn[np.arange(len(indices)), indices % 4].astype(np.uint32)
 
@@ -70,7 +71,9 @@ def test_words_of_a_stream_do_not_depend_on_lanes(build, place: tuple[int, int, 
 def test_uniforms_are_exact_and_normals_within_rounding(build, name: str, place: tuple[int, int, int]) -> None:
     dtype = np.float32 if name == "f32" else np.float64
     uniforms, normals, scalars = np.zeros(COUNT, dtype), np.zeros(COUNT, dtype), np.zeros(2 * COUNT, dtype)
-    getattr(build("vec_probe"), f"random_{name}")(*position(*place), *pointers(uniforms, normals, scalars), ctypes.c_long(COUNT))
+    getattr(build("vec_probe"), f"random_{name}")(
+        *position(*place), *pointers(uniforms, normals, scalars), ctypes.c_long(COUNT)
+    )
     index = place[2] + np.arange(COUNT)
     if name == "f32":
         expected = (stream_words(*place[:2], index) >> 8).astype(np.float32) * np.float32(2**-24)

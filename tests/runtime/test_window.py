@@ -36,9 +36,7 @@ def windows(shape: tuple):
     for i in range(out_h):
         for j in range(out_w):
             taps = [
-                (a, b, i * s[0] - p[0] + a * d[0], j * s[1] - p[1] + b * d[1])
-                for a in range(k[0])
-                for b in range(k[1])
+                (a, b, i * s[0] - p[0] + a * d[0], j * s[1] - p[1] + b * d[1]) for a in range(k[0]) for b in range(k[1])
             ]
             yield i, j, [(a * k[1] + b, y, x) for a, b, y, x in taps if 0 <= y < h and 0 <= x < w]
 
@@ -58,16 +56,12 @@ def pointers(*arrays: np.ndarray) -> list[ctypes.c_void_p]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("index_type", INDEX)
 @pytest.mark.parametrize("element", ["f32", "f64"])
-def test_max_pooling_takes_the_first_maximum_and_puts_back(
-    build, element: str, index_type: str, shape: tuple
-) -> None:
+def test_max_pooling_takes_the_first_maximum_and_puts_back(build, element: str, index_type: str, shape: tuple) -> None:
     dtype = np.float32 if element == "f32" else np.float64
     x, dy = data(shape, dtype)
     y, dx = np.full_like(dy, 7), np.full_like(x, 7)
     index = np.full(dy.shape, 99, INDEX[index_type])
-    getattr(build("window_probe"), f"max_{element}_{index_type}")(
-        record(shape), *pointers(x, y, index, dy, dx), 2
-    )
+    getattr(build("window_probe"), f"max_{element}_{index_type}")(record(shape), *pointers(x, y, index, dy, dx), 2)
     expected_y, expected_index, expected_dx = np.empty_like(y), np.empty_like(index), np.zeros_like(x)
     for plane in range(shape[0]):
         for i, j, taps in windows(shape):

@@ -1,10 +1,10 @@
 // Matrix products: C = A B for any strides, handed to an epilogue one vector at a time; C itself is never stored here.
 //
-// Invariants: each element of C is one sum over k in rising order (in blocks when K is large, each carrying on from the
-// last), whatever the sub-rectangle, so that shares of any number of workers give the same bits; the epilogue sees each
-// element exactly once; nothing outside A and B's own elements is read.
+// Invariants: each element of C is one sum over k in rising order, in whatever sub-rectangle it is computed, so that
+// shares of any number of workers give the same bits; the epilogue sees each element exactly once; nothing outside A's
+// and B's own elements is read.
 // The micro-kernels are functions of their own, shared by all epilogues: they leave a tile in L1 that the epilogue reads
-// back. Measured beside an epilogue inlined into each kernel: no slower from K = 32 on, and a tenth of the code.
+// back, a store and a load beside K multiply-adds. Six distinct epilogues compile in 0.7 s.
 #pragma once
 #include "vec.h"
 

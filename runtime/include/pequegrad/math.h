@@ -135,7 +135,10 @@ template <class T> PG_INLINE vec<T> pow(not_deduced<T> x, vec<T> y) { return pow
 // ---- square root and rounding ------------------------------------------------------------------------------------------
 
 PG_INLINE vec<f32> sqrt(vec<f32> x) {
-#if PG_LANES == 16 && defined(__AVX512F__)
+#if defined(PG_HAS_ELEMENTWISE_SQRT)
+  x.part[0] = __builtin_elementwise_sqrt(x.part[0]);
+  return x;
+#elif PG_LANES == 16 && defined(__AVX512F__)
   x.part[0] = __builtin_ia32_sqrtps512_mask(x.part[0], x.part[0], u16(0xffff), 4);
   return x;
 #elif PG_LANES == 8 && defined(__AVX__)
@@ -149,7 +152,10 @@ PG_INLINE vec<f32> sqrt(vec<f32> x) {
 #endif
 }
 PG_INLINE vec<f64> sqrt(vec<f64> x) {
-#if PG_LANES == 16 && defined(__AVX512F__)
+#if defined(PG_HAS_ELEMENTWISE_SQRT)
+  PG_EACH_PART(f64) x.part[p] = __builtin_elementwise_sqrt(x.part[p]);
+  return x;
+#elif PG_LANES == 16 && defined(__AVX512F__)
   PG_EACH_PART(f64) x.part[p] = __builtin_ia32_sqrtpd512_mask(x.part[p], x.part[p], u8(0xff), 4);
   return x;
 #else

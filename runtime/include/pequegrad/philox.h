@@ -45,7 +45,7 @@ PG_NOINLINE inline vec<u32> philox_words_by_lane(u64 seed, u64 stream, u64 first
 
 // Words first_index, first_index + 1, … one a lane. Fast where first_index is a multiple of 4.
 PG_INLINE vec<u32> philox_words(u64 seed, u64 stream, i64 first_index) {
-#if PG_LANES == 16 && defined(__AVX512F__) && defined(PG_HAS_SHUFFLEVECTOR)
+#if PG_LANES == 16 && defined(__AVX512F__) && defined(PG_HAS_SHUFFLEVECTOR) && !defined(__clang__)
   // Four blocks at once: 64-bit lanes 0-3 hold word 0 (or 1) of the blocks, lanes 4-7 word 2 (or 3), so that one
   // 32x32 multiplication is a whole round of all four.
   if (__builtin_expect((first_index & 3) == 0, 1)) {

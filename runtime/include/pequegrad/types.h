@@ -29,6 +29,9 @@
 #if __has_builtin(__builtin_shufflevector)
 #define PG_HAS_SHUFFLEVECTOR 1
 #endif
+#if __has_builtin(__builtin_elementwise_sqrt)  // clang
+#define PG_HAS_ELEMENTWISE_SQRT 1
+#endif
 #endif
 
 namespace pg {

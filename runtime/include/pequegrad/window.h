@@ -217,4 +217,21 @@ template <class T> void avg_pool2d_grad(const pool2d_shape& s, bool count_includ
   }
 }
 
+// y = what lies at each index: the transpose of max_pool2d_grad.
+template <class T, class Index>
+void window_take(const pool2d_shape& s, const T* x, const Index* index, T* y, int worker, int workers) {
+  long begin, end;
+  share(s.planes, 1, worker, workers, begin, end);
+  const long size = s.OH * s.OW;
+  for (long plane = begin; plane < end; ++plane)
+    for (long i = 0; i < size; ++i) {
+      long at = long(index[plane * size + i]);
+      if (sizeof(Index) == 1) {
+        const long h = i / s.OW * s.stride_h - s.pad_h + at / s.KW * s.dil_h;
+        at = h * s.W + i % s.OW * s.stride_w - s.pad_w + at % s.KW * s.dil_w;
+      }
+      y[plane * size + i] = x[plane * s.H * s.W + at];
+    }
+}
+
 }  // namespace pg
