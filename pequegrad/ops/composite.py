@@ -40,8 +40,9 @@ from . import (
 from .core import REGISTRY, as_tensor, context, is_tensor
 
 MODULES = (
-    activations, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining, layers, losses,
-    pooling, power, random, reduction, rounding, scan, selection, slicing, statistics, transcendental, views, window,
+    activations, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining,
+    layers, losses, pooling, power, random, reduction, rounding, scan, selection, slicing, statistics,
+    transcendental, views, window,
 )  # fmt: skip
 """Every module of ops and of plain functions of ops."""
 
@@ -141,7 +142,13 @@ OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
 """Python's operators: name without underscores → (function, whether there is a reflected form)."""
 
 # Methods of which torch has a form with a trailing underscore.
-_IN_PLACE_NAMES = ["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "pow", "neg", "negative", "abs", "absolute", "sign", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "ceil", "trunc", "round", "clamp", "clip", "relu", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "lerp", "addcmul", "addcdiv", "addmm", "tril", "triu", "cumsum", "masked_fill", "index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add"]
+_IN_PLACE_NAMES = (
+    "add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow neg negative "
+    "abs absolute sign exp expm1 log log1p sqrt rsqrt square reciprocal sin cos tanh sigmoid erf floor "
+    "ceil trunc round clamp clip relu eq ne lt le gt ge logical_and logical_or logical_xor logical_not "
+    "bitwise_and bitwise_or bitwise_xor bitwise_not lerp addcmul addcdiv addmm tril triu cumsum "
+    "masked_fill index_add index_copy index_fill index_put scatter scatter_add"
+)
 
 _FILLS: dict[str, Callable[..., Any]] = {
     "uniform_": random.uniform_values,
@@ -172,7 +179,7 @@ def _fitting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 IN_PLACE: dict[str, Callable[..., Any]] = {
-    **{f"{name}_": _fitting(f"{name}_", _METHOD_FUNCTIONS[name]) for name in _IN_PLACE_NAMES},
+    **{f"{name}_": _fitting(f"{name}_", _METHOD_FUNCTIONS[name]) for name in _IN_PLACE_NAMES.split()},
     **{
         f"__i{name}__": _fitting(f"{name}=", function)
         for name, (function, is_binary) in OPERATORS.items()

@@ -46,7 +46,8 @@ class Matmul(Op):
             )
         if x.dtype is not other.dtype or x.dtype is bool_:
             raise DTypeError(
-                f"matmul: both operands need one numeric dtype. Got {x.dtype.name} and {other.dtype.name}. Use .to(dtype)."
+                f"matmul: both operands need one numeric dtype. Got {x.dtype.name} and "
+                f"{other.dtype.name}. Use .to(dtype)."
             )
         rows = unsqueeze(x, 0) if x.ndim == 1 else x
         columns = unsqueeze(other, 1) if other.ndim == 1 else other
@@ -158,7 +159,7 @@ def _with_ndims(x: Any, other: Any, ndims: tuple[int, int], who: str) -> tuple[A
 
 
 def tensordot(x: Any, other: Any, dims: Any = 2) -> Any:
-    """Return products summed over the last ``dims`` dimensions of ``x`` and the first of ``other``, or over two lists."""
+    """Return products summed over the last ``dims`` dimensions of ``x`` and the first of ``other``, or two lists."""
     x, other = as_tensor(x), as_tensor(other)
     if isinstance(dims, int):
         left, right = list(range(x.ndim - dims, x.ndim)), list(range(dims))

@@ -124,7 +124,7 @@ def arange(
     start: float, end: float | None = None, step: float = 1, *, dtype: Any = None, device: Any = None,
     requires_grad: bool = False,
 ) -> Any:  # fmt: skip
-    """Return start, start + step, … below ``end`` (``arange(end)`` starts at 0): int64, or float32 if one is a float."""
+    """Return start, start + step, … below ``end`` (``arange(end)``: from 0); float32 if one is a float, else int64."""
     if end is None:
         start, end = 0, start
     for value in (start, end, step):

@@ -172,7 +172,7 @@ def _span(item: slice, extent: int) -> range:
 
 
 class _Plan:
-    """How index arrays apply to a view: which dimensions merge into one, the index along it, and where the result goes."""
+    """How index arrays apply to a view: which dimensions merge into one, and the index along it."""
 
     def __init__(self, parts: _Indexed) -> None:
         self.shape = parts.view.shape
@@ -225,7 +225,8 @@ def wrap_index(index: Any, extent: int, dim: int) -> Any:
     if least < -extent or most >= extent:
         wrong = least if least < -extent else most
         raise IndexOutOfRange(
-            f"index {wrong} is out of range for dimension {dim} of extent {extent}: expected {-extent} <= index < {extent}."
+            f"index {wrong} is out of range for dimension {dim} of extent {extent}: expected {-extent} "
+            f"<= index < {extent}."
         )
     return index if least >= 0 else where(index < 0, index + extent, index)
 
@@ -241,7 +242,8 @@ def nonzero(x: Any, as_tuple: bool = False) -> Any:
     x = as_tensor(x)
     if context.interpreter is not EAGER:
         raise TraceError(
-            "nonzero, and indexing with a bool mask, give a shape that depends on the data, which a compiled step cannot. "
+            "nonzero, and indexing with a bool mask, give a shape that depends on the data, which a "
+            "compiled step cannot. "
             "Use where(mask, x, 0) or masked_fill, or compute it outside of the traced function."
         )
     found = np.nonzero(np.atleast_1d(x.array))

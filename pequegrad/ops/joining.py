@@ -42,7 +42,8 @@ class Concat(Op):
         for i, spec in enumerate(specs):
             if spec.ndim != len(first) or spec.shape[:dim] + spec.shape[dim + 1 :] != first[:dim] + first[dim + 1 :]:
                 raise ShapeError(
-                    f"cat: tensor {i} must have shape {first} but for dimension {dim}, as tensor 0 has. Got {spec.shape}."
+                    f"cat: tensor {i} must have shape {first} but for dimension {dim}, as tensor 0 has. "
+                    f"Got {spec.shape}."
                 )
         return TensorSpec((*first[:dim], sum(sizes), *first[dim + 1 :]), specs[0].dtype)
 

@@ -28,7 +28,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     x, weight = as_tensor(x), as_tensor(weight)
     if weight.ndim not in (1, 2) or not x.ndim or x.shape[-1] != weight.shape[-1]:
         raise ShapeError(
-            f"linear: weight {weight.shape} needs an input whose last extent is {weight.shape[-1] if weight.ndim else '?'}. "
+            f"linear: weight {weight.shape} needs an input whose last extent is "
+            f"{weight.shape[-1] if weight.ndim else '?'}. "
             f"Got {x.shape}. Try .flatten(1) on the input."
         )
     if x.dtype is not weight.dtype:
@@ -48,7 +49,7 @@ def normalized(x: Any, dims: tuple[int, ...], eps: float) -> tuple[Any, Any, Any
 
 
 def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-    """Return ``x`` normalised over its last dimensions, of ``normalized_shape``, times ``weight`` plus ``bias`` (Ba et al. 2016)."""
+    """Return ``x`` normalised over its last dimensions, times ``weight`` plus ``bias`` (Ba et al. 2016)."""
     x = as_tensor(x)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
@@ -66,7 +67,7 @@ def batch_norm(
     x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
     momentum: Any = 0.1, eps: float = 1e-5,
 ) -> Any:  # fmt: skip
-    """Return ``x`` (N, C, …) normalised per channel, times ``weight`` plus ``bias``, each (C,) (Ioffe and Szegedy 2015).
+    """Return ``x`` (N, C, …) normalised per channel, times ``weight`` plus ``bias`` (Ioffe and Szegedy 2015).
 
     In training by the batch's own mean and variance, which also move the running ones, in place, by ``momentum`` (the
     variance unbiased there); else by the running ones.
@@ -140,7 +141,8 @@ def scaled_dot_product_attention(
     """Return softmax(query keyᵀ * scale + mask) value (Vaswani et al. 2017).
 
     ``query`` (…, L, E), ``key`` (…, S, E), ``value`` (…, S, F). ``attn_mask`` broadcasts to (…, L, S): bool, True where
-    attention is allowed, or numbers to add. ``is_causal``: row i attends to columns up to i. ``scale``: E ** -0.5 by default.
+    attention is allowed, or numbers to add. ``is_causal``: row i attends to columns up to i. ``scale``: E ** -0.5
+    by default.
     """
     query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
     if (

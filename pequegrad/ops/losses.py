@@ -109,9 +109,9 @@ def cross_entropy(
 ) -> Any:  # fmt: skip
     """Return the negative log-likelihood of ``target`` under softmax(input).
 
-    ``input``: logits (N, C), (N, C, d1, …) or (C,). ``target``: class indices of that shape without C, or probabilities of
-    the same shape. ``weight``: (C,). The mean is over the weights of the targets that are not ``ignore_index``.
-    Raises ShapeError, DTypeError; eagerly IndexOutOfRange for a target that is no class.
+    ``input``: logits (N, C), (N, C, d1, …) or (C,). ``target``: class indices of that shape without C, or
+    probabilities of the same shape. ``weight``: (C,). The mean is over the weights of the targets that are not
+    ``ignore_index``. Raises ShapeError, DTypeError; eagerly IndexOutOfRange for a target that is no class.
     """
     logits, target = as_tensor(input), as_tensor(target)
     dim = _class_dim(logits, "cross_entropy")
@@ -126,7 +126,7 @@ def cross_entropy(
 
 
 def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Any:
-    """Return minus the log-probabilities ``input`` (N, C, …) at the class indices ``target`` (N, …); see cross_entropy."""
+    """Return minus the log-probabilities ``input`` (N, C, …) at the classes ``target`` (N, …); see cross_entropy."""
     log_probabilities, target = as_tensor(input), as_tensor(target)
     dim = _class_dim(log_probabilities, "nll_loss")
     if target.dtype.is_floating_point:
@@ -185,7 +185,8 @@ def _probability_loss(
     shape = log_probabilities.shape
     if target.shape != shape:
         raise ShapeError(
-            f"cross_entropy: target must have shape {shape}, that of the logits, to hold probabilities. Got {target.shape}."
+            f"cross_entropy: target must have shape {shape}, that of the logits, to hold probabilities. "
+            f"Got {target.shape}."
         )
     _check_reduction(reduction, "cross_entropy")
     if label_smoothing:

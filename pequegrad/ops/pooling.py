@@ -1,7 +1,7 @@
 """Pooling over the last two dimensions of (N, C, H, W), and the transposes that carry its gradients.
 
-Invariant: geometry is in the parameters as in window.py. A position within an image is its row-major index in the plane (H, W),
-int64. WindowTake and WindowPut are each other's transposes, AvgPool2d and AvgPool2dGrad likewise.
+Invariant: geometry is in the parameters as in window.py. A position within an image is its row-major index in the
+plane (H, W), int64. WindowTake and WindowPut are each other's transposes, AvgPool2d and AvgPool2dGrad likewise.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class MaxPool2d(_Pooling):
     ) -> Any:  # fmt: skip
         """Return the greatest elements (N, C, OH, OW) of windows of ``x`` (N, C, H, W), or (C, H, W) alike.
 
-        ``stride`` is ``kernel_size`` by default; ``padding`` at most half of it. With ``ceil_mode`` a last window may hang over
-        the edge. With ``return_indices`` also their int64 positions in the planes.
+        ``stride`` is ``kernel_size`` by default; ``padding`` at most half of it. With ``ceil_mode`` a last window
+        may hang over the edge. With ``return_indices`` also their int64 positions in the planes.
         """
         x = _images(as_tensor(x), "max_pool2d")
         if x.ndim == 3:
@@ -115,7 +115,7 @@ class MaxPool2d(_Pooling):
 
 
 class WindowTake(_Pooling):
-    """Elements of the planes of ``x`` at ``positions``, one a window: what MaxPool2d chose, or would from another image."""
+    """Elements of the planes of ``x`` at ``positions``, one a window, as MaxPool2d gives them."""
 
     name = "window_take"
     lowering = Family("window_take")
@@ -155,7 +155,7 @@ class WindowTake(_Pooling):
 
 
 class WindowPut(_Pooling):
-    """Planes of (height, width) ``size``, zero but for ``g`` added at ``positions``, one a window: the transpose of WindowTake."""
+    """Planes of ``size``, zero but for ``g`` added at ``positions``, one a window: WindowTake's transpose."""
 
     name = "window_put"
     lowering = Family("window_put")
@@ -218,8 +218,8 @@ class AvgPool2d(_Pooling):
     ) -> Any:  # fmt: skip
         """Return the means (N, C, OH, OW) of windows of ``x`` (N, C, H, W), or (C, H, W) alike.
 
-        ``stride`` is ``kernel_size`` by default; ``padding`` at most half of it. ``divisor_override`` divides the sums instead of
-        the count. Raises ShapeError for ``ceil_mode``.
+        ``stride`` is ``kernel_size`` by default; ``padding`` at most half of it. ``divisor_override`` divides the
+        sums instead of the count. Raises ShapeError for ``ceil_mode``.
         """
         x = _images(as_tensor(x), "avg_pool2d")
         if not x.dtype.is_floating_point:
@@ -281,7 +281,7 @@ class AvgPool2d(_Pooling):
 
 
 class AvgPool2dGrad(_Pooling):
-    """Each element of ``g`` spread evenly over its window, in planes of (height, width) ``size``: AvgPool2d's transpose."""
+    """Each element of ``g`` spread evenly over its window, in planes of ``size``: AvgPool2d's transpose."""
 
     name = "avg_pool2d_grad"
     lowering = Family("avg_pool2d_grad")
@@ -336,7 +336,8 @@ avg_pool2d = AvgPool2d.call
 def adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
     """Return means (N, C, *output_size) of ``x`` (N, C, H, W) over regions that divide it as evenly as they can.
 
-    Region i along an extent n of m regions covers [floor(i n / m), ceil((i + 1) n / m)), as in torch. None keeps an extent.
+    Region i along an extent n of m regions covers [floor(i n / m), ceil((i + 1) n / m)), as in torch. None keeps
+    an extent.
     """
     x = _images(as_tensor(x), "adaptive_avg_pool2d")
     wanted = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size, output_size)

@@ -1,8 +1,9 @@
 """Counter-based random numbers: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
-Invariant: element i of a draw is a function of (seed, stream, i) alone. Word i of a stream is word i % 4 of the block with
-counter (lo(i / 4), hi(i / 4), lo(stream), hi(stream)) and key (lo(seed), hi(seed)). The state (seed, stream) is a tensor
-that each draw reads and advances in place, so that a traced step captures and advances it like any other state.
+Invariant: element i of a draw is a function of (seed, stream, i) alone. Word i of a stream is word i % 4 of the
+block with counter (lo(i / 4), hi(i / 4), lo(stream), hi(stream)) and key (lo(seed), hi(seed)). The state (seed,
+stream) is a tensor that each draw reads and advances in place, so that a traced step captures and advances it like
+any other state.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def philox_blocks(xp: Any, counters: tuple[Any, Any, Any, Any], key: tuple[int, 
 
 
 def philox_words(xp: Any, state: Any, count: int) -> Any:
-    """Return the first ``count`` words of the stream that ``state``, int64 (seed, stream), names; uint64 below 2**32."""
+    """Return the first ``count`` words of the stream of ``state``, int64 (seed, stream); uint64 below 2**32."""
     seed, stream = (int(part) & 0xFFFFFFFFFFFFFFFF for part in state)
     blocks = xp.arange(-(-count // 4)).astype(xp.uint64)
     constant = (xp.full(blocks.shape, part, xp.uint64) for part in (stream & _LOW, stream >> 32))
@@ -274,7 +275,7 @@ def randint(
     low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None, dtype: Any = None,
     device: Any = None, requires_grad: bool = False,
 ) -> Any:  # fmt: skip
-    """Return integers from ``low`` to ``high`` - 1 of shape ``size``: ``randint(high, size)`` or ``randint(low, high, size)``."""
+    """Return integers in [low, high) of shape ``size``: ``randint(high, size)`` or ``randint(low, high, size)``."""
     if size is None:
         low, high, size = 0, low, high
     if not isinstance(high, int | np.integer) or not isinstance(low, int | np.integer):

@@ -54,7 +54,8 @@ class Slice(ViewOp):
             last = start + (size - 1) * step
             if size < 0 or step == 0 or (size and not (0 <= start < x.shape[dim] and 0 <= last < x.shape[dim])):
                 raise ShapeError(
-                    f"slice: {size} elements from {start} in steps of {step} do not lie in dimension {dim} of {x.shape}."
+                    f"slice: {size} elements from {start} in steps of {step} do not lie in dimension "
+                    f"{dim} of {x.shape}."
                 )
         return TensorSpec(sizes, x.dtype)
 
@@ -235,7 +236,8 @@ def select(x: Any, dim: int, index: int) -> Any:
     extent = x.shape[dim]
     if not -extent <= index < extent:
         raise IndexOutOfRange(
-            f"index {index} is out of range for dimension {dim} of shape {x.shape}: expected {-extent} <= index < {extent}."
+            f"index {index} is out of range for dimension {dim} of shape {x.shape}: expected {-extent} "
+            f"<= index < {extent}."
         )
     return reshape(narrow(x, dim, int(index) % extent, 1), x.shape[:dim] + x.shape[dim + 1 :])
 

@@ -1,7 +1,8 @@
 """Convolution and pooling over the last two dimensions of (N, C, H, W), and their transposes.
 
-Invariant: geometry is in the parameters as pairs (height, width), padding as (top, bottom, left, right). An op that scatters
-(a gradient) is the exact transpose of one that gathers, and each is the other's vjp: second derivatives follow.
+Invariant: geometry is in the parameters as pairs (height, width), padding as (top, bottom, left, right). An op
+that scatters (a gradient) is the exact transpose of one that gathers, and each is the other's vjp: second
+derivatives follow.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Border, dilatio
     width = windows_along(size[1], left, right, kernel[1], stride[1], dilation[1])
     if height < 1 or width < 1:
         raise ShapeError(
-            f"{who}: a window of {kernel} with dilation {dilation} does not fit into an image of {size} with padding {padding}."
+            f"{who}: a window of {kernel} with dilation {dilation} does not fit into an image of {size} "
+            f"with padding {padding}."
         )
     return height, width
 
@@ -104,7 +106,8 @@ def _check_weight(x: tuple[int, ...], w: tuple[int, ...], groups: int) -> None:
         raise ShapeError(f"conv2d: expected x (N, C, H, W) and weight (O, C/groups, KH, KW). Got {x} and {w}.")
     if x[1] % groups or w[0] % groups or x[1] // groups != w[1]:
         raise ShapeError(
-            f"conv2d: weight {w} with groups={groups} needs x with {w[1] * groups} channels and {groups} to divide {w[0]}. "
+            f"conv2d: weight {w} with groups={groups} needs x with {w[1] * groups} channels and {groups} "
+            f"to divide {w[0]}. "
             f"Got x {x}."
         )
 

@@ -32,7 +32,7 @@ def test_philox_gives_the_known_answers(counter, key, words):
 
 
 def test_words_come_from_seed_stream_and_index():
-    """The third known answer, reached through a seed and a stream: block 0x85a308d3243f6a88 is out of reach, so the zeros."""
+    """Seed and stream enter as two 32-bit halves each, and word i is of block i // 4."""
     assert random.philox_words(np, np.array([0, 0]), 4).tolist() == integers(KNOWN_ANSWERS[0][2])
     k0, k1 = integers("a4093822 299f31d0")
     stream = integers("13198a2e 03707344")
