@@ -1,0 +1,425 @@
+"""pequegrad.compile: trace → passes → lower → emit → build → run, and the fallback to eager.
+
+Invariant: a compiled function does what the function does eagerly, or raises; it never runs a step whose guards fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import targets
+from .build import cache
+from .build.loader import StepFailure
+from .codegen import emit
+from .codegen.lower import lower, memory_report
+from .codegen.memory import MemoryReport
+from .codegen.plan import StepPlan
+from .codegen.text import format_plan
+from .config import STANCES, config
+from .errors import (
+    CacheError,
+    CompilerBug,
+    DeviceError,
+    NotCompilable,
+    PequegradWarning,
+    RecompileLimit,
+    ToolchainError,
+    TraceError,
+)
+from .passes import run_pipeline
+from .targets import Target
+from .trace.capture import Captured, capture
+from .trace.graph import Graph
+from .trace.location import definition
+from .trace.signature import Call, explain_difference, read_call
+from .trace.step import BoundStep, Execute
+from .trace.tracer import current_tracer
+
+_FALLS_BACK = (NotCompilable, ToolchainError, DeviceError, CacheError)
+"""The machine's limits, for which eager is the remedy; mistakes of the user's are always raised."""
+
+Backend = Callable[[Graph], Execute]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a function is to be compiled; the keywords of ``compile``."""
+
+    target: str | Target | None = None
+    strict: bool = False
+    mode: str = "default"
+    precision: str = "fp32"
+    memory: str = "default"
+    keep_grads: bool = False
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "mode": (("default", "reproducible"), ("autotune",)),
+            "precision": (("fp32",), ("tf32", "bf16")),
+            "memory": (("default",), ("small",)),
+        }
+        for field, (ready, later) in allowed.items():
+            value = getattr(self, field)
+            if value in later:
+                raise NotImplementedError(f"compile: {field}={value!r} is not in this version. Use one of {ready}.")
+            if value not in ready:
+                raise ValueError(f"compile: {field} must be one of {ready + later}. Got {value!r}.")
+        for field in ("strict", "keep_grads"):
+            if not isinstance(getattr(self, field), bool):
+                raise TypeError(f"compile: {field} must be True or False. Got {getattr(self, field)!r}.")
+        known = (*targets.names(), "cuda", "cuda-sim")
+        if isinstance(self.target, str) and self.target not in known:
+            raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(known)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A step as far as it gets without a compiler."""
+
+    graph: Graph
+    plan: StepPlan
+    source: str
+    memory: MemoryReport
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A step that was built. ``origin``: "compiled", "disk" or "memory"."""
+
+    path: Path
+    source_path: Path
+    seconds: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What a compiled function has done: steps it holds, calls they served, calls that ran eagerly."""
+
+    steps: int
+    hits: int
+    eager_calls: int
+    limit: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One signature under one set of guards. ``step`` is None where this must run eagerly."""
+
+    call: Call
+    captured: Captured
+    step: BoundStep | None
+
+
+# Tracing borrows real tensors for a moment, so one trace at a time in the whole process.
+_trace_lock = threading.RLock()
+
+
+class CompiledFunction:
+    """A function whose calls run as compiled steps, one per signature. Made by ``compile``."""
+
+    def __init__(self, function: Callable[..., Any], options: Options, backend: Backend | None = None) -> None:
+        if not callable(function):
+            raise TypeError(f"compile: expected a function. Got {type(function).__name__}: {function!r}.")
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._options = options
+        self._backend = backend
+        self._name = options.name or getattr(function, "__name__", type(function).__name__).replace("<lambda>", "lambda")
+        self._entries: dict[Any, list[_Entry]] = {}
+        self._latest: _Entry | None = None
+        self._said: set[str] = set()
+        self._hits = self._eager_calls = 0
+        self._lock = threading.RLock()
+        self._methods: dict[int, tuple[Any, CompiledFunction]] = {}
+
+    # --- calling --------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stance = config.stance
+        call = read_call(args, kwargs)
+        if stance == "force_eager" or current_tracer() is not None:
+            return self._run_eagerly(call)
+        entry = self._find(call) or self._make(call, stance)
+        if entry is None or entry.step is None:
+            self._eager_calls += 1
+            return self._run_eagerly(call)
+        self._hits += 1
+        return entry.step(call.tensors)
+
+    def _run_eagerly(self, call: Call) -> Any:
+        args, kwargs = call.rebuild(call.tensors)
+        return self._function(*args, **kwargs)
+
+    def _find(self, call: Call) -> _Entry | None:
+        for entry in self._entries.get(call.key, ()):
+            if entry.captured.guards.hold(call.tensors) and (entry.step is None or entry.step.admits(call.tensors)):
+                self._latest = entry
+                return entry
+        return None
+
+    def _make(self, call: Call, stance: str) -> _Entry | None:
+        """Return a new entry for the call, or None where the stance says to run it eagerly."""
+        with self._lock:
+            entry = self._find(call)  # another thread may have made it meanwhile
+            if entry is not None:
+                return entry
+            reason = self._reason(call)
+            if reason and stance == "eager_on_recompile":
+                return None
+            if reason and stance == "fail_on_recompile":
+                raise TraceError(f"{self._where()}: {self._name} would be compiled again: {reason}. The stance forbids that.")
+            count = sum(map(len, self._entries.values()))
+            if count >= config.recompile_limit:
+                raise RecompileLimit(
+                    f"{self._where()}: {self._name} was compiled {count} times, which is the limit. What changed now: {reason}. "
+                    "Pass a value that changes as a tensor (numpy.float32(x), for a number), keep shapes alike, for example by "
+                    "DataLoader(drop_last=True), or raise pequegrad.config.recompile_limit."
+                )
+            if reason and "recompiles" in config.logs:
+                print(f"pequegrad: {self._name} is compiled again: {reason}", file=sys.stderr)
+            with _trace_lock:
+                captured = capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
+            step = self._build_or_fall_back(captured, reason)
+            entry = self._latest = _Entry(_without_data(call), captured, step)
+            self._entries.setdefault(call.key, []).append(entry)
+            return entry
+
+    def _reason(self, call: Call) -> str:
+        """Return why no entry fits the call, or "" if there is none yet."""
+        if self._latest is None:
+            return ""
+        same = self._entries.get(call.key)
+        if not same:
+            return explain_difference(self._latest.call, call)
+        failure = same[-1].captured.guards.failure(call.tensors)
+        return failure or "an argument shares memory with what the step changes"
+
+    def _where(self) -> str:
+        return str(definition(getattr(self._function, "__code__", None)))
+
+    # --- the road -------------------------------------------------------------------------------------------
+
+    def _build_or_fall_back(self, captured: Captured, reason: str) -> BoundStep | None:
+        try:
+            execute = self._backend(captured.trace.graph) if self._backend else self._build(captured.trace.graph, reason)
+        except _FALLS_BACK as error:
+            if self._options.strict:
+                raise
+            self._say_eager(str(error))
+            return None
+        return BoundStep(captured.trace, execute, captured.pinned)
+
+    def _target(self, target: str | Target | None = None) -> Target:
+        wanted = target or self._options.target or "cpp"
+        return wanted if isinstance(wanted, Target) else targets.get(wanted)
+
+    def _build(self, traced: Graph, reason: str) -> Execute:
+        start = time.perf_counter()
+        target = self._target()
+        graph = optimize(traced)
+        plan = lower(graph, target, config.workers())
+        built = build(plan, target, self._say_progress)
+        seconds = time.perf_counter() - start
+        if not config.quiet:
+            how = "compiled" if built.origin == "compiled" else "cached"
+            again = f" (again: {reason})" if reason else ""
+            counts = f"{len(traced.nodes)} ops → {len(plan.kernels)} kernels"
+            print(f"pequegrad: {self._name}: {counts}, {seconds:.2f} s {how}{again}", file=sys.stderr)
+        return native(built, plan)
+
+    def _say_progress(self, text: str) -> None:
+        if not config.quiet and text != "compiling":
+            print(f"pequegrad: {self._name}: {text} …", file=sys.stderr)
+
+    def _say_eager(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(
+                f"{self._name} runs eagerly, not compiled: {reason} (compile(strict=True) makes this an error.)",
+                PequegradWarning,
+                stacklevel=5,
+            )
+
+    # --- looking inside -------------------------------------------------------------------------------------
+
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+        with self._lock, _trace_lock:
+            return capture(
+                self._function, read_call(args, kwargs), name=self._name, keep_grads=self._options.keep_grads
+            )
+
+    def lower(self, *args: Any, target: str | Target | None = None, **kwargs: Any) -> Lowered:
+        """Return graph, plan, source and memory use for these arguments; nothing is compiled or run."""
+        captured = self._capture(args, kwargs)
+        chosen = self._target(target)
+        plan = lower(optimize(captured.trace.graph), chosen, config.workers())
+        return Lowered(captured.trace.graph, plan, emit.render(plan, chosen), memory_report(plan))
+
+    def compile(self, *args: Any, target: str | Target | None = None, **kwargs: Any) -> Artifact:
+        """Build the step for these arguments ahead of time; a later call finds it. Raises what a strict call raises."""
+        captured = self._capture(args, kwargs)
+        chosen = self._target(target)
+        built = build(lower(optimize(captured.trace.graph), chosen, config.workers()), chosen, self._say_progress)
+        return Artifact(built.path, built.source_path, built.seconds, built.origin)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """Return, for people: which ops became which kernels, how many bytes move, and what is guarded."""
+        captured = self._capture(args, kwargs)
+        graph = captured.trace.graph
+        plan = lower(optimize(graph), self._target(), config.workers())
+        passed = sum(plan.buffers[i].nbytes for i in plan.slots)
+        lines = [
+            f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels in {len(plan.phases)} phases, "
+            f"{plan.workers} worker{'s' if plan.workers != 1 else ''}",
+            f"memory: {passed} bytes passed in and out, {plan.arena_bytes} bytes of arena",
+        ]
+        for number, phase in enumerate(plan.phases):
+            lines += [f"  phase {number}: {kernel.family:8} {kernel.origin}" for kernel in phase.kernels]
+        return "\n".join([*lines, "guards:", *(f"  {line}" for line in captured.guards.lines())])
+
+    def cache_info(self) -> CacheInfo:
+        """Return how many steps there are and how often they ran."""
+        steps = sum(entry.step is not None for entries in self._entries.values() for entry in entries)
+        return CacheInfo(steps, self._hits, self._eager_calls, config.recompile_limit)
+
+    # --- as a method, and copied ----------------------------------------------------------------------------
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else BoundCompiledFunction(self._for(instance), instance)
+
+    def _for(self, instance: Any) -> CompiledFunction:
+        """Return the compiled function of one instance; it lives no longer than the instance."""
+        known = self._methods.get(id(instance))
+        if known is not None and known[0]() is instance:
+            return known[1]
+        key, methods = id(instance), self._methods
+        try:
+            reference: Any = weakref.ref(instance, lambda _: methods.pop(key, None))
+        except TypeError:
+            reference = lambda: instance  # noqa: E731 - a strong reference in the shape of a weak one
+        method = functools.partial(_call_method, self._function, reference)
+        functools.update_wrapper(method, self._function)
+        compiled = CompiledFunction(method, self._options, self._backend)
+        self._methods[key] = (reference, compiled)
+        return compiled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
+        return CompiledFunction(copy.deepcopy(self._function, memo), self._options, self._backend)
+
+    def __reduce__(self) -> Any:
+        return CompiledFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self._name}, {sum(map(len, self._entries.values()))} signatures>"
+
+
+class BoundCompiledFunction:
+    """A compiled method of one instance: calls, and whatever else a compiled function offers."""
+
+    def __init__(self, compiled: CompiledFunction, instance: Any) -> None:
+        self._compiled = compiled
+        self.__self__ = instance
+        self.__wrapped__ = compiled.__wrapped__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiled(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_compiled"), name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        instance = copy.deepcopy(self.__self__, memo)
+        return getattr(instance, self._compiled._name)
+
+
+def _call_method(function: Callable[..., Any], reference: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+    return function(reference(), *args, **kwargs)
+
+
+def _without_data(call: Call) -> Call:
+    """Return a call to compare signatures with, which keeps no tensor alive."""
+    leaves = [leaf if place < 0 else None for leaf, place in zip(call.leaves, call.places)]
+    return Call(call.key, call.structure, leaves, [], call.places)
+
+
+def optimize(graph: Graph) -> Graph:
+    """Return the graph after all passes; its inputs and outputs are those of ``graph``, in order."""
+    result = run_pipeline(graph)
+    before = [[item.name for item in graph.inputs], [item.name for item in graph.outputs]]
+    after = [[item.name for item in result.inputs], [item.name for item in result.outputs]]
+    if before != after:
+        raise CompilerBug(f"a pass changed the inputs or outputs of {graph.name}: {before} → {after}")
+    return result
+
+
+def build(plan: StepPlan, target: Target, progress: Callable[[str], None]) -> cache.BuiltStep:
+    """Return the built step of a plan: from memory, from disk, or compiled now."""
+    key = cache.make_key(format_plan(plan), target, name=plan.name)
+    return cache.get_or_build(key, lambda: emit.render(plan, target), target, progress)
+
+
+def native(built: cache.BuiltStep, plan: StepPlan) -> Execute:
+    """Return what runs a built step on its slots. Raises IndexOutOfRange, with the user's line, for a bad index."""
+    buffers = [plan.buffers[i] for i in plan.slots]
+    built.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], emit.arena_bytes(plan))
+    try_run, is_shared = built.module.try_run, plan.workers > 1
+    # NumPy exports no buffer of bfloat16, so these go as the same bytes in another dtype.
+    as_words = [i for i, buffer in enumerate(buffers) if buffer.dtype.name == "bfloat16"]
+
+    def execute(slots: list[Any]) -> None:
+        for i in as_words:
+            slots[i] = slots[i].view("uint16")
+        failure = try_run(slots, min(plan.workers, config.workers()) if is_shared else 1)
+        if failure is not None:
+            found = StepFailure(*failure)
+            origin = plan.kernels[found.kernel].origin
+            line = f"{origin.locations[0]}: " if origin.locations else ""
+            raise found.error(f"{line}{' '.join(origin.ops)}: ")
+
+    return execute
+
+
+def compile(  # noqa: A001 - the name that people look for
+    fn: Callable[..., Any] | None = None,
+    *,
+    target: str | Target | None = None,
+    strict: bool = False,
+    mode: str = "default",
+    precision: str = "fp32",
+    memory: str = "default",
+    keep_grads: bool = False,
+    name: str | None = None,
+) -> Any:
+    """Compile a function, method or lambda: forward, backward and optimizer of each call become one native step.
+
+    ``target``: "cpp" (None: the same). ``strict``: raise where the step would otherwise run eagerly. ``mode``: "default" or
+    "reproducible" (the same here: results do not depend on the number of threads). ``keep_grads``: gradients that the step
+    zeroes first stay readable in ``.grad``. ``name``: what messages and files call the step.
+    Arguments may nest dicts, lists, tuples, Tensors, arrays and Python values; arrays arrive as Tensors. Results carry no
+    gradient history: call ``backward`` inside. "autotune", "tf32", "bf16" and "small" raise NotImplementedError.
+    """
+    options = Options(target, strict, mode, precision, memory, keep_grads, name)
+    if fn is None:
+        return lambda function: CompiledFunction(function, options)
+    return CompiledFunction(fn, options)
+
+
+def stance(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Say, for a ``with`` block, what compiled functions do: "default", "force_eager", "eager_on_recompile" or
+    "fail_on_recompile"."""
+    if name not in STANCES:
+        raise ValueError(f"stance: expected one of {', '.join(STANCES)}. Got {name!r}.")
+    return config(stance=name)

@@ -1,0 +1,117 @@
+"""From a call to a checked trace with its guards: two traces, compared, while the user's code is watched.
+
+Invariant: what this returns repeats for as long as its guards hold; whatever Python would do differently in the next call
+has raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import TraceError
+from ..ops.core import TensorSpec
+from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
+from .location import definition
+from .record import find_difference, record_call
+from .signature import Call
+from .state import Trace
+from .tracer import Tracer
+from .watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A trace and its guards. ``pinned``: arguments that are captured tensors at the same time."""
+
+    trace: Trace
+    guards: Guards
+    pinned: frozenset[int]
+    specs: tuple[TensorSpec, ...]
+
+
+class _ObservingTracer(Tracer):
+    """Takes the snapshot of each module and optimizer when it is first used, which is what the trace then reads."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.snapshots: dict[int, Any] = {}
+
+    def module_called(self, module: Any) -> None:
+        if id(module) not in self.modules:
+            super().module_called(module)
+            self.snapshots[id(module)] = ModuleSnapshot(module)
+
+    def optimizer_stepped(self, optimizer: Any) -> None:
+        if id(optimizer) not in self.optimizers:
+            super().optimizer_stepped(optimizer)
+            self.snapshots[id(optimizer)] = OptimizerSnapshot(optimizer)
+
+
+def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: bool) -> Captured:
+    """Return the trace of ``function`` for the arguments of ``call``. Raises TraceError for what cannot be repeated."""
+    pinned: frozenset[int] = frozenset()
+    while True:
+        first, _, _ = _trace_once(function, call, name, keep_grads, pinned, Tracer(name), is_watched=False)
+        wanted = _aliased_arguments(first, call) | pinned
+        if wanted == pinned:
+            break
+        pinned = wanted
+    tracer = _ObservingTracer(name)
+    second, watch, changed = _trace_once(function, call, name, keep_grads, pinned, tracer, is_watched=True)
+    if changed is not None:
+        raise TraceError(changed)
+    where = definition(getattr(function, "__code__", None))
+    for snapshot in tracer.snapshots.values():
+        failure = snapshot.failure()
+        if failure is not None:
+            raise TraceError(
+                f"{watch.line_of(failure) or where}: {failure} while the step was traced. Such a change would happen once "
+                "instead of at each call. Keep state in tensors (register_buffer, and update in place), or change it outside."
+            )
+    difference = find_difference(first, second)
+    if difference is not None:
+        line, what = difference
+        raise TraceError(
+            f"{line or where}: two traces of {name} differ: {what}. A value that changes from trace to trace would be frozen "
+            "in the compiled step. Pass it as an argument, or keep it in a tensor."
+        )
+    modules = [s for s in tracer.snapshots.values() if isinstance(s, ModuleSnapshot)]
+    optimizers = [s for s in tracer.snapshots.values() if isinstance(s, OptimizerSnapshot)]
+    changes = next((type(module).changes for module in second.modules if hasattr(type(module), "changes")), None)
+    guards = Guards(second, watch.guards(), modules, optimizers, changes)
+    specs = tuple(tensor.spec for tensor in call.tensors)
+    return Captured(replace(second, modules=(), optimizers=()), guards, pinned, specs)
+
+
+def _trace_once(
+    function: Callable[..., Any],
+    call: Call,
+    name: str,
+    keep_grads: bool,
+    pinned: Collection[int],
+    tracer: Tracer,
+    *,
+    is_watched: bool,
+) -> tuple[Trace, Watch, str | None]:
+    watch = Watch(function, tracer)
+
+    def run(standins: Any) -> Any:
+        args, kwargs = call.rebuild(standins)
+        with watch.watching(is_recording=is_watched):
+            return function(*args, **kwargs)
+
+    trace = record_call(
+        run, call.tensors, call.names(), name=name, keep_grads=keep_grads, pinned=pinned, tracer=tracer
+    )
+    return trace, watch, watch.change() if is_watched else None
+
+
+def _aliased_arguments(trace: Trace, call: Call) -> frozenset[int]:
+    """Return the arguments whose storage the step also reaches in another way, if anyone writes to it."""
+    captured = {id(guard.storage): guard.storage for guard in trace.tensor_guards}
+    written = any(binding.is_written for binding in trace.inputs)
+    storages = [tensor.storage for tensor in call.tensors]
+    shared = {id(s) for i, s in enumerate(storages) if id(s) in captured or any(s is other for other in storages[:i])}
+    return frozenset(i for i, storage in enumerate(storages) if written and id(storage) in shared)

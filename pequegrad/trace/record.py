@@ -1,0 +1,224 @@
+"""One call of a function under the tracer, and what came of it as a Trace.
+
+Invariant: when this returns or raises, no real tensor, gradient or optimizer differs from before, and no traced tensor
+is alive.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import pytree
+from ..errors import TraceError
+from ..ops.core import use_interpreter
+from ..tensor import Tensor
+from .graph import Graph, Input, Output
+from .state import (
+    FromArgument,
+    FromConstant,
+    FromGradient,
+    FromScalar,
+    FromTensor,
+    GradientAction,
+    GradientGuard,
+    InputBinding,
+    ResultLeaf,
+    Source,
+    TensorGuard,
+    Trace,
+)
+from .tracer import Tracer
+
+
+def record_call(
+    function: Callable[[Sequence[Tensor]], Any],
+    arguments: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    name: str,
+    keep_grads: bool,
+    pinned: Collection[int] = (),
+    tracer: Tracer | None = None,
+) -> Trace:
+    """Call ``function`` on stand-ins for ``arguments`` and return the trace.
+
+    ``pinned``: numbers of arguments that enter as themselves, as captured tensors do, because their memory is also that
+    of another one. Raises TraceError, and whatever the function raises.
+    """
+    tracer = Tracer(name) if tracer is None else tracer
+    is_finished = False
+    try:
+        with use_interpreter(tracer):
+            standins = [
+                real if index in pinned else tracer.add_argument(index, real, label)
+                for index, (real, label) in enumerate(zip(arguments, names, strict=True))
+            ]
+            result = function(standins)
+            trace = _finish(tracer, result, keep_grads)
+        is_finished = True
+    finally:
+        tracer.restore(is_finished=is_finished)
+    del result, standins
+    _check_nothing_escaped(tracer)
+    return trace
+
+
+def _check_nothing_escaped(tracer: Tracer) -> None:
+    tracer.drop_tensors()
+    if not tracer.escaped():
+        return
+    gc.collect()  # a tensor in a reference cycle is dead but not gone
+    places = tracer.escaped()
+    if places:
+        raise TraceError(
+            f"{places[0]}: a tensor computed here was stored outside the compiled function (in a list, an attribute, a "
+            "global …), where later calls would not renew it. Return it instead; or, for state, make a tensor before "
+            "and update it in place: state.copy_(…)."
+        )
+
+
+def _finish(tracer: Tracer, result: Any, keep_grads: bool) -> Trace:
+    builder = tracer.builder
+    leaves, structure = pytree.flatten(result)
+    returned: dict[int, int] = {}
+    recipes: list[Any] = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            recipes.append(leaf)
+            continue
+        root, views = _existing_root(tracer, leaf)
+        if root is not None:
+            recipes.append(ResultLeaf(root=root, views=views))
+            continue
+        if id(leaf) not in returned:
+            returned[id(leaf)] = len(builder.outputs)
+            builder.outputs.append(Output(tracer.value_of(leaf), "result", f"result{len(builder.outputs)}"))
+        recipes.append(ResultLeaf(output=returned[id(leaf)]))
+    gradients = _gradient_actions(tracer, keep_grads)
+    written = {slot.initial: slot.current for slot in tracer.slots.values() if slot.current is not slot.initial}
+    for standin in tracer.standins:
+        if standin.tensor.storage.data is not standin.initial:
+            written[standin.initial] = standin.tensor.storage.data
+    inputs = []
+    for item in builder.inputs:
+        if item.value in written:
+            builder.outputs.append(Output(written[item.value], "update", f"new_{item.name}", item.value))
+            item = Input(item.value, "state", item.name)
+        inputs.append(item)
+    graph = Graph(tuple(inputs), tuple(builder.nodes), tuple(builder.outputs), builder.name).verify()
+    bindings = tuple(
+        InputBinding(item.name, item.value.spec, source, item.value in written)
+        for item, source in zip(inputs, tracer.sources, strict=True)
+    )
+    loose = {id(slot.storage) for slot in tracer.slots.values() if isinstance(slot.source, FromGradient)}
+    return Trace(
+        graph=graph,
+        inputs=bindings,
+        result_structure=structure,
+        result_leaves=tuple(recipes),
+        gradients=gradients,
+        tensor_guards=tuple(
+            TensorGuard(tensor, tensor.storage, tensor._requires_grad)
+            for tensor in tracer.captured.values()
+            if id(tensor.storage) not in loose
+        ),
+        gradient_guards=tuple(
+            GradientGuard(_owner(tracer, tensor), is_none) for tensor, is_none in tracer.gradient_reads.values()
+        ),
+        modules=tuple(tracer.modules.values()),
+        optimizers=tuple(tracer.optimizers.values()),
+    )
+
+
+def _owner(tracer: Tracer, tensor: Tensor) -> FromTensor | FromArgument:
+    index = tracer.standin_of(tensor)
+    return FromArgument(index) if index >= 0 else FromTensor(tensor)
+
+
+def _existing_root(tracer: Tracer, tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    """Return (where a returned tensor's memory comes from, the views on it), or (None, ()) if the step makes it."""
+    views = []
+    while tensor._array is None and tensor._view is not None:
+        views.append((tensor._view.op, tensor._view.params))
+        tensor = tensor._view.base
+    if tensor._array is not None:
+        return FromTensor(tensor), tuple(reversed(views))
+    index = tracer.standin_of(tensor)
+    return (FromArgument(index), tuple(reversed(views))) if index >= 0 else (None, ())
+
+
+def _gradient_actions(tracer: Tracer, keep_grads: bool) -> tuple[GradientAction, ...]:
+    builder = tracer.builder
+    actions = []
+    for tensor, grad in tracer.gradients.values():
+        if tensor._array is None and tracer.standin_of(tensor) < 0:
+            continue  # a leaf made inside the step: nobody outside can ask for its gradient
+        owner = _owner(tracer, tensor)
+        if grad is None:
+            actions.append(GradientAction(owner, "none"))
+        elif grad._array is not None:
+            actions.append(GradientAction(owner, "bind", tensor=grad))
+        elif id(tensor) in tracer.zeroed and not keep_grads:
+            actions.append(GradientAction(owner, "fused"))
+        else:
+            actions.append(GradientAction(owner, "store", output=len(builder.outputs)))
+            builder.outputs.append(Output(tracer.value_of(grad), "result", f"result{len(builder.outputs)}"))
+    return tuple(actions)
+
+
+def find_difference(first: Trace, second: Trace) -> tuple[Any, str] | None:
+    """Return (line, what differs) for the first thing in which two traces of one call differ, or None."""
+    for one, other in zip(first.graph.nodes, second.graph.nodes):
+        if one.op is not other.op:
+            return other.location, f"{one.op.name} in one trace, {other.op.name} in the next"
+        if [v.spec for v in one.inputs] != [v.spec for v in other.inputs] or repr(one.params) != repr(other.params):
+            return other.location, f"{one.op.name} with {_describe(one.params)}, then with {_describe(other.params)}"
+    if len(first.graph.nodes) != len(second.graph.nodes):
+        longer = max(first.graph.nodes, second.graph.nodes, key=len)
+        extra = longer[min(len(first.graph.nodes), len(second.graph.nodes))]
+        return extra.location, f"{extra.op.name} in only one of two traces"
+    for i, (mine, theirs) in enumerate(zip(first.inputs, second.inputs)):
+        if _identity(mine.source) != _identity(theirs.source):
+            return _first_use(second.graph, i), f"the captured value {theirs.name} is another one in each trace"
+    if str(first.graph) != str(second.graph):
+        return None, "the order or number of values"
+    if repr(first.result_structure) != repr(second.result_structure):
+        return None, "the structure of what it returns"
+    for mine, theirs in zip(first.result_leaves, second.result_leaves):
+        if not isinstance(mine, ResultLeaf) and not _same_leaf(mine, theirs):
+            return None, f"the returned Python value: {mine!r}, then {theirs!r}"
+    return None
+
+
+def _describe(params: Any) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in params) or "other operands"
+
+
+def _identity(source: Source) -> Any:
+    """Return what must agree between two traces: which tensor, which number, or which contents."""
+    if isinstance(source, FromConstant):
+        return (source.array.dtype.str, source.array.shape, source.array.tobytes())
+    if isinstance(source, FromScalar):
+        return (id(source.owner), source.key)
+    if isinstance(source, FromTensor):
+        return id(source.tensor.storage)
+    return (id(source.owner), source.argument) if isinstance(source, FromGradient) else source.index
+
+
+def _first_use(graph: Graph, index: int) -> Any:
+    value = graph.inputs[index].value
+    return next((node.location for node in graph.nodes if value in node.inputs), None)
+
+
+def _same_leaf(mine: Any, theirs: Any) -> bool:
+    if mine is theirs:
+        return True
+    if type(mine) is not type(theirs):
+        return False
+    if isinstance(mine, bool | int | float | str | bytes | complex | np.generic):
+        return repr(mine) == repr(theirs)
+    return True  # an object of its own in each trace: what it says cannot be compared

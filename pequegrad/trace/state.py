@@ -1,0 +1,118 @@
+"""What a finished trace says beside its graph: where each input comes from, and where each output goes.
+
+Invariant: nothing here belongs to a trace's inside; every tensor is a real one, and every Value is the graph's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ops.core import Op, TensorSpec
+from .graph import Graph
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FromArgument:
+    """The ``index``-th tensor of the call."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FromTensor:
+    """A tensor that the function captured: a parameter, a buffer, optimizer state. Always a root, never a view."""
+
+    tensor: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FromGradient:
+    """The ``.grad`` of a captured tensor, or (``argument`` ≥ 0) of an argument, whichever tensor it is at the call."""
+
+    owner: Any
+    argument: int = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FromScalar:
+    """``owner[key]``, a Python number, read again at each call."""
+
+    owner: Any
+    key: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FromConstant:
+    """An array that entered while tracing; a private copy."""
+
+    array: np.ndarray
+
+
+Source = FromArgument | FromTensor | FromGradient | FromScalar | FromConstant
+
+
+@dataclass(frozen=True, slots=True)
+class InputBinding:
+    """Where a graph input comes from, and whether the step writes to it."""
+
+    name: str
+    spec: TensorSpec
+    source: Source
+    is_written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLeaf:
+    """A tensor that the function returned: a new array, or (``root`` given) a tensor that existed before, read
+    through a chain of views. ``root`` is a FromTensor or FromArgument; ``views`` are (op, params), innermost first."""
+
+    output: int = -1
+    root: FromTensor | FromArgument | None = None
+    views: tuple[tuple[type[Op], dict[str, Any]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GradientAction:
+    """What happens to a ``.grad`` after each call. ``kind``: "none", "fused", "store" (the result ``output``) or
+    "bind" (the existing tensor ``tensor``)."""
+
+    owner: FromTensor | FromArgument
+    kind: str
+    output: int = -1
+    tensor: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGuard:
+    """A captured tensor must still have this storage and this ``requires_grad``."""
+
+    tensor: Any
+    storage: Any
+    requires_grad: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GradientGuard:
+    """The ``.grad`` of this tensor (or argument) was None, or was a tensor, when the step first looked."""
+
+    owner: FromTensor | FromArgument
+    is_none: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One traced call of a function."""
+
+    graph: Graph
+    inputs: tuple[InputBinding, ...]
+    result_structure: Any
+    result_leaves: tuple[Any, ...]
+    """Per leaf of the returned value: a ResultLeaf, or the Python value itself."""
+    gradients: tuple[GradientAction, ...]
+    tensor_guards: tuple[TensorGuard, ...]
+    gradient_guards: tuple[GradientGuard, ...]
+    modules: tuple[Any, ...]
+    optimizers: tuple[Any, ...]

@@ -1,0 +1,280 @@
+"""A trace bound to something that runs it: gathers arrays, runs, and puts every effect where the trace says.
+
+Invariant: the lists that a call walks are made once, here; a call leaves results in new arrays, updates in the memory
+of the real tensors, and raises every written storage's version by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import pytree
+from ..errors import AutogradError, TraceError
+from ..ops.core import EAGER, TensorSpec, bind, grad_mode, use_interpreter
+from ..tensor import FUSED_GRADIENT, Tensor
+from .graph import Graph
+from .interpreter import run_graph
+from .state import (
+    FromArgument,
+    FromConstant,
+    FromGradient,
+    FromScalar,
+    FromTensor,
+    GradientAction,
+    InputBinding,
+    ResultLeaf,
+    Trace,
+)
+
+Execute = Callable[[list[Any]], None]
+"""Runs a step on its slots: one array per graph input, then one per result, updates in place."""
+
+
+def interpret(graph: Graph) -> Execute:
+    """Return the executor that runs ``graph`` node by node in NumPy."""
+    count = len(graph.inputs)
+    position = {item.value: i for i, item in enumerate(graph.inputs)}
+
+    def execute(slots: list[Any]) -> None:
+        outputs = run_graph(graph, slots[:count])
+        # An output may be an input, or a view of one, that another output overwrites.
+        outputs = [np.array(array) for array in outputs]
+        result = count
+        for output, array in zip(graph.outputs, outputs, strict=True):
+            if output.target is None:
+                slots[result][...] = array
+                result += 1
+            else:
+                slots[position[output.target]][...] = array
+
+    return execute
+
+
+class BoundStep:
+    """A compiled step, ready to call with the distinct tensors of a call."""
+
+    def __init__(self, trace: Trace, execute: Execute, pinned: Sequence[int] = ()) -> None:
+        self.trace = trace
+        self._execute = execute
+        self._lock = threading.RLock()
+        self._arguments: list[tuple[int, int]] = []
+        self._written_arguments: list[tuple[int, int]] = []
+        self._gradients: list[tuple[int, InputBinding]] = []
+        self._scalars: list[tuple[int, Any, Any]] = []
+        self._staged: list[tuple[int, np.ndarray, bool]] = []
+        self._written: list[Any] = []
+        self._template: list[Any] = []
+        self._pinned = frozenset(pinned)
+        self._numbers = np.zeros(sum(isinstance(b.source, FromScalar) for b in trace.inputs), np.float64)
+        for slot, binding in enumerate(trace.inputs):
+            self._template.append(self._bind_input(slot, binding))
+        self._results: list[tuple[tuple[int, ...], np.dtype, TensorSpec]] = []
+        for output in trace.graph.outputs:
+            if output.role == "result":
+                spec = output.value.spec
+                self._results.append((spec.shape, spec.dtype.numpy, spec))
+        self._written_set = set(self._written)
+        self._owners = {id(_owner(storage.data)) for storage in self._written}
+        self._checks_overlap = bool(self._written_arguments)
+        self._check_states()
+        self._actions = _prepare(trace.gradients)
+        leaves = trace.result_leaves
+        self._is_single = trace.result_structure is pytree.LEAF and isinstance(leaves[0], ResultLeaf) and leaves[0].root is None
+        self._grads_seen: dict[int, Any] = {}
+
+    def _bind_input(self, slot: int, binding: InputBinding) -> Any:
+        source = binding.source
+        if isinstance(source, FromArgument):
+            (self._written_arguments if binding.is_written else self._arguments).append((slot, source.index))
+            return None
+        if isinstance(source, FromGradient):
+            self._gradients.append((slot, binding))
+            return None
+        if isinstance(source, FromScalar):
+            index = len(self._scalars)
+            self._scalars.append((index, source.owner, source.key))
+            return self._numbers[index : index + 1].reshape(())
+        if isinstance(source, FromConstant):
+            return source.array
+        storage = source.tensor.storage
+        if binding.is_written:
+            self._written.append(storage)
+        array = storage.data
+        if not array.flags.c_contiguous:
+            self._staged.append((slot, array, binding.is_written))
+            return np.empty(array.shape, array.dtype)
+        return array
+
+    def _check_states(self) -> None:
+        """Raise TraceError where two captured tensors that pequegrad does not know to be one share written memory."""
+        arrays = [
+            (b.source.tensor.storage.data, b) for b in self.trace.inputs if isinstance(b.source, FromTensor)
+        ]
+        bounds = sorted(
+            ((*_byte_bounds(array), array, b) for array, b in arrays if array.size),
+            key=lambda item: item[:2],
+        )
+        reach: Any = None
+        for low, high, array, b in bounds:
+            if reach is not None and low < reach[0] and (b.is_written or reach[2].is_written) and np.shares_memory(array, reach[1]):
+                raise TraceError(
+                    f"two captured tensors, {reach[2].spec} and {b.spec}, lie in the same NumPy memory, and the step "
+                    "writes to it. Make one a view of the other in pequegrad (slice the tensor), or .clone() one."
+                )
+            if reach is None or high > reach[0]:
+                reach = (high, array, b)
+
+    def admits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the arguments' memory overlaps with what the step writes exactly as it did while tracing."""
+        written = self._written_set
+        for index, tensor in enumerate(tensors):
+            if index not in self._pinned and tensor.storage in written:
+                return False
+        return True
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """Run once and return what the function returned."""
+        with self._lock:
+            slots = self._template.copy()
+            for slot, index in self._arguments:
+                array = tensors[index]._array
+                if id(array if array.base is None else array.base) in self._owners and index not in self._pinned:
+                    self._refuse_overlap(index, tensors[index])
+                slots[slot] = array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
+            staged = self._stage(slots, tensors)
+            for index, owner, key in self._scalars:
+                self._numbers[index] = owner[key] if type(key) is str else read_number(owner, key)
+            results = [np.empty(shape, dtype) for shape, dtype, _ in self._results]
+            slots += results
+            self._execute(slots)
+            for slot, array in staged:
+                np.copyto(array, slots[slot])
+            for storage in self._written:
+                storage.version += 1
+            for _, index in self._written_arguments:
+                tensors[index].storage.version += 1
+            for _, binding in self._gradients:
+                if binding.is_written:
+                    self._gradient_of(binding.source, tensors).storage.version += 1
+            made = [Tensor._wrap(array, spec) for array, (_, _, spec) in zip(results, self._results)]
+            self._set_gradients(made, tensors)
+        return made[0] if self._is_single else self._rebuild(made, tensors)
+
+    def _stage(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[int, np.ndarray]]:
+        """Fill the slots whose memory is only known now or is not contiguous; return what is to be copied back."""
+        back = []
+        for slot, array, is_written in self._staged:
+            np.copyto(slots[slot], array)
+            if is_written:
+                back.append((slot, array))
+        if not self._written_arguments and not self._gradients:
+            return back
+        moving = []
+        for slot, index in self._written_arguments:
+            array = tensors[index]._array
+            if not array.flags.writeable:
+                raise AutogradError(
+                    f"tensor {index} of the call is written to by the step, but its memory is read-only. Pass a .clone()."
+                )
+            moving.append((slot, array, True))
+        for slot, binding in self._gradients:
+            gradient = self._gradient_of(binding.source, tensors)
+            if not isinstance(gradient, Tensor) or gradient.spec != binding.spec:
+                raise AutogradError(f"the .grad that the step accumulates into should be {binding.spec}. Got {gradient!r}.")
+            moving.append((slot, gradient._array, binding.is_written))
+        self._check_moving(moving, slots, tensors)
+        for slot, array, is_written in moving:
+            slots[slot] = np.array(array, order="C") if not array.flags.c_contiguous else array
+            if is_written and slots[slot] is not array:
+                back.append((slot, array))
+        return back
+
+    def _check_moving(self, moving: list[Any], slots: list[Any], tensors: Sequence[Tensor]) -> None:
+        """Raise TraceError where memory that is only known at the call is written and overlaps with something else."""
+        if not any(is_written for _, _, is_written in moving):
+            return
+        key = tuple([id(array) for _, array, _ in moving])
+        others = [array for array in slots if array is not None]
+        seen = (key, tuple([id(array) for array in others]))
+        if self._grads_seen.get("seen") == seen:
+            return
+        for i, (_, array, is_written) in enumerate(moving):
+            for other in [*others, *(item[1] for item in moving[i + 1 :])]:
+                if is_written and np.may_share_memory(array, other) and np.shares_memory(array, other):
+                    raise TraceError(
+                        f"the step writes to a tensor {array.shape} of the call (or a .grad) that shares memory with another "
+                        "tensor it uses. Pass a .clone() of one of them."
+                    )
+        # The arrays are kept with their ids, so that no other array can take an id over.
+        self._grads_seen = {"seen": seen, "arrays": ([array for _, array, _ in moving], others)}
+
+    def _refuse_overlap(self, index: int, tensor: Tensor) -> None:
+        for storage in self._written:
+            if np.may_share_memory(tensor._array, storage.data) and np.shares_memory(tensor._array, storage.data):
+                raise TraceError(
+                    f"tensor {index} of the call, {tensor.spec}, shares NumPy memory with a tensor that the step changes. "
+                    "Pass a copy of it."
+                )
+
+    @staticmethod
+    def _gradient_of(source: Any, tensors: Sequence[Tensor]) -> Any:
+        return (source.owner if source.argument < 0 else tensors[source.argument])._grad
+
+    def _set_gradients(self, made: list[Tensor], tensors: Sequence[Tensor]) -> None:
+        for owner, index, output, tensor in self._actions:
+            target = owner if index < 0 else tensors[index]
+            target._grad = made[output] if output >= 0 else tensor
+
+    def _rebuild(self, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
+        leaves = [self._leaf(leaf, made, tensors) for leaf in self.trace.result_leaves]
+        return pytree.unflatten(self.trace.result_structure, leaves)
+
+    @staticmethod
+    def _leaf(leaf: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
+        if not isinstance(leaf, ResultLeaf):
+            return leaf
+        if leaf.root is None:
+            return made[leaf.output]
+        tensor = tensors[leaf.root.index] if isinstance(leaf.root, FromArgument) else leaf.root.tensor
+        if leaf.views:
+            with use_interpreter(EAGER), grad_mode(False):
+                for op, params in leaf.views:
+                    tensor = bind(op, tensor, **params)
+        return tensor
+
+
+def _prepare(actions: Sequence[GradientAction]) -> list[tuple[Any, int, int, Any]]:
+    values = {"none": None, "fused": FUSED_GRADIENT}
+    return [
+        (
+            action.owner.tensor if isinstance(action.owner, FromTensor) else None,
+            action.owner.index if isinstance(action.owner, FromArgument) else -1,
+            action.output if action.kind == "store" else -1,
+            action.tensor if action.kind == "bind" else values.get(action.kind),
+        )
+        for action in actions
+    ]
+
+
+def read_number(owner: Any, key: Any) -> Any:
+    """Return ``owner[key]``; a tuple (name, index) stands for ``owner[name][index]``."""
+    return owner[key[0]][key[1]] if isinstance(key, tuple) else owner[key]
+
+
+def _owner(array: np.ndarray) -> Any:
+    return array if array.base is None else array.base
+
+
+def _byte_bounds(array: np.ndarray) -> tuple[int, int]:
+    """Return the addresses of the first byte of an array and of the one after its last."""
+    low = high = array.__array_interface__["data"][0]
+    for extent, stride in zip(array.shape, array.strides):
+        if stride < 0:
+            low += (extent - 1) * stride
+        else:
+            high += (extent - 1) * stride
+    return low, high + array.itemsize
