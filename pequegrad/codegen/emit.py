@@ -43,6 +43,8 @@ LEAST_SHARE = 64
 ALIGNMENT = 64
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
+# window.h's names, where they differ from the kind's.
+WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
 MOST_WEIGHT_CHUNKS = 16
 WEIGHT_CHUNK_ELEMENTS = 2**20
 
@@ -158,10 +160,11 @@ class Conv2dView:
 
 @dataclass(frozen=True, slots=True)
 class WindowView:
-    """A pooling kernel."""
+    """A pooling kernel; ``averages`` says whether it counts padding, by ``shape.count_include_pad``."""
 
     head: KernelHead
-    kind: str
+    function: str
+    averages: bool
     type: str
     shape: PoolShape
     inputs: tuple[Address, ...]
@@ -377,7 +380,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     body = kernel.body if kernel.extents else tuple(_with_axis(statement) for statement in kernel.body)
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
     lane_axis = len(extents) - 1
-    writer = KernelWriter(dtypes, indices, lane_axis)
+    writer = KernelWriter(dtypes, indices, extents, lane_axis)
     writer.hoist(body)
     lines = writer.vector_lines(body)
     extent = extents[-1]
@@ -410,7 +413,7 @@ def _with_axis(statement: Statement) -> Statement:
 def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     extents = kernel.outer + kernel.inner
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
-    writer = KernelWriter(dtypes, indices, kernel.lane_axis)
+    writer = KernelWriter(dtypes, indices, extents, kernel.lane_axis)
     for stage in kernel.stages:
         writer.hoist(stage.inner)
         writer.hoist(stage.outer)
@@ -474,7 +477,9 @@ def _accumulator(kernel: Row, reduction: Accumulate, source: str, writer: Kernel
 def _contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
     rank = len(kernel.batch)
     batch_indices = tuple(f"i{axis}" for axis in range(rank))
-    writer = KernelWriter(dtypes, (*batch_indices, "row", "column"), rank + 1)
+    writer = KernelWriter(
+        dtypes, (*batch_indices, "row", "column"), (*kernel.batch, kernel.m, kernel.n), rank + 1
+    )
     a = _operand(writer, kernel.a, batch_indices)
     b = _operand(writer, kernel.b, batch_indices)
     writer.variables[0] = Variable(kernel.dtype, vector="v0")
@@ -501,7 +506,7 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
 
 def _operand(writer: KernelWriter, access: Access, batch_indices: tuple[str, ...]) -> Address:
     strides = access.strides[: len(batch_indices)]
-    outer = KernelWriter(writer.buffer_dtypes, batch_indices, None, writer.pointers)
+    outer = KernelWriter(writer.buffer_dtypes, batch_indices, writer.extents[: len(batch_indices)], None, writer.pointers)
     return outer.address(Access(access.buffer, strides, access.offset))
 
 
@@ -509,13 +514,18 @@ def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv
     indices = {"forward": ("n", "channel", "position"), "grad_input": ("n", "channel", "position")}.get(
         kernel.kind, ("row", "column")
     )
-    writer = KernelWriter(dtypes, indices, len(indices) - 1)
+    shape = kernel.shape
+    extents = {
+        "forward": (shape.N, shape.O, shape.OH * shape.OW),
+        "grad_input": (shape.N, shape.C, shape.H * shape.W),
+        "grad_weight": (shape.O, shape.C // shape.groups * shape.KH * shape.KW),
+    }[kernel.kind]
+    writer = KernelWriter(dtypes, indices, extents, len(indices) - 1)
     a = _operand(writer, kernel.a, ())
     b = _operand(writer, kernel.b, ())
     writer.variables[0] = Variable(kernel.dtype, vector="v0")
     writer.hoist(kernel.epilogue)
     lines = writer.vector_lines(kernel.epilogue)
-    shape = kernel.shape
     return Conv2dView(
         _head(kernel, writer),
         kernel.kind,
@@ -526,23 +536,26 @@ def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv
         partials,
         indices[0],
         indices[-1],
-        shape.C // shape.groups * shape.KH * shape.KW,
+        extents[-1],
         "v0",
         tuple(lines),
     )
 
 
 def _window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowView:
-    writer = KernelWriter(dtypes, (), None)
+    writer = KernelWriter(dtypes, (), (), None)
     inputs = tuple(_operand(writer, access, ()) for access in kernel.inputs)
     outputs = tuple(
         writer.address(Access(access.buffer, (), access.offset), is_written=True) for access in kernel.outputs
     )
-    return WindowView(_head(kernel, writer), kernel.kind, f"pg::{kernel.dtype.c_name}", kernel.shape, inputs, outputs)
+    function = WINDOW_FUNCTIONS.get(kernel.kind, kernel.kind)
+    averages = kernel.kind.startswith("avg_pool2d")
+    dtype = f"pg::{kernel.dtype.c_name}"
+    return WindowView(_head(kernel, writer), function, averages, dtype, kernel.shape, inputs, outputs)
 
 
 def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView:
-    writer = KernelWriter(dtypes, (), None)
+    writer = KernelWriter(dtypes, (), (), None)
     table = _operand(writer, kernel.table, ())
     index = _operand(writer, kernel.index, ())
     source = _operand(writer, kernel.source, ()) if kernel.source is not None else None
@@ -551,7 +564,7 @@ def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexVie
 
 
 def _scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
-    writer = KernelWriter(dtypes, (), None)
+    writer = KernelWriter(dtypes, (), (), None)
     source = _operand(writer, kernel.source, ())
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
     return ScanView(_head(kernel, writer), kernel, source, out)

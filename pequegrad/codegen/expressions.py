@@ -17,6 +17,7 @@ from ..dtypes import DType
 from ..errors import CompilerBug
 from .plan import Compute
 
+POSITIONS = ("index", "first", "coordinate")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -55,11 +56,11 @@ def is_literal(compute: Compute) -> bool:
     return compute.op.is_constant and not compute.arguments and any(key == "value" for key, _ in compute.params)
 
 
-def render_expression(compute: Compute, arguments: list[str], index: Callable[[], str], first: Callable[[], str]) -> str:
+def render_expression(compute: Compute, arguments: list[str], position: Callable[[str], str]) -> str:
     """Return the C text of a statement's right-hand side.
 
-    ``arguments``: the names of its operands; ``index``: makes the text of the element's linear index (lanes of it),
-    ``first`` that of the first lane's index as a scalar.
+    ``arguments``: the names of its operands. ``position``: the text for a placeholder about the element's place:
+    "index" (its linear index), "first" (that of the first lane, a scalar), "coordinate" (index / inner % extent).
     """
     if is_literal(compute):
         return literal(dict(compute.params)["value"], compute.dtype)
@@ -73,10 +74,8 @@ def render_expression(compute: Compute, arguments: list[str], index: Callable[[]
             return f"pg::{compute.dtype.c_name}"
         if key[0] == "T" and key[1:].isdigit():
             return f"pg::{compute.argument_dtypes[int(key[1:])].c_name}"
-        if key == "index":
-            return index()
-        if key == "first":
-            return first()
+        if key in POSITIONS:
+            return position(key)
         if key not in params:
             raise CompilerBug(f"op {compute.op.name}: its expression {compute.expression!r} names {{{key}}}, which it has not")
         return _parameter(params[key], compute.dtype)

@@ -15,6 +15,7 @@ from ..errors import CompilerBug, NotCompilable
 from ..ops.core import REGISTRY, Expression, Family
 from ..trace.graph import Value
 from . import schedule
+from .expressions import POSITIONS
 from .fuse import Fuser, Group, Item, live
 from .layout import Axes, contiguous_strides, merge_plan, row_major, strides_over
 from .plan import (
@@ -92,7 +93,7 @@ class Body:
 
     def _compute(self, item: Item, arguments: tuple[int, ...], index: Access) -> int:
         text = expression_of(item)
-        needs_index = "{index}" in text or "{first}" in text
+        needs_index = any(f"{{{word}}}" in text for word in POSITIONS)
         dst = self.kernel.new_variable()
         dtypes = tuple(value.dtype for value in item.inputs)
         self.statements.append(

@@ -68,10 +68,12 @@ class Variable:
 
 @dataclass(slots=True)
 class KernelWriter:
-    """Turns the statements of one kernel into lines. ``indices`` are the loop variables of its domain's axes."""
+    """Turns the statements of one kernel into lines. ``indices`` are the loop variables of its domain's
+    axes, ``extents`` their extents (0: no such axis here)."""
 
     buffer_dtypes: Sequence[DType]
     indices: tuple[str, ...]
+    extents: tuple[int, ...]
     lane_axis: int | None
     pointers: dict[int, Pointer] = field(default_factory=dict)
     variables: dict[int, Variable] = field(default_factory=dict)
@@ -161,8 +163,7 @@ class KernelWriter:
     def _scalar_compute(self, statement: Compute, lines: list[Line]) -> None:
         name = f"s{statement.dst}"
         arguments = [str(self.variables[a].scalar) for a in statement.arguments]
-        linear = lambda: self._linear(statement)  # noqa: E731
-        text = render_expression(statement, arguments, linear, linear)
+        text = render_expression(statement, arguments, lambda what: self._scalar_position(statement, what))
         self.variables[statement.dst] = Variable(statement.dtype, scalar=name)
         lines.append(Line("let_scalar", name, f"pg::{statement.dtype.c_name}", text))
 
@@ -182,30 +183,74 @@ class KernelWriter:
                 raise CompilerBug(f"{statement.op.name} needs lanes along its own last axis")
         else:
             arguments = [self.vector_name(a, spread) for a in statement.arguments]
-        text = render_expression(
-            statement, arguments, lambda: self._linear_lanes(statement), lambda: self._linear(statement)
-        )
+        text = render_expression(statement, arguments, lambda what: self._lane_position(statement, what))
         self.variables[statement.dst] = Variable(statement.dtype, vector=name)
         lines.append(Line("let", name, f"pg::{statement.dtype.c_name}", text))
 
-    def _linear(self, statement: Compute) -> str:
+    def _scalar_position(self, statement: Compute, what: str) -> str:
+        index = self._index(statement)
+        if what != "coordinate":
+            return self._sum(index)
+        simple = self._simple_coordinate(statement)
+        if simple is not None:
+            return self._sum(simple)
+        params = dict(statement.params)
+        return f"{self._sum(index)} / {params['inner']} % {params['extent']}"
+
+    def _lane_position(self, statement: Compute, what: str) -> str:
+        index = self._index(statement)
+        if what == "first":
+            return self._sum(index)
+        if what == "index":
+            return self._lanes(index)
+        simple = self._simple_coordinate(statement)
+        if simple is not None:
+            return self._lanes(simple)
+        params = dict(statement.params)
+        return f"pg::coordinate({self._lanes(index)}, {params['inner']}, {params['extent']})"
+
+    def _simple_coordinate(self, statement: Compute) -> Access | None:
+        """Return (index / inner) % extent as an affine form, where no division is left to do."""
+        index = self._index(statement)
+        params = dict(statement.params)
+        inner, extent = params["inner"], params["extent"]
+        below = index.offset % inner
+        above = index.offset // inner % extent
+        strides = []
+        for axis_extent, stride in zip(self.extents, index.strides, strict=True):
+            reach = max(axis_extent - 1, 0)
+            if stride % (inner * extent) == 0:
+                strides.append(0)
+            elif stride % inner == 0:
+                strides.append(stride // inner)
+                above += reach * (stride // inner)
+            else:
+                strides.append(0)
+                below += reach * stride
+        is_plain = all(stride >= 0 for stride in index.strides) and below < inner and above < extent
+        return Access(-1, tuple(strides), index.offset // inner % extent) if is_plain else None
+
+    @staticmethod
+    def _index(statement: Compute) -> Access:
         if statement.index is None:
-            raise CompilerBug(f"{statement.op.name} asks for its index, and has none")
+            raise CompilerBug(f"{statement.op.name} asks for its place, and has none")
+        return statement.index
+
+    def _sum(self, index: Access) -> str:
         terms = [
             name if stride == 1 else f"{name} * {stride}"
-            for name, stride in zip(self.indices, statement.index.strides, strict=True)
+            for name, stride in zip(self.indices, index.strides, strict=True)
             if stride
         ]
-        if statement.index.offset or not terms:
-            terms.append(str(statement.index.offset))
+        if index.offset or not terms:
+            terms.append(str(index.offset))
         return "pg::i64(" + " + ".join(terms) + ")"
 
-    def _linear_lanes(self, statement: Compute) -> str:
-        first = self._linear(statement)
-        assert statement.index is not None and self.lane_axis is not None
-        stride = statement.index.strides[self.lane_axis]
+    def _lanes(self, index: Access) -> str:
+        assert self.lane_axis is not None
+        stride = index.strides[self.lane_axis]
         if stride == 0:
-            return f"pg::splat<pg::{int64.c_name}>({first})"
+            return f"pg::splat<pg::{int64.c_name}>({self._sum(index)})"
         if stride == 1:
-            return f"pg::iota<pg::{int64.c_name}>({first})"
-        return f"(pg::iota<pg::{int64.c_name}>(0) * {stride} + {first})"
+            return f"pg::iota<pg::{int64.c_name}>({self._sum(index)})"
+        return f"(pg::iota<pg::{int64.c_name}>(0) * {stride} + {self._sum(index)})"

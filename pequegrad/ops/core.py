@@ -53,8 +53,9 @@ class Expression:
     """Elementwise: one C expression, valid for scalars and for SIMD lanes alike.
 
     Placeholders: ``{0}``, ``{1}`` … are the operands (already of the op's input dtypes), ``{name}`` a parameter
-    rendered as a C literal, ``{T}`` the C type name of the result (pg::f32 …), ``{T0}`` that of operand 0, and
-    ``{index}`` the linear row-major index of the element in the node's result (int64 lanes).
+    rendered as a C literal, ``{T}`` the C type name of the result (pg::f32 …), ``{T0}`` that of operand 0, 
+    ``{index}`` the linear row-major index of the element in the node's result (int64 lanes), ``{first}`` that of the
+    first lane (a scalar), and ``{coordinate}`` index / inner % extent, for parameters of those names.
     """
 
     text: str

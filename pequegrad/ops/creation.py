@@ -23,7 +23,7 @@ class Iota(Op):
     """The index of each element along one dimension. ``inner`` is the product of the extents after it."""
 
     name = "iota"
-    lowering = Expression("pg::cast<{T}>({index} / {inner} % {extent})")
+    lowering = Expression("pg::cast<{T}>({coordinate})")
     is_constant = True
     elementwise = True
     vjp = None

@@ -43,10 +43,10 @@ def compute(expression, params=()):
 
 def test_placeholders_are_operands_types_index_and_parameters():
     statement = compute("pg::f<{T}, {T1}>({0}, {1}, {slope}, {steps}, {index})", (("slope", 0.5), ("steps", 4)))
-    text = render_expression(statement, ["a", "b"], lambda: "here", lambda: "first")
-    assert text == "pg::f<pg::f32, pg::i64>(a, b, 0.5f, 4.0f, here)"
+    text = render_expression(statement, ["a", "b"], lambda what: f"here_{what}")
+    assert text == "pg::f<pg::f32, pg::i64>(a, b, 0.5f, 4.0f, here_index)"
 
 
 def test_an_unknown_placeholder_names_the_op_and_the_name():
     with pytest.raises(CompilerBug, match="add.*slope"):
-        render_expression(compute("{0} * {slope}"), ["a", "b"], str, str)
+        render_expression(compute("{0} * {slope}"), ["a", "b"], str)

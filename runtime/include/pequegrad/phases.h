@@ -52,6 +52,12 @@ inline int run_phases(step_context& step) {
   return step.failure->code;
 }
 
+// (index / inner) % extent, lane by lane: division by constants is a multiplication, which vectors of 64 bits lack.
+PG_INLINE vec<i64> coordinate(vec<i64> index, long inner, long extent) {
+  for (int lane = 0; lane < PG_LANES; ++lane) index.set_lane(lane, index.lane(lane) / inner % extent);
+  return index;
+}
+
 PG_INLINE long at_most_lanes(long remaining) { return remaining < PG_LANES ? remaining : long(PG_LANES); }
 
 }  // namespace pg
