@@ -66,7 +66,7 @@ class Matmul(Op):
         return TensorSpec((*batch, x.shape[-2], y.shape[-1]), x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         if x.dtype.itemsize == 2:
             return xp.matmul(x.astype(xp.float32), y.astype(xp.float32)).astype(x.dtype)
         return xp.matmul(x, y)
@@ -78,7 +78,7 @@ class Matmul(Op):
         return g_x, g_y
 
     @staticmethod
-    def shard(inputs: Any, specs: Any) -> Sharding | None:
+    def shard(inputs: Any, specs: Any) -> Sharding | None:  # type: ignore[override]
         if any(isinstance(sharding, Partial) for sharding in inputs):
             return None
         ndim = max(spec.ndim for spec in specs)

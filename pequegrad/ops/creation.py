@@ -41,7 +41,7 @@ class Iota(Op):
         return TensorSpec(shape, dtype)
 
     @staticmethod
-    def numpy(xp: Any, *, shape: Any, dim: int, dtype: DType, inner: int, extent: int) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, *, shape: Any, dim: int, dtype: DType, inner: int, extent: int) -> Any:
         count = xp.arange(shape[dim]).astype(dtype.numpy)
         lined = count.reshape(tuple(-1 if d == dim else 1 for d in range(len(shape))))
         return xp.array(xp.broadcast_to(lined, shape), order="C")

@@ -16,7 +16,7 @@ from ..dtypes import int64
 from ..errors import DTypeError, IndexOutOfRange, NotCompilable, ShapeError
 from .core import Family, Op, Sample, TensorSpec, as_tensor, bind, broadcast_shapes, normalize_dim
 from .movement import expand, full, reshape
-from .sharding import REPLICATED, Mapped, Partial, Replicated, Sharding, shard_aligned
+from .sharding import REPLICATED, Mapped, Partial, Replicated, Sharding
 from .slicing import narrow, slice_
 
 
@@ -62,6 +62,16 @@ def _check_aligned(shape: tuple[int, ...], index: TensorSpec, dim: int, who: str
         )
 
 
+def _shard_by_place(inputs: Any, shape: tuple[int, ...], index_shape: tuple[int, ...]) -> Sharding | None:
+    """Rule of aligned ops along their other dimensions: all operands mapped alike, and of one extent there."""
+    first = inputs[0]
+    if any(sharding != first for sharding in inputs):
+        return None
+    if isinstance(first, Mapped):
+        return first if shape[first.dim] == index_shape[first.dim] else None
+    return first if isinstance(first, Replicated) else None
+
+
 class Gather(Op):
     """Elements of ``x`` at ``index`` along a dimension.
 
@@ -85,7 +95,7 @@ class Gather(Op):
         return TensorSpec(x.shape[:dim] + index.shape + x.shape[dim + 1 :], x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, index: Any, *, dim: int, aligned: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, index: Any, *, dim: int, aligned: bool) -> Any:
         check_range(index, x.shape[dim], dim, "gather")
         return x[_grid(xp, index, dim)] if aligned else xp.take(x, index, axis=dim)
 
@@ -99,7 +109,9 @@ class Gather(Op):
         if isinstance(x, Mapped) and x.dim == dim:
             return None
         if aligned:
-            return shard_aligned(inputs)
+            if isinstance(x, Replicated) and index == Mapped(dim):
+                return index
+            return _shard_by_place(inputs, specs[0].shape, specs[1].shape)
         if isinstance(index, Mapped) and isinstance(x, Replicated):
             return Mapped(dim + index.dim)
         if isinstance(x, Mapped) and isinstance(index, Replicated):
@@ -138,7 +150,7 @@ class ScatterAdd(Op):
         return TensorSpec(shape, x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, index: Any, *, dim: int, aligned: bool, shape: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, index: Any, *, dim: int, aligned: bool, shape: Any) -> Any:
         check_range(index, shape[dim], dim, "scatter_add")
         accumulator = xp.zeros(shape, xp.float32 if x.dtype.itemsize == 2 else x.dtype)
         xp.add.at(accumulator, _address(xp, index, dim, aligned), x.astype(accumulator.dtype, copy=False))
@@ -154,9 +166,9 @@ class ScatterAdd(Op):
         if isinstance(x, Partial) or isinstance(index, Partial):
             return None
         if aligned:
-            sharding = shard_aligned(inputs)
-            is_along = isinstance(sharding, Mapped) and sharding.dim == dim
-            return Partial("sum") if is_along else sharding
+            if x == index == Mapped(dim):
+                return Partial("sum")
+            return _shard_by_place(inputs, shape, specs[1].shape)
         if isinstance(index, Mapped):
             return Partial("sum") if x == Mapped(dim + index.dim) else None
         if isinstance(x, Mapped):
@@ -198,7 +210,7 @@ class Scatter(Op):
         return base
 
     @staticmethod
-    def numpy(xp: Any, base: Any, x: Any, index: Any, *, dim: int, aligned: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, base: Any, x: Any, index: Any, *, dim: int, aligned: bool) -> Any:
         check_range(index, base.shape[dim], dim, "scatter")
         result = xp.array(base, order="C")
         result[_address(xp, index, dim, aligned)] = x
@@ -215,8 +227,9 @@ class Scatter(Op):
     def shard(inputs: Any, specs: Any, *, dim: int, aligned: bool) -> Sharding | None:  # type: ignore[override]
         if all(isinstance(sharding, Replicated) for sharding in inputs):
             return REPLICATED
-        sharding = shard_aligned(inputs) if aligned else None
-        return None if isinstance(sharding, Mapped) and sharding.dim == dim else sharding
+        if not aligned or Mapped(dim) in inputs:
+            return None
+        return _shard_by_place(inputs, specs[0].shape, specs[2].shape)
 
     @staticmethod
     def samples() -> list[Sample]:
@@ -323,7 +336,7 @@ class Sort(Op):
         return x, TensorSpec(x.shape, int64)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dim: int, descending: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dim: int, descending: bool) -> Any:
         if not x.ndim:
             return x.copy(), xp.zeros((), xp.int64)
         keys = x.astype(xp.float32) if x.dtype.itemsize == 2 else x
@@ -348,7 +361,7 @@ class Sort(Op):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([[3, 1, np.nan, 1], [-np.inf, 0, np.inf, 2]])
+        x = np.array([[3, 1, np.nan, 1], [-np.inf, 0, np.inf, 2]], np.float32)
         upward, downward = (("dim", 1), ("descending", False)), (("dim", 0), ("descending", True))
         return [
             Sample((x,), upward, lambda torch, t: torch.sort(t, dim=1, stable=True), (0,)),

@@ -97,7 +97,11 @@ def _apply_basic(x: Any, key: Any) -> _Indexed:
     place = ellipses[0] if ellipses else len(items)
     items[place : place + 1] = [slice(None)] * (x.ndim - consumed)
 
-    starts, sizes, steps, shape, arrays = [], [], [], [], []
+    starts: list[int] = []
+    sizes: list[int] = []
+    steps: list[int] = []
+    shape: list[int] = []
+    arrays: list[tuple[int, Any]] = []
     dim = 0
     for item in items:
         if item is None:

@@ -48,7 +48,7 @@ class Concat(Op):
         return TensorSpec((*first[:dim], sum(sizes), *first[dim + 1 :]), specs[0].dtype)
 
     @staticmethod
-    def numpy(xp: Any, *arrays: Any, dim: int, sizes: tuple[int, ...]) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, *arrays: Any, dim: int, sizes: tuple[int, ...]) -> Any:
         return xp.concatenate(arrays, axis=dim)
 
     @staticmethod

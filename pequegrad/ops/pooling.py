@@ -76,7 +76,7 @@ class MaxPool2d(_Pooling):
         return TensorSpec(shape, x.dtype), TensorSpec(shape, int64)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
         out = output_size(x.shape[2:], kernel, stride, padding, dilation, "max_pool2d")
         lowest = _lowest(xp, x.dtype)
         planes = bordered(xp, x, padding, lowest)
@@ -134,7 +134,7 @@ class WindowTake(_Pooling):
         return TensorSpec(positions.shape, x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, positions: Any, **params: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, positions: Any, **params: Any) -> Any:
         planes = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
         flat = positions.reshape(*x.shape[:2], positions.shape[2] * positions.shape[3])
         return xp.take_along_axis(planes, flat, 2).reshape(positions.shape)
@@ -174,7 +174,7 @@ class WindowPut(_Pooling):
         return images
 
     @staticmethod
-    def numpy(  # type: ignore[override]
+    def numpy(
         xp: Any, g: Any, positions: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any
     ) -> Any:
         top, bottom, left, right = padding
@@ -194,7 +194,7 @@ class WindowPut(_Pooling):
 
     @staticmethod
     def samples() -> list[Sample]:
-        g, positions = np.float32([[[[1, 2], [3, 4]]]]), np.array([[[[0, 3], [13, 10]]]])
+        g, positions = np.array([[[[1, 2], [3, 4]]]], np.float32), np.array([[[[0, 3], [13, 10]]]])
 
         def reference(torch: Any, t: Any, p: Any) -> Any:
             return torch.zeros(1, 1, 16).scatter_add(2, p.flatten(2), t.flatten(2)).reshape(1, 1, 4, 4)
@@ -256,9 +256,7 @@ class AvgPool2d(_Pooling):
         return sum(seen for _, _, seen in window_views(is_inside, kernel, stride, (1, 1), out))
 
     @classmethod
-    def numpy(  # type: ignore[override]
-        cls, xp: Any, x: Any, *, kernel: Any, stride: Any, padding: Any, count_include_pad: bool
-    ) -> Any:
+    def numpy(cls, xp: Any, x: Any, *, kernel: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
         out = output_size(x.shape[2:], kernel, stride, padding, (1, 1), "avg_pool2d")
         planes = bordered(xp, x.astype(xp.float32) if x.dtype.itemsize == 2 else x, padding)
         total = sum(seen for _, _, seen in window_views(planes, kernel, stride, (1, 1), out))
@@ -301,9 +299,7 @@ class AvgPool2dGrad(_Pooling):
         return images
 
     @staticmethod
-    def numpy(  # type: ignore[override]
-        xp: Any, g: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, count_include_pad: bool
-    ) -> Any:
+    def numpy(xp: Any, g: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
         top, bottom, left, right = padding
         out = g.shape[2:]
         wide = g.astype(xp.float32) if g.dtype.itemsize == 2 else g
@@ -320,7 +316,7 @@ class AvgPool2dGrad(_Pooling):
 
     @staticmethod
     def samples() -> list[Sample]:
-        g = np.float32([[[[4, 8], [12, 16]]]])
+        g = np.array([[[[4, 8], [12, 16]]]], np.float32)
         params = (("kernel", (2, 2)), ("stride", (2, 2)), ("padding", (0, 0, 0, 0)), ("count_include_pad", True))
 
         def reference(torch: Any, t: Any) -> Any:

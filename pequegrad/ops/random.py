@@ -97,7 +97,7 @@ class RandomUniform(RandomOp):
         return bind(RandomUniform, state, shape=shape, dtype=as_dtype(dtype))
 
     @staticmethod
-    def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType) -> Any:
         count = int(np.prod(shape, dtype=np.int64))
         if dtype is float32:
             words = philox_words(xp, state, count) >> xp.uint64(8)
@@ -125,7 +125,7 @@ class RandomNormal(RandomOp):
         return bind(RandomNormal, state, shape=shape, dtype=as_dtype(dtype))
 
     @staticmethod
-    def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType) -> Any:
         count = int(np.prod(shape, dtype=np.int64))
         words = philox_words(xp, state, count + count % 2).astype(xp.float64)
         radius = xp.sqrt(-2.0 * xp.log((words[0::2] + 0.5) * 2.0**-32))
@@ -152,7 +152,7 @@ class RandomInt(RandomOp):
         return bind(RandomInt, state, shape=shape, dtype=int64, low=low, range=range)
 
     @staticmethod
-    def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType, low: int, range: int) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType, low: int, range: int) -> Any:
         words = philox_words(xp, state, int(np.prod(shape, dtype=np.int64)))
         return ((words * xp.uint64(range) >> xp.uint64(32)).astype(xp.int64) + low).reshape(shape)
 

@@ -60,7 +60,7 @@ class Slice(ViewOp):
         return TensorSpec(sizes, x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, starts: Any, sizes: Any, steps: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, starts: Any, sizes: Any, steps: Any) -> Any:
         return x[box_slices(starts, sizes, steps)] if starts else x[...]
 
     @staticmethod
@@ -121,7 +121,7 @@ class SliceUpdate(Op):
         return base
 
     @staticmethod
-    def numpy(xp: Any, base: Any, new: Any, *, starts: Any, sizes: Any, steps: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, base: Any, new: Any, *, starts: Any, sizes: Any, steps: Any) -> Any:
         result = xp.array(base, order="C")
         result[box_slices(starts, sizes, steps) if starts else ...] = new
         return result
@@ -187,7 +187,7 @@ class Pad(Op):
         return TensorSpec(tuple(a + n + b for n, a, b in zip(x.shape, lo, hi, strict=True)), x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, lo: Any, hi: Any, value: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, lo: Any, hi: Any, value: Any) -> Any:
         result = xp.full(tuple(a + n + b for n, a, b in zip(x.shape, lo, hi, strict=True)), value, x.dtype)
         result[tuple(slice(a, a + n) for n, a in zip(x.shape, lo, strict=True)) if lo else ...] = x
         return result

@@ -19,7 +19,7 @@ from .core import Family, Op, Sample, TensorSpec, as_tensor, bind
 from .movement import reshape
 from .sharding import REPLICATED, Mapped, Partial, Replicated, Sharding
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # (height, width)
 Border = tuple[int, int, int, int]
 
 
@@ -154,7 +154,7 @@ class Conv2d(_Convolution):
         return TensorSpec((x.shape[0], w.shape[0], *out), x.dtype)
 
     @classmethod
-    def numpy(cls, xp: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:  # type: ignore[override]
+    def numpy(cls, xp: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
         out = output_size(x.shape[2:], w.shape[2:], stride, padding, dilation, "conv2d")
         columns = cls.columns(xp, _widened(xp, x), w.shape[2:], stride, padding, dilation, groups, out)
         weights = _widened(xp, w).reshape(groups, w.shape[0] // groups, math.prod(w.shape[1:]))
@@ -209,7 +209,7 @@ class Conv2dGradInput(_Convolution):
         return x
 
     @classmethod
-    def numpy(  # type: ignore[override]
+    def numpy(
         cls, xp: Any, g: Any, w: Any, *, size: Pair, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Any:
         batch, out_channels, *out = g.shape
@@ -274,7 +274,7 @@ class Conv2dGradWeight(_Convolution):
         return w
 
     @classmethod
-    def numpy(  # type: ignore[override]
+    def numpy(
         cls, xp: Any, x: Any, g: Any, *, kernel: Pair, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Any:
         columns = cls.columns(xp, _widened(xp, x), kernel, stride, padding, dilation, groups, g.shape[2:])
