@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +12,12 @@ from pequegrad import targets
 from pequegrad.codegen.interpret import allocate, run_plan
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import StepPlan
-from pequegrad.ops.core import REGISTRY, use_interpreter
+from pequegrad.ops.core import REGISTRY
 from pequegrad.tensor import Tensor
 from pequegrad.trace.graph import Graph, GraphBuilder, Output
 from pequegrad.trace.interpreter import run_graph
-from pequegrad.trace.tracer import Tracer
+from pequegrad.trace.record import record_call
+from pequegrad.trace.step import BoundStep
 
 
 @dataclass
@@ -31,31 +30,16 @@ class Traced:
 
 def trace(function: Callable[..., Any], *arrays: np.ndarray) -> Traced:
     """Record ``function(*tensors)``; its results leave, and states that it changed are updated."""
-    tracer = Tracer("step")
     tensors = [Tensor(array) for array in arrays]
-    with use_interpreter(tracer):
-        arguments = [tracer.add_argument(tensor, f"x{i}") for i, tensor in enumerate(tensors)]
-        results = function(*arguments)
-        results = results if isinstance(results, tuple) else (results,)
-        values = [tracer.value_of(result) for result in results]
-    builder = tracer.builder
-    builder.outputs += [Output(value, "result", f"result{i}") for i, value in enumerate(values)]
-    for slot in tracer.slots.values():
-        if slot.current is not slot.initial:
-            builder.outputs.append(Output(slot.current, "update", f"update{len(builder.outputs)}", slot.initial))
-    given = iter(arrays)
-    inputs = []
-    for item, source in zip(builder.inputs, tracer.sources, strict=True):
-        if item.role == "argument":
-            inputs.append(np.asarray(next(given)))
-        elif item.role == "scalar":
-            key = source.key if isinstance(source.key, tuple) else (source.key,)
-            inputs.append(np.asarray(functools.reduce(operator.getitem, key, source.owner), np.float64))
-        elif item.role == "constant":
-            inputs.append(source.array)
-        else:
-            inputs.append(np.array(source.tensor.array))
-    return Traced(builder.build(), inputs)
+    names = [f"x{i}" for i in range(len(arrays))]
+    recorded = record_call(lambda given: function(*given), tensors, names, name="step", keep_grads=False)
+    inputs: list[np.ndarray] = []
+
+    def catch(slots: list[Any]) -> None:
+        inputs.extend(np.array(slot) for slot in slots[: len(recorded.graph.inputs)])
+
+    BoundStep(recorded, catch)(tensors)
+    return Traced(recorded.graph, inputs)
 
 
 def one_op(name: str, arrays: tuple[np.ndarray, ...], params: dict[str, Any], role: str = "argument") -> Traced:
