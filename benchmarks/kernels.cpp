@@ -39,7 +39,7 @@ static double measure_peak() {
   volatile f32 kept = 0;  // without a reader the loop would be no work at all
   double time = seconds([&] {
     native sum[16];
-    PG_UNROLL for (int j = 0; j < 16; ++j) sum[j] = native{} + 1.0f;
+    PG_UNROLL for (int j = 0; j < 16; ++j) sum[j] = native{} + f32(j);  // equal chains would be merged
     for (long i = 0; i < rounds; ++i) PG_UNROLL for (int j = 0; j < 16; ++j) sum[j] = sum[j] * factor + term;
     PG_UNROLL for (int j = 0; j < 16; ++j) kept = kept + sum[j][0];
   });
