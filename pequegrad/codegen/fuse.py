@@ -162,7 +162,9 @@ class Fuser:
         for value in item.inputs:
             place = self.place(value)
             steps = place.broadcast(item.output.shape)
-            over = tuple(sum(step * c[axis] for step, c in zip(steps, coefficients, strict=True)) for axis in range(len(axes)))
+            over = tuple(
+                sum(step * c[axis] for step, c in zip(steps, coefficients, strict=True)) for axis in range(len(axes))
+            )
             start = place.offset + sum(step * o for step, o in zip(steps, offsets, strict=True))
             if place.root in self.free and self.inlined(axes, self.free[place.root], over, start) is None:
                 return None

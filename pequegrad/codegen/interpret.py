@@ -18,7 +18,23 @@ from numpy.lib.stride_tricks import as_strided
 from ..errors import CompilerBug, IndexOutOfRange
 from ..ops.core import REGISTRY, Family
 from . import schedule
-from .plan import Access, Accumulate, Compute, Contract, Conv2d, Index, Kernel, Load, Map, Phase, Row, Scan, StepPlan, Store, Window
+from .plan import (
+    Access,
+    Accumulate,
+    Compute,
+    Contract,
+    Conv2d,
+    Index,
+    Kernel,
+    Load,
+    Map,
+    Phase,
+    Row,
+    Scan,
+    StepPlan,
+    Store,
+    Window,
+)
 
 POISON = 0xFF
 """Every byte of fresh memory: NaN in each floating-point dtype, -1 as an integer."""
@@ -70,7 +86,9 @@ class _Memory:
                 continue
             array = slots[number]
             if array.dtype != buffer.dtype.numpy or array.size != buffer.size or not array.flags.c_contiguous:
-                raise CompilerBug(f"{buffer.name}: expected {buffer.size} {buffer.dtype.name}. Got {array.dtype} {array.shape}")
+                raise CompilerBug(
+                    f"{buffer.name}: expected {buffer.size} {buffer.dtype.name}. Got {array.dtype} {array.shape}"
+                )
             self.flat.append(array.reshape(-1))
 
     def view(self, access: Access, shape: Sequence[int]) -> np.ndarray:
@@ -90,7 +108,9 @@ class _Memory:
 # --- statements ---------------------------------------------------------------------------------------------------
 
 
-def _run_statements(statements: Sequence[Any], domain: tuple[int, ...], memory: _Memory, variables: dict[int, Any]) -> None:
+def _run_statements(
+    statements: Sequence[Any], domain: tuple[int, ...], memory: _Memory, variables: dict[int, Any]
+) -> None:
     for statement in statements:
         if isinstance(statement, Load):
             variables[statement.dst] = np.array(memory.view(statement.access, domain))
@@ -200,7 +220,8 @@ def _run_window(kernel: Window, memory: _Memory) -> None:
         params["size"] = (s.H, s.W)
     shapes = [windows if puts or i else images for i in range(len(kernel.inputs))]
     arrays = [
-        memory.view(Access(a.buffer, (0, *_tail(shape)), a.offset), shape) for a, shape in zip(kernel.inputs, shapes, strict=True)
+        memory.view(Access(a.buffer, (0, *_tail(shape)), a.offset), shape)
+        for a, shape in zip(kernel.inputs, shapes, strict=True)
     ]
     results = REGISTRY[kernel.kind].numpy(np, *arrays, **params)
     for access, result in zip(kernel.outputs, results if isinstance(results, tuple) else (results,), strict=True):
@@ -216,7 +237,7 @@ def _tail(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _run_index(kernel: Index, memory: _Memory) -> None:
     moved = (kernel.outer, kernel.count, kernel.inner)
     index = memory.view(kernel.index, moved if kernel.per_element else (kernel.count,))
-    if index.size and not (0 <= int(index.min()) and int(index.max()) < kernel.extent):
+    if index.size and not (int(index.min()) >= 0 and int(index.max()) < kernel.extent):
         wrong = index[(index < 0) | (index >= kernel.extent)].reshape(-1)[0]
         where = ", ".join(map(str, kernel.origin.locations))
         raise IndexOutOfRange(f"{where}: index {int(wrong)} is out of range: expected 0 <= index < {kernel.extent}.")
@@ -259,7 +280,9 @@ def check_phase(plan: StepPlan, phase: Phase, number: int) -> None:
             for region, other in itertools.product(mine, theirs):
                 if _overlap(region, other):
                     names = phase.kernels[i].name, phase.kernels[j].name
-                    raise CompilerBug(f"phase {number}: {names[0]} and {names[1]} touch the same memory: {region[0]}, {other[0]}")
+                    raise CompilerBug(
+                        f"phase {number}: {names[0]} and {names[1]} touch the same memory: {region[0]}, {other[0]}"
+                    )
 
 
 Region = tuple[str, int, int, Any]

@@ -17,10 +17,26 @@ from ..trace.graph import Value
 from . import schedule
 from .expressions import POSITIONS
 from .fuse import Fuser, Group, Item, live
-from .layout import Axes, contiguous_strides, merge_plan, row_major, strides_over
+from .layout import contiguous_strides, merge_plan, row_major, strides_over
 from .plan import (
-    Access, Accumulate, Compute, Contract, Conv2d, ConvShape, Index, Kernel, Load, Map, Origin, PoolShape, Row, Scan, Stage,
-    Statement, Store, Window,
+    Access,
+    Accumulate,
+    Compute,
+    Contract,
+    Conv2d,
+    ConvShape,
+    Index,
+    Kernel,
+    Load,
+    Map,
+    Origin,
+    PoolShape,
+    Row,
+    Scan,
+    Stage,
+    Statement,
+    Store,
+    Window,
 )  # fmt: skip
 
 GENERATORS = {
@@ -97,7 +113,9 @@ class Body:
         dst = self.kernel.new_variable()
         dtypes = tuple(value.dtype for value in item.inputs)
         self.statements.append(
-            Compute(dst, item.output.dtype, item.op, arguments, dtypes, item.params, text, index if needs_index else None)
+            Compute(
+                dst, item.output.dtype, item.op, arguments, dtypes, item.params, text, index if needs_index else None
+            )
         )
         return dst
 
@@ -207,7 +225,9 @@ class KernelBuilder:
             built.append(Stage(inner, stage.accumulate, outer))
         outer_sizes, inner_sizes = sizes
         loads = [s.access for stage in built for s in stage.inner if isinstance(s, Load | Store)]
-        draws = [s.index for stage in built for s in stage.inner if isinstance(s, Compute) and "{first}" in s.expression]
+        draws = [
+            s.index for stage in built for s in stage.inner if isinstance(s, Compute) and "{first}" in s.expression
+        ]
         extents = outer_sizes + inner_sizes
         candidates = range(len(extents)) if any(e > 1 for e in outer_sizes) else range(len(outer_sizes), len(extents))
         lane = schedule.lane_axis(extents, draws or loads, candidates)
@@ -331,10 +351,16 @@ class KernelBuilder:
     def _conv2d(self) -> Conv2d:
         item = self.group.anchor
         assert item is not None
-        kind = {"conv2d": "forward", "conv2d_grad_input": "grad_input", "conv2d_grad_weight": "grad_weight"}[family(item)]
+        kind = {"conv2d": "forward", "conv2d_grad_input": "grad_input", "conv2d_grad_weight": "grad_weight"}[
+            family(item)
+        ]
         first, second = (value.shape for value in item.inputs)
         out = item.output.shape
-        x, w, y = {"forward": (first, second, out), "grad_input": (out, second, first), "grad_weight": (first, out, second)}[kind]
+        x, w, y = {
+            "forward": (first, second, out),
+            "grad_input": (out, second, first),
+            "grad_weight": (first, out, second),
+        }[kind]
         params = dict(item.params)
         top, _, left, _ = params["padding"]
         shape = ConvShape(

@@ -152,7 +152,9 @@ class _Lowering:
         *rest, rows, columns = range(len(place.shape))
         order = (*rest, columns, rows)
         swapped = Value(type(value.spec)(tuple(place.shape[d] for d in order), value.dtype))
-        self.fuser.places[swapped] = Place(place.root, swapped.shape, tuple(place.strides[d] for d in order), place.offset)
+        self.fuser.places[swapped] = Place(
+            place.root, swapped.shape, tuple(place.strides[d] for d in order), place.offset
+        )
         return swapped
 
     def _conv2d(self, item: Item) -> None:
@@ -211,9 +213,16 @@ class _Lowering:
         self.fuser.add_point(copy)
         return copy
 
-    def _part(self, whole: Value, starts: tuple[int, ...], sizes: tuple[int, ...], steps: tuple[int, ...] | None = None) -> Place:
+    def _part(
+        self, whole: Value, starts: tuple[int, ...], sizes: tuple[int, ...], steps: tuple[int, ...] | None = None
+    ) -> Place:
         seen = REGISTRY["slice"].access(
-            whole.shape, contiguous_strides(whole.shape), 0, starts=starts, sizes=sizes, steps=steps or (1,) * len(sizes)
+            whole.shape,
+            contiguous_strides(whole.shape),
+            0,
+            starts=starts,
+            sizes=sizes,
+            steps=steps or (1,) * len(sizes),
         )
         return Place(whole, *seen)
 
@@ -243,7 +252,8 @@ class _Lowering:
         target = self._part(item.output, starts, sizes, steps)
         if all(abs(step) == 1 or size == 1 for step, size in zip(steps, sizes, strict=True)):
             lows = tuple(
-                start + (size - 1) * step if step < 0 else start for start, size, step in zip(starts, sizes, steps, strict=True)
+                start + (size - 1) * step if step < 0 else start
+                for start, size, step in zip(starts, sizes, steps, strict=True)
             )
             self._write_part(item, new, target)
             self._write_around(item, lows, sizes, base, None)
@@ -275,7 +285,9 @@ class _Lowering:
                 if low == high:
                     continue
                 at = tuple(starts[d] if d < dim else low if d == dim else 0 for d in range(len(sizes)))
-                box = tuple(sizes[d] if d < dim else high - low if d == dim else whole.shape[d] for d in range(len(sizes)))
+                box = tuple(
+                    sizes[d] if d < dim else high - low if d == dim else whole.shape[d] for d in range(len(sizes))
+                )
                 if not all(box):
                     continue
                 part = Value(type(whole.spec)(box, whole.dtype))
@@ -284,7 +296,9 @@ class _Lowering:
                 else:
                     seen = self.fuser.place(base)
                     steps = (1,) * len(box)
-                    seen_part = REGISTRY["slice"].access(seen.shape, seen.strides, seen.offset, starts=at, sizes=box, steps=steps)
+                    seen_part = REGISTRY["slice"].access(
+                        seen.shape, seen.strides, seen.offset, starts=at, sizes=box, steps=steps
+                    )
                     self.fuser.places[part] = Place(seen.root, *seen_part)
                 self._write_part(item, part, self._part(whole, at, box))
 

@@ -33,7 +33,10 @@ class Binder:
         updates = [
             output
             for output in self.graph.outputs
-            if output.role == "update" and output.target is not None and not self._is_itself(output) and output.value.spec.size
+            if output.role == "update"
+            and output.target is not None
+            and not self._is_itself(output)
+            and output.value.spec.size
         ]
         self._updated = {output.target for output in updates if output.target is not None}
         self._bind_results({self.fuser.place(output.value).root for output in updates})

@@ -12,7 +12,21 @@ from collections.abc import Iterable
 
 from ..ops.core import Expression, Op
 from .plan import (
-    Access, Accumulate, Compute, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window, statements,
+    Access,
+    Accumulate,
+    Compute,
+    Contract,
+    Conv2d,
+    Index,
+    Kernel,
+    Load,
+    Map,
+    Row,
+    Scan,
+    StepPlan,
+    Store,
+    Window,
+    statements,
 )  # fmt: skip
 
 MOST_RECOMPUTED = 8
@@ -198,7 +212,7 @@ def workers(plan: StepPlan, available: int) -> int:
 
 def lane_axis(extents: tuple[int, ...], accesses: Iterable[Access], candidates: Iterable[int]) -> int:
     """Return the axis that most accesses walk with unit stride; among equals the last of ``candidates``."""
-    votes = {axis: 0 for axis in candidates}
+    votes = dict.fromkeys(candidates, 0)
     for access in accesses:
         for axis in votes:
             if access.strides[axis] == 1 and extents[axis] > 1:

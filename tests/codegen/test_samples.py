@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.codegen.tracing import check_plan, one_op
 
 import pequegrad  # noqa: F401 - registers all ops
 from pequegrad import targets
 from pequegrad.codegen.lower import lower
 from pequegrad.errors import NotCompilable
 from pequegrad.ops.core import REGISTRY
+from tests.codegen.tracing import check_plan, one_op
 
 NO_KERNEL = {"scatter"}  # of two writes to one place the later stays: no kernel family does that yet
 
@@ -29,5 +29,3 @@ def test_plan_of_one_op_gives_what_numpy_gives(name, sample):
             lower(traced.graph, targets.get("cpp"))
         return
     check_plan(traced, name)
-
-

@@ -65,7 +65,9 @@ def compare(expected: list[np.ndarray], got: list[np.ndarray], what: str, rtol: 
     """Fail where two lists of arrays differ by more than ``rtol`` of the largest element."""
     assert len(expected) == len(got)
     for i, (a, b) in enumerate(zip(expected, got, strict=True)):
-        assert a.shape == b.shape and a.dtype == b.dtype, f"{what}: output {i} is {b.dtype}{b.shape}, not {a.dtype}{a.shape}"
+        assert a.shape == b.shape and a.dtype == b.dtype, (
+            f"{what}: output {i} is {b.dtype}{b.shape}, not {a.dtype}{a.shape}"
+        )
         if a.dtype.kind in "biu":
             np.testing.assert_array_equal(b, a, err_msg=f"{what}: output {i}")
             continue
@@ -73,7 +75,11 @@ def compare(expected: list[np.ndarray], got: list[np.ndarray], what: str, rtol: 
         wide = np.abs(a[np.isfinite(a)].astype(np.float64))
         scale = max(1.0, float(wide.max(initial=0.0)))
         np.testing.assert_allclose(
-            b.astype(np.float64), a.astype(np.float64), rtol=tolerance, atol=tolerance * scale, err_msg=f"{what}: output {i}"
+            b.astype(np.float64),
+            a.astype(np.float64),
+            rtol=tolerance,
+            atol=tolerance * scale,
+            err_msg=f"{what}: output {i}",
         )
 
 

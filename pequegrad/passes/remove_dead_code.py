@@ -1,0 +1,16 @@
+"""Drops nodes that nothing reads."""
+
+from __future__ import annotations
+
+from ..trace.graph import Graph
+
+
+def remove_dead_code(graph: Graph) -> Graph:
+    """Return the graph without pure nodes whose results reach no output. Inputs stay: they are the call's."""
+    needed = {output.value for output in graph.outputs}
+    kept = []
+    for node in reversed(graph.nodes):
+        if not node.op.pure or any(value in needed for value in node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    return Graph(graph.inputs, tuple(reversed(kept)), graph.outputs, graph.name)
