@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import TraceError
 from ..ops.core import TensorSpec
 from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
+from .graph import Location
 from .location import definition
 from .record import find_difference, record_call
 from .signature import Call
@@ -51,23 +52,53 @@ class _ObservingTracer(Tracer):
 
 def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: bool) -> Captured:
     """Return the trace of ``function`` for the arguments of ``call``. Raises TraceError for what cannot be repeated."""
+    where = definition(getattr(getattr(function, "__wrapped__", function), "__code__", None))
     pinned: frozenset[int] = frozenset()
-    while True:
-        first, _, _ = _trace_once(function, call, name, keep_grads, pinned, Tracer(name), is_watched=False)
-        wanted = _aliased_arguments(first, call) | pinned
-        if wanted == pinned:
-            break
-        pinned = wanted
-    tracer = _ObservingTracer(name)
-    second, watch, changed = _trace_once(function, call, name, keep_grads, pinned, tracer, is_watched=True)
-    if changed is not None:
-        raise TraceError(changed)
-    where = definition(getattr(function, "__code__", None))
+    before: Watch | None = None
+    try:
+        while True:
+            tracer = _ObservingTracer(name)
+            watch = Watch(function, tracer)
+            before = before or watch
+            first = _record(function, call, name, keep_grads, pinned, tracer, watch)
+            wanted = _aliased_arguments(first, call) | pinned
+            if wanted == pinned:
+                break
+            pinned = wanted
+        tracer = _ObservingTracer(name)
+        again = Watch(function, tracer)
+        second = _record(function, call, name, keep_grads, pinned, tracer, again)
+        _check(name, where, first, second, watch, again, tracer)
+    except BaseException:
+        if before is not None:
+            before.restore_random()
+        raise
+    modules = [s for s in tracer.snapshots.values() if isinstance(s, ModuleSnapshot)]
+    optimizers = [s for s in tracer.snapshots.values() if isinstance(s, OptimizerSnapshot)]
+    changes = next((type(module).changes for module in second.modules if hasattr(type(module), "changes")), None)
+    guards = Guards(second, again.guards(), modules, optimizers, changes)
+    specs = tuple(tensor.spec for tensor in call.tensors)
+    return Captured(replace(second, modules=(), optimizers=()), guards, pinned, specs)
+
+
+def _check(
+    name: str, where: Location, first: Trace, second: Trace, watch: Watch, again: Watch, tracer: _ObservingTracer
+) -> None:
+    """Raise TraceError for whatever would be frozen: random draws, values that change, traces that differ."""
+    # In both traces: between two lines, another thread may have drawn too.
+    if watch.drawn is not None and again.drawn is not None:
+        raise TraceError(
+            f"{again.drawn}: this line draws random numbers from Python or NumPy, which would be frozen in the compiled step. "
+            "Use pequegrad's (pequegrad.rand, randn, dropout …), whose state advances at each call, or pass them as an argument."
+        )
+    problem = again.problem()
+    if problem is not None:
+        raise TraceError(problem)
     for snapshot in tracer.snapshots.values():
         failure = snapshot.failure()
         if failure is not None:
             raise TraceError(
-                f"{watch.line_of(failure) or where}: {failure} while the step was traced. Such a change would happen once "
+                f"{again.line_of(failure) or where}: {failure} while the step was traced. Such a change would happen once "
                 "instead of at each call. Keep state in tensors (register_buffer, and update in place), or change it outside."
             )
     difference = find_difference(first, second)
@@ -77,35 +108,25 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
             f"{line or where}: two traces of {name} differ: {what}. A value that changes from trace to trace would be frozen "
             "in the compiled step. Pass it as an argument, or keep it in a tensor."
         )
-    modules = [s for s in tracer.snapshots.values() if isinstance(s, ModuleSnapshot)]
-    optimizers = [s for s in tracer.snapshots.values() if isinstance(s, OptimizerSnapshot)]
-    changes = next((type(module).changes for module in second.modules if hasattr(type(module), "changes")), None)
-    guards = Guards(second, watch.guards(), modules, optimizers, changes)
-    specs = tuple(tensor.spec for tensor in call.tensors)
-    return Captured(replace(second, modules=(), optimizers=()), guards, pinned, specs)
 
 
-def _trace_once(
+def _record(
     function: Callable[..., Any],
     call: Call,
     name: str,
     keep_grads: bool,
     pinned: Collection[int],
     tracer: Tracer,
-    *,
-    is_watched: bool,
-) -> tuple[Trace, Watch, str | None]:
-    watch = Watch(function, tracer)
-
+    watch: Watch,
+) -> Trace:
     def run(standins: Any) -> Any:
         args, kwargs = call.rebuild(standins)
-        with watch.watching(is_recording=is_watched):
+        with watch.watching():
             return function(*args, **kwargs)
 
-    trace = record_call(
+    return record_call(
         run, call.tensors, call.names(), name=name, keep_grads=keep_grads, pinned=pinned, tracer=tracer
     )
-    return trace, watch, watch.change() if is_watched else None
 
 
 def _aliased_arguments(trace: Trace, call: Call) -> frozenset[int]:

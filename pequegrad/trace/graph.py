@@ -12,6 +12,7 @@ from typing import Any
 
 from ..dtypes import DType
 from ..errors import CompilerBug
+from ..locations import Location
 from ..ops.core import Op, TensorSpec
 
 Params = tuple[tuple[str, Any], ...]
@@ -30,18 +31,6 @@ class Value:
     @property
     def dtype(self) -> DType:
         return self.spec.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A line of user code."""
-
-    file: str
-    line: int
-    function: str
-
-    def __str__(self) -> str:
-        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

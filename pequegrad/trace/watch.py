@@ -1,31 +1,368 @@
 """What user code reads from outside while it is traced, and whether it draws random numbers: seen line by line.
 
-Invariant: a value reached from a global, a free variable or an attribute by code that is neither ours nor a library's
-ends up as a guard, unless it was made inside the trace.
+Invariant: a value that code which is neither ours nor a library's reaches from a global, a free variable or an attribute
+ends up as a guard, unless it was made inside the trace; the watching itself runs no user code.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import gc
+import random
+import sys
+import types
 from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
+
+from ..tensor import Tensor
+from .bytecode import FREE, GLOBAL, LOCAL, Chain, Line, lines_of
+from .fingerprint import Same, TooLarge, describe, fingerprint, is_module, is_random_source, random_state
+from .graph import Location
+from .location import is_user_file
 from .tracer import Tracer
+
+_MISSING = object()
+_NO_LINE = Line((), (), False)
+
+
+class Read:
+    """One value that was read: where it is reached from, what it was, and the line that read it first."""
+
+    __slots__ = ("_expected", "_root", "_shown", "_steps", "location", "text")
+
+    def __init__(self, root: Callable[[], Any], steps: Any, value: Any, text: str, location: Location) -> None:
+        self._root = root
+        self._steps = steps
+        self._expected = fingerprint(value)
+        self._shown = describe(value)
+        self.text = text
+        self.location = location
+
+    def value(self) -> Any:
+        """Return what it is now; the value itself is gone, and the guard with it, where its root is."""
+        value = self._root()
+        for is_attribute, key in self._steps:
+            if value is None:
+                return _MISSING
+            value = static_attribute(value, key) if is_attribute else static_item(value, key)
+        return value
+
+    def failure(self) -> str | None:
+        """Return what changed, for people, or None."""
+        value = self.value()
+        if value is _MISSING and self._root() is None:
+            return None
+        now = None if value is _MISSING else fingerprint(value)
+        if value is not _MISSING and now == self._expected:
+            return None
+        return f"{self.text} ({self.location}): {self._shown} → {'missing' if value is _MISSING else describe(value)}"
+
+
+def static_attribute(value: Any, name: Any) -> Any:
+    """Return ``value.name`` where that runs no code (no property, no ``__getattr__``), else _MISSING."""
+    if isinstance(value, types.ModuleType):
+        return vars(value).get(name, _MISSING)
+    if isinstance(value, type):
+        found = next((vars(kind)[name] for kind in value.__mro__ if name in vars(kind)), _MISSING)
+        return _MISSING if hasattr(type(found), "__get__") else found
+    if is_module(value):
+        state = vars(value)
+        for table in ("_parameters", "_buffers", "_modules"):
+            if name in state[table]:
+                return state[table][name]
+    found = next((vars(kind)[name] for kind in type(value).__mro__ if name in vars(kind)), _MISSING)
+    if isinstance(found, types.MemberDescriptorType):
+        try:
+            return found.__get__(value)
+        except AttributeError:
+            return _MISSING
+    if hasattr(type(found), "__set__"):
+        return _MISSING
+    state = getattr(value, "__dict__", None) if "__getattribute__" not in vars(type(value)) else None
+    if isinstance(state, dict) and name in state:
+        return state[name]
+    return _MISSING if hasattr(type(found), "__get__") else found
+
+
+def static_item(value: Any, key: Any) -> Any:
+    """Return ``value[key]`` of a plain container, else _MISSING."""
+    if type(value) in (dict, list, tuple):
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            return value[key]
+    return _MISSING
 
 
 class Watch:
+    """Sees one traced call. Use ``watching`` once, then ask."""
+
     def __init__(self, function: Callable[..., Any], tracer: Tracer) -> None:
         self._tracer = tracer
+        self._function = getattr(function, "__wrapped__", function)
+        self._reads: dict[Any, Read | None] = {}
+        self._written: set[tuple[int, Any]] = set()
+        self._kept: list[Any] = []
+        self._generators: dict[int, tuple[Any, str, Location]] = {}
+        self._module_lines: dict[tuple[str, str], Location] = {}
+        self._previous: dict[int, int] = {}
+        self._functions: dict[CodeType, list[Any]] = {}
+        self._problem: str | None = None
+        self._drawn: Location | None = None
+        self._last: Location | None = None
+        self._random_state = _global_random_state()
+        self._saved_states = (random.getstate(), np.random.get_state())
+        self._saved_generators: dict[int, tuple[Any, Any]] = {}
+
+    # --- watching -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def watching(self, *, is_recording: bool) -> Iterator[None]:
-        yield
+    def watching(self) -> Iterator[None]:
+        """Watch what user code does in this thread inside the block."""
+        before = sys.gettrace()
+        sys.settrace(self._on_call)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+            self._check_random()
+            # Kept only so that no id was used twice; among them are tensors of the trace.
+            self._kept.clear()
+            self._functions.clear()
 
-    def change(self) -> str | None:
+    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return self._on_event if is_user_file(frame.f_code.co_filename) else None
+
+    def _on_event(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event in ("line", "return"):
+            self._check_random()
+            code = frame.f_code
+            self._last = Location(code.co_filename, frame.f_lineno, code.co_name)
+            lines = lines_of(code)
+            previous = self._previous.get(id(frame))
+            if previous is not None:  # a loop variable or a second statement got its value on that line
+                self._look(frame, previous, lines.get(previous, _NO_LINE), is_after=True)
+            if event == "line":
+                self._look(frame, frame.f_lineno, lines.get(frame.f_lineno, _NO_LINE), is_after=False)
+                self._previous[id(frame)] = frame.f_lineno
+            else:
+                self._previous.pop(id(frame), None)
+        return self._on_event
+
+    def _look(self, frame: FrameType, number: int, line: Line, *, is_after: bool) -> None:
+        if not line.reads and not line.stores:
+            return
+        local = frame.f_locals
+        for chain in line.reads:
+            if is_after and chain.kind != LOCAL:
+                continue
+            for root, start, label in self._roots(frame, local, chain):
+                self._follow(frame, number, chain, root, start, label, line.is_reflective)
+        if is_after:
+            return
+        for chain in line.stores:
+            for _, start, label in self._roots(frame, local, chain, wants_value=bool(chain.steps)):
+                value, last = start, label
+                for is_attribute, key in chain.steps[:-1]:
+                    value = static_attribute(value, key) if is_attribute else static_item(value, key)
+                if chain.steps:
+                    last = (id(value), chain.steps[-1][1])
+                    self._kept.append(value)
+                if (last, ()) not in self._reads:
+                    self._written.add(last)
+
+    def _roots(
+        self, frame: FrameType, local: dict[str, Any], chain: Chain, wants_value: bool = True
+    ) -> list[tuple[Callable[[], Any], Any, Any]]:
+        """Return (how to reach it later, its value now, its identity) for the start of a chain."""
+        name = chain.name
+        if chain.kind == GLOBAL:
+            names = frame.f_globals
+            if name not in names:
+                return []
+            return [(lambda: names.get(name, _MISSING), names[name], (id(names), name))]
+        if name not in local or name == "__class__":
+            return []
+        value = local[name]
+        if chain.kind == LOCAL:
+            return [(Same(value).get, value, (id(value), None))] if chain.steps or not wants_value else []
+        roots = []
+        for function in self._closures(frame, local):
+            cell = function.__closure__[frame.f_code.co_freevars.index(name)]
+            roots.append((_cell_reader(Same(function), frame.f_code.co_freevars.index(name)), value, (id(cell), name)))
+            self._kept.append(cell)
+        return roots
+
+    def _closures(self, frame: FrameType, local: dict[str, Any]) -> list[Any]:
+        """Return the functions that this frame may be a call of: the frame does not tell."""
+        code = frame.f_code
+        known = self._functions.get(code)
+        if known is None:
+            candidates = [self._function, getattr(self._function, "__func__", None)]
+            known = [f for f in candidates if getattr(f, "__code__", None) is code]
+            known = known or [f for f in gc.get_referrers(code) if isinstance(f, types.FunctionType)]
+            self._functions[code] = known
+        return [f for f in known if f.__closure__ and _fits(f, code, local)]
+
+    def _follow(
+        self, frame: FrameType, number: int, chain: Chain, root: Any, value: Any, label: Any, is_reflective: bool
+    ) -> None:
+        if label in self._written and label not in self._reads:
+            return
+        location = Location(frame.f_code.co_filename, number, frame.f_code.co_name)
+        done = 0
+        owner, last = value, label
+        for is_attribute, key in chain.steps:
+            if isinstance(value, Tensor) or _is_library(value):
+                break
+            if is_module(value):
+                self._tracer.module_called(value)
+                self._module_lines.setdefault((type(value).__name__, str(key)), location)
+            following = static_attribute(value, key) if is_attribute else static_item(value, key)
+            if following is _MISSING:
+                break
+            if (id(value), key) in self._written:
+                return
+            owner, value, last = value, following, (id(value), key)
+            done += 1
+        self._kept.append(owner)
+        if is_reflective:
+            self._read_all_attributes(root, chain.steps[:done], value, str(chain), location, label)
+        if (done == 0 and chain.kind == LOCAL) or _is_library(value) or is_module(owner) and done:
+            return  # a local of the trace's own; or in a module, whose snapshot holds it
+        steps = chain.steps[:done]
+        self._add(root, steps, value, str(Chain(chain.kind, chain.name, steps)), location, (label, steps))
+        self._reads.setdefault((last, ()), None)
+
+    def _read_all_attributes(
+        self, root: Any, steps: Any, value: Any, text: str, location: Location, label: Any
+    ) -> None:
+        state = getattr(value, "__dict__", None)
+        if isinstance(value, type | types.ModuleType | types.FunctionType | Tensor) or not isinstance(state, dict):
+            return
+        if is_module(value):
+            self._tracer.module_called(value)
+            return
+        for name, item in list(state.items()):
+            path = (*steps, (True, name))
+            self._add(root, path, item, f"{text}.{name}", location, (label, path))
+
+    def _add(self, root: Any, steps: Any, value: Any, text: str, location: Location, key: Any) -> None:
+        if is_random_source(value):
+            if id(value) not in self._generators:
+                self._generators[id(value)] = (value, random_state(value), location)
+                self._saved_generators[id(value)] = (value, _get_state(value))
+            return
+        if key in self._reads:
+            return
+        try:
+            self._reads[key] = Read(root, steps, value, text, location)
+        except TooLarge as error:
+            self._reads[key] = None
+            self._problem = self._problem or (
+                f"{location}: {text} is {error}: too much to compare at each call of a compiled function. Pass it as an "
+                "argument, or make it a tensor before (pequegrad.from_numpy), which is read anew at each call."
+            )
+
+    # --- random numbers -------------------------------------------------------------------------------------
+
+    def _check_random(self) -> None:
+        if self._drawn is not None:
+            return
+        now = _global_random_state()
+        is_drawn = now != self._random_state
+        self._random_state = now
+        is_drawn = is_drawn or any(random_state(source) != state for source, state, _ in self._generators.values())
+        if is_drawn:
+            self._drawn = self._last
+
+    def restore_random(self) -> None:
+        """Give Python's and NumPy's generators the state they had before."""
+        random.setstate(self._saved_states[0])
+        np.random.set_state(self._saved_states[1])
+        for source, state in self._saved_generators.values():
+            _set_state(source, state)
+
+    # --- answers --------------------------------------------------------------------------------------------
+
+    @property
+    def drawn(self) -> Location | None:
+        """The line that drew random numbers from Python's or NumPy's generators, if any did."""
+        return self._drawn
+
+    def problem(self) -> str | None:
+        """Return why what was read makes the step impossible to repeat, or None."""
+        if self._problem is not None:
+            return self._problem
+        for read in self._reads.values():
+            failure = read.failure() if read is not None else None
+            if failure is not None and read is not None:
+                return (
+                    f"{read.location}: {failure.replace(f' ({read.location})', '')} while the step was traced: the change "
+                    "would happen once instead of at each call, and the value be frozen. Keep it in a tensor and update that "
+                    "in place, pass it as an argument, or change it outside the compiled function."
+                )
         return None
 
-    def line_of(self, failure: str) -> Any:
-        return None
+    def line_of(self, failure: str) -> Location | None:
+        """Return the line that read the attribute which a message such as ``Net.count changed`` begins with."""
+        name = failure.split(" ")[0].rstrip(":")
+        kind, _, attribute = name.partition(".")
+        return self._module_lines.get((kind, attribute))
 
     def guards(self) -> list[Callable[[], str | None]]:
-        return []
+        """Return one check per value that was read."""
+        return [read.failure for read in self._reads.values() if read is not None]
+
+
+def _fits(function: Any, code: CodeType, local: dict[str, Any]) -> bool:
+    for name, cell in zip(code.co_freevars, function.__closure__):
+        try:
+            if name in local and cell.cell_contents is not local[name]:
+                return False
+        except ValueError:  # an empty cell
+            return False
+    return True
+
+
+def _cell_reader(function: Same, index: int) -> Callable[[], Any]:
+    def read() -> Any:
+        owner = function.get()
+        try:
+            return None if owner is None else owner.__closure__[index].cell_contents
+        except ValueError:
+            return _MISSING
+
+    return read
+
+
+def _is_library(value: Any) -> bool:
+    """Whether a value is a module of ours, of Python's or of a library, or a built-in function: nobody rebinds those."""
+    if isinstance(value, types.ModuleType):
+        file = getattr(value, "__file__", None)
+        return file is None and value.__name__ != "__main__" or (file is not None and not is_user_file(file))
+    return isinstance(value, types.BuiltinFunctionType) or (
+        isinstance(value, type) and getattr(builtins, value.__name__, None) is value
+    )
+
+
+def _global_random_state() -> tuple[Any, Any]:
+    state = np.random.get_state()
+    return hash(random.getstate()), (state[2], hash(state[1].tobytes()), state[3])
+
+
+def _get_state(source: Any) -> Any:
+    if isinstance(source, random.Random):
+        return source.getstate()
+    return source.get_state() if isinstance(source, np.random.RandomState) else source.bit_generator.state
+
+
+def _set_state(source: Any, state: Any) -> None:
+    if isinstance(source, random.Random):
+        source.setstate(state)
+    elif isinstance(source, np.random.RandomState):
+        source.set_state(state)
+    else:
+        source.bit_generator.state = state
