@@ -5,29 +5,60 @@ Invariant: each message says where (when a line of user code is known), what was
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from .locations import NOWHERE, Location, user_location
+
 
 class PequegradError(Exception):
     """Base of all errors that pequegrad raises on purpose."""
+
+    names_line: ClassVar[bool] = False
+    """Whether the message starts with the line of user code that was running when the error was made."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.location: Location | None = user_location() if self.names_line else None
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.location in (None, NOWHERE) else f"{self.location}: {message}"
 
 
 class ShapeError(PequegradError, ValueError):
     """Shapes that do not fit together. The user's to mend."""
 
+    names_line = True
+
 
 class DTypeError(PequegradError, TypeError):
     """A dtype that an operation does not take, or data that is no number. The user's to mend."""
+
+    names_line = True
 
 
 class DeviceError(PequegradError, RuntimeError):
     """Tensors on different devices, or a device that this machine lacks."""
 
+    names_line = True
+
 
 class IndexOutOfRange(PequegradError, IndexError):
     """An index outside the dimension that it addresses. The user's to mend."""
 
+    names_line = True
+
 
 class AutogradError(PequegradError, RuntimeError):
     """A gradient that is missing, was freed, or would be wrong."""
+
+    names_line = True
+
+
+class NotANumberError(PequegradError, ArithmeticError):
+    """A result with NaN, found because ``config.debug_nans`` is on. The user's to mend."""
+
+    names_line = True
 
 
 class StateDictError(PequegradError, RuntimeError):

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..config import config
 from ..dtypes import DType, as_dtype, bool_, float32, int64, result_type
-from ..errors import AutogradError, CompilerBug, DTypeError, NotCompilable, ShapeError
+from ..errors import AutogradError, CompilerBug, DTypeError, NotANumberError, NotCompilable, ShapeError
 from .sharding import Sharding
 
 
@@ -194,10 +195,13 @@ class Interpreter:
         with np.errstate(all="ignore"):
             result = op.numpy(np, *arrays, **params)
         results = result if isinstance(result, tuple) else (result,)
-        return [
+        outputs = [
             out if isinstance(out, np.ndarray) and out.dtype == spec.dtype.numpy else np.asarray(out, spec.dtype.numpy)
             for out, spec in zip(results, specs, strict=True)
         ]
+        if config.debug_nans:
+            refuse_nans(op, inputs, outputs)
+        return outputs
 
     def constant(self, array: np.ndarray) -> Any:
         """Return the payload of an array that enters as data (not as a traced argument)."""
@@ -233,12 +237,6 @@ class Interpreter:
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Take note that ``optimizer`` is about to update its parameters: its groups and its state are read."""
 
-    def module_called(self, module: Any) -> None:
-        """Take note that ``module`` (nn.Module) is about to run; nothing to do eagerly."""
-
-    def optimizer_stepped(self, optimizer: Any) -> None:
-        """Take note that ``optimizer`` is about to update its parameters; nothing to do eagerly."""
-
     def no_data(self, tensor: Any) -> str:
         """Return the message for reading the elements of a tensor that has none: it escaped from a trace."""
         return (
@@ -253,6 +251,19 @@ class Interpreter:
     def at(self, location: Any) -> contextlib.AbstractContextManager[None]:
         """Attribute what runs inside to ``location``: the forward line that a gradient belongs to."""
         return contextlib.nullcontext()
+
+
+def refuse_nans(op: type[Op], inputs: tuple[Any, ...], outputs: Sequence[Any]) -> None:
+    """Raise NotANumberError if a result has NaN, and say whether it came in with an input."""
+    for output in outputs:
+        if output.dtype.kind in "biu" or not (count := int(np.isnan(output).sum())):
+            continue
+        guilty = [i for i, x in enumerate(inputs) if x.dtype.is_floating_point and np.isnan(x.array).any()]
+        origin = f"NaN came in with input {guilty[0]}" if guilty else "no input has NaN"
+        raise NotANumberError(
+            f"{op.name} of ({', '.join(str(x.spec) for x in inputs)}) gave NaN in {count} of {output.size} elements; "
+            f"{origin}. config.debug_nans is on."
+        )
 
 
 EAGER = Interpreter()

@@ -291,7 +291,7 @@ class AnyTrue(Truth):
 
     @staticmethod
     def call(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        """Return whether one or more elements are not 0, over ``dim`` (None: all elements); bool, and uint8 for uint8."""
+        """Return whether one or more elements are not 0, over ``dim`` (None: all); bool, but uint8 for uint8."""
         return _truth(AnyTrue, x, dim, keepdim)
 
     @staticmethod
@@ -317,7 +317,7 @@ class All(Truth):
 
     @staticmethod
     def call(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        """Return whether all elements are not 0, over ``dim`` (None: all elements); bool, and uint8 for uint8."""
+        """Return whether all elements are not 0, over ``dim`` (None: all); bool, but uint8 for uint8."""
         return _truth(All, x, dim, keepdim)
 
     @staticmethod

@@ -13,11 +13,12 @@ PACKAGE = ROOT / "pequegrad"
 
 # Rooms that import nothing of ours and that everyone may import. Among themselves only `errors`, which holds
 # the exceptions that the others raise.
-FOUNDATION = ("errors", "dtypes", "config", "pytree")
+FOUNDATION = ("errors", "dtypes", "config", "pytree", "locations")
 
 # room → what it may import beside the foundation and itself. A dotted name allows that module alone.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "errors": (),
+    "errors": ("locations",),  # an error says where the user called
+    "locations": (),
     "dtypes": (),
     "config": (),
     "pytree": (),
@@ -26,6 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Relaxed from ops.core: the sweep is itself written in ops (un-broadcasting is a sum, a missing gradient
     # zeros).
     "autodiff": ("ops",),
+    "serialization": ("tensor", "ops"),
     "formatting": (),  # how a tensor prints: it takes arrays and text, so it needs nothing of ours
     "tensor": ("ops", "autodiff", "storage", "formatting"),
     # Relaxed by storage: the tracer must tell whose bytes a captured tensor shares.

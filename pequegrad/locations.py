@@ -1,0 +1,71 @@
+"""Which line of user code is running: the innermost frame that belongs neither to this package nor to a library.
+
+Invariant: a Location is always found; where no user code is on the stack, it is `NOWHERE`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from types import CodeType, FrameType
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of user code."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+
+NOWHERE = Location("<unknown>", 0, "<unknown>")
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STDLIB = os.path.abspath(sysconfig.get_paths()["stdlib"]) + os.sep
+_LIBRARIES = tuple({os.path.abspath(sysconfig.get_paths()[key]) + os.sep for key in ("purelib", "platlib")})
+# Libraries that call us back or run the user's code; a frame of theirs is not the user's line.
+_THIRD_PARTY = ("numpy", "ml_dtypes", "tqdm", "_pytest", "pluggy", "IPython", "ipykernel", "hypothesis")
+
+_is_user: dict[str, bool] = {}
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether code of this file is the user's: not ours, not Python's own, not NumPy's."""
+    known = _is_user.get(filename)
+    if known is None:
+        known = _is_user[filename] = _classify(filename)
+    return known
+
+
+def _classify(filename: str) -> bool:
+    if filename.startswith("<frozen"):
+        return False
+    path = os.path.abspath(filename)
+    if path.startswith(_PACKAGE):
+        return False
+    for library in _LIBRARIES:
+        if path.startswith(library):
+            return path[len(library) :].split(os.sep)[0] not in _THIRD_PARTY
+    return not path.startswith(_STDLIB)
+
+
+def user_location() -> Location:
+    """Return the innermost line of user code on this thread's stack, or NOWHERE."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if is_user_file(code.co_filename):
+            return Location(code.co_filename, frame.f_lineno, code.co_name)
+        frame = frame.f_back
+    return NOWHERE
+
+
+def definition(code: CodeType | None) -> Location:
+    """Return where a function is defined."""
+    return NOWHERE if code is None else Location(code.co_filename, code.co_firstlineno, code.co_name)
