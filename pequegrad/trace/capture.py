@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import TraceError
-from ..ops.core import TensorSpec
+from ..tensor import Tensor
 from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
 from .graph import Location
 from .location import definition
@@ -28,8 +28,7 @@ class Captured:
 
     trace: Trace
     guards: Guards
-    pinned: frozenset[int]
-    specs: tuple[TensorSpec, ...]
+    pinned: dict[int, Tensor]
 
 
 class _ObservingTracer(Tracer):
@@ -77,8 +76,7 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
     optimizers = [s for s in tracer.snapshots.values() if isinstance(s, OptimizerSnapshot)]
     changes = next((type(module).changes for module in second.modules if hasattr(type(module), "changes")), None)
     guards = Guards(second, again.guards(), modules, optimizers, changes)
-    specs = tuple(tensor.spec for tensor in call.tensors)
-    return Captured(replace(second, modules=(), optimizers=()), guards, pinned, specs)
+    return Captured(replace(second, modules=(), optimizers=()), guards, {i: call.tensors[i] for i in pinned})
 
 
 def _check(

@@ -7,7 +7,7 @@ of the real tensors, and raises every written storage's version by one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def interpret(graph: Graph) -> Execute:
 class BoundStep:
     """A compiled step, ready to call with the distinct tensors of a call."""
 
-    def __init__(self, trace: Trace, execute: Execute, pinned: Sequence[int] = ()) -> None:
+    def __init__(self, trace: Trace, execute: Execute, pinned: Mapping[int, Tensor] | None = None) -> None:
         self.trace = trace
         self._execute = execute
         self._lock = threading.RLock()
@@ -68,7 +68,7 @@ class BoundStep:
         self._staged: list[tuple[int, np.ndarray, bool]] = []
         self._written: list[Any] = []
         self._template: list[Any] = []
-        self._pinned = frozenset(pinned)
+        self._pinned = dict(pinned or {})
         self._numbers = np.zeros(sum(isinstance(b.source, FromScalar) for b in trace.inputs), np.float64)
         for slot, binding in enumerate(trace.inputs):
             self._template.append(self._bind_input(slot, binding))
@@ -79,7 +79,6 @@ class BoundStep:
                 self._results.append((spec.shape, spec.dtype.numpy, spec))
         self._written_set = set(self._written)
         self._owners = {id(_owner(storage.data)) for storage in self._written}
-        self._checks_overlap = bool(self._written_arguments)
         self._check_states()
         self._actions = _prepare(trace.gradients)
         leaves = trace.result_leaves
@@ -131,10 +130,16 @@ class BoundStep:
     def admits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the arguments' memory overlaps with what the step writes exactly as it did while tracing."""
         written = self._written_set
+        if not self._pinned and not self._written_arguments:
+            return not any(tensor.storage in written for tensor in tensors)
+        storages = [tensor.storage for tensor in tensors]
         for index, tensor in enumerate(tensors):
-            if index not in self._pinned and tensor.storage in written:
+            if index in self._pinned:
+                if self._pinned[index] is not tensor:
+                    return False
+            elif tensor.storage in written:
                 return False
-        return True
+        return all(storages.count(storages[index]) == 1 for _, index in self._written_arguments)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """Run once and return what the function returned."""
