@@ -17,7 +17,7 @@ from .graph import Location
 from .location import definition
 from .record import find_difference, record_call
 from .signature import Call
-from .state import Trace
+from .state import Trace, read_number
 from .tracer import Tracer
 from .watch import Watch
 
@@ -92,6 +92,13 @@ def _check(
     problem = again.problem()
     if problem is not None:
         raise TraceError(problem)
+    for owner, key, value, line in tracer.scalar_reads:
+        now = read_number(owner, key)
+        if float(now) != float(value):
+            raise TraceError(
+                f"{line}: {key!r} of a parameter group is read here and changed while the step was traced: {value} → {now}. "
+                "The change would happen once instead of at each call. Step the scheduler outside the compiled function."
+            )
     for snapshot in tracer.snapshots.values():
         failure = snapshot.failure()
         if failure is not None:

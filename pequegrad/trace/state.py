@@ -44,6 +44,11 @@ class FromScalar:
     key: Any
 
 
+def read_number(owner: Any, key: Any) -> Any:
+    """Return ``owner[key]``; a tuple (name, index) stands for ``owner[name][index]``."""
+    return owner[key[0]][key[1]] if isinstance(key, tuple) else owner[key]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FromConstant:
     """An array that entered while tracing; a private copy."""

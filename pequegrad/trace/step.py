@@ -28,6 +28,7 @@ from .state import (
     InputBinding,
     ResultLeaf,
     Trace,
+    read_number,
 )
 
 Execute = Callable[[list[Any]], None]
@@ -263,11 +264,6 @@ def _prepare(actions: Sequence[GradientAction]) -> list[tuple[Any, int, int, Any
         )
         for action in actions
     ]
-
-
-def read_number(owner: Any, key: Any) -> Any:
-    """Return ``owner[key]``; a tuple (name, index) stands for ``owner[name][index]``."""
-    return owner[key[0]][key[1]] if isinstance(key, tuple) else owner[key]
 
 
 def _owner(array: np.ndarray) -> Any:

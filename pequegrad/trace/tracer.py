@@ -70,6 +70,7 @@ class Tracer(Interpreter):
         self.gradient_reads: dict[int, tuple[Tensor, bool]] = {}
         self.modules: dict[int, Any] = {}
         self.optimizers: dict[int, Any] = {}
+        self.scalar_reads: list[tuple[Any, Any, Any, Location]] = []
         self._gradient_owner: dict[int, tuple[Storage, Tensor]] = {}
         self._scalars: dict[tuple[int, Any], Tensor] = {}
         self._replayed: dict[int, tuple[Tensor, int, Value]] = {}
@@ -134,6 +135,7 @@ class Tracer(Interpreter):
             name = f"{label}_{sum(1 for _, other in self._scalars if other == key)}"
             made = self._add_input(TensorSpec((), float64), "scalar", name, FromScalar(owner, key))
             known = self._scalars[id(owner), key] = Tensor._wrap(made, TensorSpec((), float64))
+            self.scalar_reads.append((owner, key, value, self.location()))
         return known
 
     # --- ops ------------------------------------------------------------------------------------------------
@@ -278,8 +280,8 @@ class Tracer(Interpreter):
         elif tensor._payload not in self.places:
             return f"{user_location()}: {EAGER.no_data(tensor)}"
         return (
-            f"{user_location()}: this line reads the elements of {what} (.item(), .numpy(), bool(), float(), print, "
-            "if, or a NumPy function), but a compiled step computes them only when it is called. Expected: ops alone. "
+            f"{user_location()}: this line reads the elements of {what} (.item(), .numpy(), bool(), float(), if, "
+            "or a NumPy function), but a compiled step computes them only when it is called. Expected: ops alone. "
             "Use pequegrad.where(condition, a, b) instead of if, return the value and read it after the call, or pass "
             "it to the function as a Python number."
         )

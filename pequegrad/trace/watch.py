@@ -26,6 +26,7 @@ from .location import is_user_file
 from .tracer import Tracer
 
 _MISSING = object()
+_GONE = object()
 _NO_LINE = Line((), (), False)
 
 
@@ -43,18 +44,18 @@ class Read:
         self.location = location
 
     def value(self) -> Any:
-        """Return what it is now; the value itself is gone, and the guard with it, where its root is."""
+        """Return what it is now: _MISSING if the way to it ends early, _GONE if its root does not live any more."""
         value = self._root()
         for is_attribute, key in self._steps:
-            if value is None:
-                return _MISSING
+            if value is _GONE or value is _MISSING:
+                return value
             value = static_attribute(value, key) if is_attribute else static_item(value, key)
         return value
 
     def failure(self) -> str | None:
         """Return what changed, for people, or None."""
         value = self.value()
-        if value is _MISSING and self._root() is None:
+        if value is _GONE:  # it was made in the trace, or nobody can read it any more
             return None
         now = None if value is _MISSING else fingerprint(value)
         if value is not _MISSING and now == self._expected:
@@ -187,7 +188,7 @@ class Watch:
             return []
         value = local[name]
         if chain.kind == LOCAL:
-            return [(Same(value).get, value, (id(value), None))] if chain.steps or not wants_value else []
+            return [(_object_reader(Same(value)), value, (id(value), None))] if chain.steps or not wants_value else []
         roots = []
         for function in self._closures(frame, local):
             cell = function.__closure__[frame.f_code.co_freevars.index(name)]
@@ -327,11 +328,19 @@ def _fits(function: Any, code: CodeType, local: dict[str, Any]) -> bool:
     return True
 
 
+def _object_reader(reference: Same) -> Callable[[], Any]:
+    def read() -> Any:
+        value = reference.get()
+        return _GONE if value is None else value
+
+    return read
+
+
 def _cell_reader(function: Same, index: int) -> Callable[[], Any]:
     def read() -> Any:
         owner = function.get()
         try:
-            return None if owner is None else owner.__closure__[index].cell_contents
+            return _GONE if owner is None else owner.__closure__[index].cell_contents
         except ValueError:
             return _MISSING
 
