@@ -347,8 +347,11 @@ class Fuser:
                 return False
             axes = finer
         for item in group.items:
-            # What the two shared through memory must now be at hand.
-            if item.kind != "anchor" and not self._fits_after_merge(group, axes, item, other, level):
+            # What the two shared through memory must now be at hand; an anchor reads its operands elsewhere too.
+            if item.kind == "anchor":
+                if any(other in self.producers(self.place(value).root) for value in item.inputs):
+                    return False
+            elif not self._fits_after_merge(group, axes, item, other, level):
                 return False
         group.axes = axes
         return True
@@ -459,10 +462,14 @@ class Fuser:
         return weight <= schedule.MOST_RECOMPUTED
 
     def join_side_by_side(self, groups: list[Group]) -> list[Group]:
-        """Make one group of the maps on single numbers among ``groups``, none of which depends on another."""
+        """Make one group of the maps on single numbers among ``groups``, none of which depends on another.
+
+        The last thing that happens to groups: their edges are not kept up.
+        """
         numbers = [group for group in groups if group.kind == "map" and not group.axes]
         for other in numbers[1:]:
-            self._merge(numbers[0], other)
+            other.merged_into = numbers[0]
+            numbers[0].items += other.items
         return [group for group in groups if group not in numbers[1:]]
 
     def live_groups(self) -> list[Group]:

@@ -191,10 +191,11 @@ class KernelBuilder:
 
     def _single_body(self, anchor: Item | None) -> tuple[Statement, ...]:
         """Return the statements of all items in order; the anchor's sum is variable 0."""
-        variables: dict[Item, int] = {}
+        variables = {} if anchor is None else {anchor: self.new_variable()}
         body = Body(self, variables.__getitem__)
         for item in self.group.items:
-            variables[item] = self.new_variable() if item is anchor else body.point(item)
+            if item is not anchor:
+                variables[item] = body.point(item)
             if self._leaves(item):
                 body.store(item, variables[item])
         return prune(body.take())
@@ -425,6 +426,12 @@ class KernelBuilder:
         shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
         source, out = self._contiguous(x, shape), self._contiguous(item.output, shape)
         return Scan(self.name, self.origin, *shape, x.dtype, source, out)
+
+
+def indexed_extent(item: Item) -> int:
+    """Return the extent that the indices of a gather or scatter must stay below."""
+    whole = item.inputs[0].shape if family(item) == "gather" else item.output.shape
+    return whole[dict(item.params)["dim"]]
 
 
 def family(item: Item) -> str:

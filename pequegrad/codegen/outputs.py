@@ -7,10 +7,12 @@ value cannot be computed in place under that rule, it goes through memory of its
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..ops.core import REGISTRY
 from ..trace.graph import Graph, Output, Value
 from .fuse import Fuser, Group, Item, live
+from .kernels import indexed_extent
 from .layout import axes_of, row_major, strides_over
 
 Home = tuple[str, int]
@@ -41,7 +43,7 @@ class Binder:
         self._updated = {output.target for output in updates if output.target is not None}
         self._bind_results({self.fuser.place(output.value).root for output in updates})
         self._find_readers()
-        self._fallible = [group for group in self.fuser.live_groups() if group.kind == "index"]
+        self._fallible = self._find_fallible()
         positions = {item.value: i for i, item in enumerate(self.graph.inputs)}
         for output in updates:
             assert output.target is not None
@@ -76,6 +78,15 @@ class Binder:
                         readers = self._readers.setdefault(root, [])
                         if group not in readers:
                             readers.append(group)
+
+    def _find_fallible(self) -> list[Group]:
+        """Return the kernels that may fail: of those that check the same indices against the same extent, the first."""
+        first: dict[Any, Group] = {}
+        for group in self.fuser.live_groups():
+            if group.kind == "index" and group.anchor is not None:
+                indices = self.fuser.place(group.anchor.inputs[-1])
+                first.setdefault((indices.root, indices.offset, indices.strides, indexed_extent(group.anchor)), group)
+        return list(first.values())
 
     # --- updates --------------------------------------------------------------------------------------------------
 

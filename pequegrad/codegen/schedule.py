@@ -111,7 +111,6 @@ def touched(access: Access, extents: tuple[int, ...]) -> int:
 
 def traffic(kernel: Kernel, plan: StepPlan) -> tuple[int, int]:
     """Return the bytes that a kernel reads and writes, each element of a buffer counted once."""
-    sizes = [buffer.dtype.itemsize for buffer in plan.buffers]
     reads: dict[tuple[int, tuple[int, ...], int], int] = {}
     writes: dict[tuple[int, tuple[int, ...], int], int] = {}
     extents = domain(kernel)
@@ -120,12 +119,12 @@ def traffic(kernel: Kernel, plan: StepPlan) -> tuple[int, int]:
             access = statement.access
             found = reads if isinstance(statement, Load) else writes
             key = (access.buffer, access.strides, access.offset)
-            found[key] = touched(access, extents) * sizes[access.buffer]
+            found[key] = touched(access, extents) * plan.buffers[access.buffer].dtype.itemsize
     read, written = sum(reads.values()), sum(writes.values())
     for access, elements in operand_sizes(kernel):
-        read += elements * sizes[access.buffer]
+        read += elements * plan.buffers[access.buffer].dtype.itemsize
     for access, elements in result_sizes(kernel):
-        written += elements * sizes[access.buffer]
+        written += elements * plan.buffers[access.buffer].dtype.itemsize
     return read, written
 
 

@@ -6,6 +6,7 @@ Invariant: "gives back" means bit for bit, NaN's being a NaN apart: x + 0.0 is n
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
