@@ -41,7 +41,7 @@ from .passes import run_pipeline
 from .targets import Target
 from .trace.capture import Captured, capture
 from .trace.graph import Graph
-from .trace.location import definition
+from .locations import definition
 from .trace.signature import Call, explain_difference, read_call
 from .trace.step import BoundStep, Execute
 from .trace.tracer import current_tracer
@@ -386,8 +386,9 @@ def native(built: cache.BuiltStep, plan: StepPlan) -> Execute:
         if failure is not None:
             found = StepFailure(*failure)
             origin = plan.kernels[found.kernel].origin
-            line = f"{origin.locations[0]}: " if origin.locations else ""
-            raise found.error(f"{line}{' '.join(origin.ops)}: ")
+            error = found.error(f"{' '.join(origin.ops)}: ")
+            error.location = origin.locations[0] if origin.locations else error.location
+            raise error
 
     return execute
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import TraceError
+from ..locations import definition
 from ..tensor import Tensor
-from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
 from .graph import Location
-from .location import definition
+from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
 from .record import find_difference, record_call
 from .signature import Call
 from .state import Trace, read_number

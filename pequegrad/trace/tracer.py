@@ -17,12 +17,12 @@ import numpy as np
 
 from ..dtypes import as_dtype, float64
 from ..errors import AutogradError, TraceError
+from ..locations import NOWHERE, user_location
 from ..ops.core import EAGER, Interpreter, Op, TensorSpec, context, grad_mode, use_interpreter
 from ..ops.movement import Full
 from ..storage import Storage
 from ..tensor import Tensor
 from .graph import GraphBuilder, Location, Node, Value
-from .location import NOWHERE, user_location
 from .state import FromArgument, FromConstant, FromGradient, FromScalar, FromTensor, Source
 
 # Versions given while tracing are negative and never repeat: a real tensor that remembers one finds it stale later.
@@ -221,10 +221,10 @@ class Tracer(Interpreter):
             storage.version = next(_trace_versions)
             real = next((s.real for s in self.standins if s.tensor.storage is storage), None)
             if real is not None and not real._array.flags.writeable:
-                raise AutogradError(f"{user_location()}: {_READ_ONLY}")
+                raise AutogradError(_READ_ONLY)
             return
         if not base._array.flags.writeable:
-            raise AutogradError(f"{user_location()}: {_READ_ONLY}")
+            raise AutogradError(_READ_ONLY)
         self.captured.setdefault(id(base), base)
         slot = self._capture(base)
         slot.current = value

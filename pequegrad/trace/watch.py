@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from ..locations import is_user_file
 from ..tensor import Tensor
-from .bytecode import FREE, GLOBAL, LOCAL, Chain, Line, lines_of
+from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
 from .fingerprint import Same, TooLarge, describe, fingerprint, is_module, is_random_source, random_state
 from .graph import Location
-from .location import is_user_file
 from .tracer import Tracer
 
 _MISSING = object()
@@ -231,7 +231,7 @@ class Watch:
         self._kept.append(owner)
         if is_reflective:
             self._read_all_attributes(root, chain.steps[:done], value, str(chain), location, label)
-        if (done == 0 and chain.kind == LOCAL) or _is_library(value) or is_module(owner) and done:
+        if (done == 0 and chain.kind == LOCAL) or _is_library(value) or (is_module(owner) and done):
             return  # a local of the trace's own; or in a module, whose snapshot holds it
         steps = chain.steps[:done]
         self._add(root, steps, value, str(Chain(chain.kind, chain.name, steps)), location, (label, steps))
@@ -351,7 +351,7 @@ def _is_library(value: Any) -> bool:
     """Whether a value is a module of ours, of Python's or of a library, or a built-in function: nobody rebinds those."""
     if isinstance(value, types.ModuleType):
         file = getattr(value, "__file__", None)
-        return file is None and value.__name__ != "__main__" or (file is not None and not is_user_file(file))
+        return (file is None and value.__name__ != "__main__") or (file is not None and not is_user_file(file))
     return isinstance(value, types.BuiltinFunctionType) or (
         isinstance(value, type) and getattr(builtins, value.__name__, None) is value
     )
