@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trace": ("tensor", "ops", "storage"),
     "passes": ("trace.graph", "ops.core"),
     "targets": (),
-    "codegen": ("trace.graph", "ops.core", "targets"),
+    "codegen": ("trace.graph", "ops.core", "ops.sharding", "targets"),
     "build": ("targets",),
     "nn": ("tensor", "ops"),
     "optim": ("tensor", "ops"),
