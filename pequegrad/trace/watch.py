@@ -155,16 +155,19 @@ class Watch:
     def _look(self, frame: FrameType, number: int, line: Line, *, is_after: bool) -> None:
         if not line.reads and not line.stores:
             return
-        local = frame.f_locals
+        values = frame.f_locals
         for chain in line.reads:
+            local = values
             if is_after and chain.kind != LOCAL:
                 continue
+            if chain.kind == LOCAL:
+                local, chain = _rebased(local, chain)
             for root, start, label in self._roots(frame, local, chain):
                 self._follow(frame, number, chain, root, start, label, line.is_reflective)
         if is_after:
             return
         for chain in line.stores:
-            for _, start, label in self._roots(frame, local, chain, wants_value=bool(chain.steps)):
+            for _, start, label in self._roots(frame, values, chain, wants_value=bool(chain.steps)):
                 value, last = start, label
                 for is_attribute, key in chain.steps[:-1]:
                     value = static_attribute(value, key) if is_attribute else static_item(value, key)
@@ -316,6 +319,17 @@ class Watch:
     def guards(self) -> list[Callable[[], str | None]]:
         """Return one check per value that was read."""
         return [read.failure for read in self._reads.values() if read is not None]
+
+
+def _rebased(local: dict[str, Any], chain: Chain) -> tuple[dict[str, Any], Chain]:
+    """Return a chain from a local container as one from the object in it; what containers hold is compared elsewhere."""
+    value, steps = local.get(chain.name, _MISSING), chain.steps
+    while steps and not steps[0][0] and isinstance(value, list | tuple | dict):
+        value, steps = static_item(value, steps[0][1]), steps[1:]
+    if len(steps) == len(chain.steps):
+        return local, chain
+    name = str(Chain(LOCAL, chain.name, chain.steps[: len(chain.steps) - len(steps)]))
+    return ({} if value is _MISSING else {name: value}), Chain(LOCAL, name, steps)
 
 
 def _fits(function: Any, code: CodeType, local: dict[str, Any]) -> bool:
