@@ -237,7 +237,7 @@ class Conv2d:
     """A convolution or one of its gradients (``kind``: "forward", "grad_input", "grad_weight"), then ``epilogue``.
 
     forward: a = x, b = weight, domain (N, O, OH·OW). grad_input: a = dy, b = weight, domain (N, C, H·W).
-    grad_weight: a = x, b = dy, domain (O, C/groups·KH·KW). Operands are contiguous.
+    grad_weight: a = x, b = dy, domain (O, C/groups, KH·KW). Operands are contiguous.
     """
 
     name: str
