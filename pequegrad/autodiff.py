@@ -1,17 +1,22 @@
 """Reverse-mode differentiation: one sweep over the tape, written in ops, so that it runs eagerly and traces alike.
 
+Also the switches that say whether the tape records.
+
 Invariant: nodes are visited in the reverse of the order in which they were recorded, each once, with the complete
 gradients of all its results.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from .errors import AutogradError, ShapeError
-from .ops.core import Saved, TapeNode, context, grad_mode
+from .ops.core import Saved, TapeNode, as_tensor, context, grad_mode
 from .ops.movement import zeros_like_spec
 from .ops.reduction import sum_to_shape
 
@@ -64,9 +69,54 @@ def backward(
         if not (retain_graph or create_graph):
             for node in visited:
                 node.free()
+        # A gradient that two leaves, the caller or a view share must not become the memory of one leaf's .grad.
+        sharing = Counter(id(gradient.storage) for _, gradient in leaves.values())
+        sharing.update(id(gradient.storage) for gradient in gradients)
         for leaf, gradient in leaves.values():
-            leaf._accumulate(gradient, create_graph)
+            leaf._accumulate(gradient, create_graph, is_shared=sharing[id(gradient.storage)] > 1)
     return [] if inputs is None else [wanted[_edge_key(tensor.edge())] for tensor in inputs]
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Any, ...]:
+    """Return the gradients of ``outputs`` (one or several) with respect to each of ``inputs``; no ``.grad`` changes.
+
+    ``grad_outputs``: one per output, of its shape; None stands for 1 where the output has a single element.
+    ``retain_graph`` defaults to ``create_graph``. Raises AutogradError where an input does not require grad, or,
+    unless ``allow_unused`` (then its gradient is None), where the outputs do not depend on it.
+    """
+    outputs = _as_sequence(outputs)
+    inputs = _as_sequence(inputs)
+    starts = [None] * len(outputs) if grad_outputs is None else _as_sequence(grad_outputs)
+    if len(starts) != len(outputs):
+        raise ShapeError(f"grad: expected one of grad_outputs per output, {len(outputs)}. Got {len(starts)}.")
+    for i, tensor in enumerate(inputs):
+        if not tensor.requires_grad:
+            raise AutogradError(
+                f"grad: input {i}, {tensor.spec}, does not require grad. Make it with requires_grad=True."
+            )
+    starts = [
+        initial_gradient(output, None if start is None else as_tensor(start), "grad")
+        for output, start in zip(outputs, starts, strict=True)
+    ]
+    keep = create_graph if retain_graph is None else retain_graph
+    found = backward(outputs, starts, inputs=inputs, retain_graph=keep, create_graph=create_graph)
+    for i, (tensor, gradient) in enumerate(zip(inputs, found, strict=True)):
+        if gradient is None and not allow_unused:
+            raise AutogradError(
+                f"grad: the outputs do not depend on input {i}, {tensor.spec}. Pass allow_unused=True to get None."
+            )
+    return tuple(found)
+
+
+def _as_sequence(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple | list) else [value]
 
 
 def _edge_key(edge: Any) -> tuple[int, int]:
@@ -111,3 +161,81 @@ def initial_gradient(output: Any, gradient: Any, who: str) -> Any:
     if tuple(gradient.shape) != output.shape:
         raise ShapeError(f"{who}: gradient must have the output's shape {output.shape}. Got {tuple(gradient.shape)}.")
     return gradient if gradient.dtype is output.dtype else gradient.to(output.dtype)
+
+
+# --- switches -------------------------------------------------------------------------------------------------------
+
+
+class _Switch:
+    """Family: sets the gradient mode of this thread inside a ``with`` block, or in a function it decorates."""
+
+    mode: ClassVar[bool]
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        """Return the switch; or, as a decorator without parentheses, the decorated function."""
+        switch = super().__new__(cls)
+        switch._before = []
+        return switch if function is None else switch(function)
+
+    _before: list[bool]
+
+    def __enter__(self) -> None:
+        self._before.append(context.is_grad_enabled)
+        context.is_grad_enabled = self.mode
+
+    def __exit__(self, *_: object) -> None:
+        context.is_grad_enabled = self._before.pop()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return _in_mode(function, self.mode)
+
+
+def _in_mode(function: Callable[..., Any], mode: bool) -> Callable[..., Any]:
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{function.__qualname__} is suspended while others run, in their gradient mode. Use with inside it."
+        )
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with grad_mode(mode):
+            return function(*args, **kwargs)
+
+    return run
+
+
+class no_grad(_Switch):
+    """Do not record for backward: ``with no_grad():``, ``@no_grad()`` or ``@no_grad``."""
+
+    mode = False
+
+
+class enable_grad(_Switch):
+    """Record for backward, inside `no_grad` too; used as that."""
+
+    mode = True
+
+
+class set_grad_enabled:
+    """Set the gradient mode from here on; as ``with set_grad_enabled(mode):``, until the end of the block."""
+
+    def __init__(self, mode: bool) -> None:
+        self._before = context.is_grad_enabled
+        self.mode = bool(mode)
+        context.is_grad_enabled = self.mode
+
+    def __enter__(self) -> None:
+        context.is_grad_enabled = self.mode
+
+    def __exit__(self, *_: object) -> None:
+        context.is_grad_enabled = self._before
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate ``function``; the mode outside it is again what it was."""
+        context.is_grad_enabled = self._before
+        return _in_mode(function, self.mode)
+
+
+def is_grad_enabled() -> bool:
+    """Whether this thread records for backward."""
+    return context.is_grad_enabled

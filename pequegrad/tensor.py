@@ -6,7 +6,8 @@ version of the storage, the tape, and (while tracing) the functional form in ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,9 @@ class ViewOf:
     op: type[Op]
     params: dict[str, Any]
     is_differentiable: bool
-    """False where it was made under no_grad, or by detach: its gradient history stays empty."""
+    """False where it was made under no_grad, by detach, or became a leaf: no history comes through the base."""
+    is_leaf: bool = False
+    """Whether the user made the view a leaf, by setting its requires_grad."""
 
 
 class _FusedGradient:
@@ -204,9 +207,16 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         if value and not self.dtype.is_floating_point:
-            raise DTypeError(f"only floating-point tensors can require gradients. Got {self.dtype.name}. Use .to(float32).")
+            raise DTypeError(
+                f"only floating-point tensors can require gradients. Got {self.dtype.name}. Use .to(float32)."
+            )
         if not self.is_leaf:
-            raise AutogradError("requires_grad can be set on leaf tensors only. Use .detach() for a tensor without history.")
+            raise AutogradError(
+                "requires_grad can be set on leaf tensors only. Use .detach() for a tensor without history."
+            )
+        if self._view is not None and self._view.is_differentiable:
+            # A view of a tensor without history becomes a leaf of its own; a write through another must not undo it.
+            self._view = dataclasses.replace(self._view, is_differentiable=False, is_leaf=True)
         self._requires_grad = bool(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -250,10 +260,10 @@ class Tensor:
                 raise ShapeError(f"grad must have the tensor's shape {self.shape}. Got {value.shape}.")
         context.interpreter.set_grad(self, value)
 
-    def _accumulate(self, gradient: Tensor, create_graph: bool) -> None:
+    def _accumulate(self, gradient: Tensor, create_graph: bool, is_shared: bool) -> None:
         present = self.grad
         if present is None:
-            self.grad = gradient if create_graph else gradient.detach().clone() if gradient._view else gradient.detach()
+            self.grad = gradient.clone() if is_shared or gradient._view is not None else gradient
         elif create_graph:
             self.grad = present + gradient
         else:
@@ -278,7 +288,9 @@ class Tensor:
         return bind(movement.Detach, self)
 
     def detach_(self) -> Tensor:
-        """Forget this tensor's gradient history."""
+        """Forget this tensor's gradient history. Raises AutogradError for a view, whose history is its base's."""
+        if self._view is not None and self._view.is_differentiable and self.requires_grad:
+            raise AutogradError("detach_() of a view: its history is its base's. Use .detach() instead.")
         self._edge = None
         self._requires_grad = False
         return self
@@ -450,6 +462,9 @@ class Tensor:
             raise TraceError("`.data = …` on a traced tensor. Use .copy_() under no_grad.")
         self.storage, self.spec, self._array, self._payload = value.storage, value.spec, value.array, value._payload
         self._view, self._payload_version = value._view, value._payload_version
+        if self._view is not None and self._view.is_differentiable:
+            self._view = dataclasses.replace(self._view, is_differentiable=False, is_leaf=True)
+        self._edge_version = value._edge_version
 
     # --- in place -----------------------------------------------------------------------------------------
 
@@ -474,6 +489,11 @@ class Tensor:
                     "or on a .clone()."
                 )
             view = self._view
+            if view is not None and not view.is_differentiable and not view.is_leaf and view.op.vjp is not None:
+                raise AutogradError(
+                    f"in-place change, with gradients, of a view {self.spec} that was made under no_grad: its base "
+                    "would not learn of it. Make the view outside no_grad, or change it inside."
+                )
             if view is not None and view.is_differentiable:
                 view.base.assign(view.op.put(view.base, new, **view.params))
                 return self
@@ -505,6 +525,29 @@ class Tensor:
         indexing.setitem(self, key, value)
 
 
+def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Return a Tensor with a copy of ``data``: numbers, nested lists, an array or a Tensor."""
+    return Tensor(data, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """Return a Tensor that shares the memory of ``array``. Raises DTypeError for a dtype that pequegrad lacks."""
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(f"from_numpy: expected an ndarray. Got {type(array).__name__}. Use pequegrad.tensor().")
+    as_dtype(array.dtype)
+    return Tensor._from_data(array)
+
+
+def from_dlpack(source: Any) -> Tensor:
+    """Return a Tensor that shares the memory of ``source``, any array on the CPU with ``__dlpack__``."""
+    return from_numpy(np.from_dlpack(source))
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether ``value`` is a Tensor."""
+    return isinstance(value, Tensor)
+
+
 def _rebuild(kind: type, array: np.ndarray, requires_grad: bool) -> Tensor:
     tensor = kind.__new__(kind)
     tensor._init(Storage(array), TensorSpec(array.shape, as_dtype(array.dtype)), array)
@@ -528,6 +571,8 @@ def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> np.ndarray:
     except OverflowError:
         raise DTypeError("Tensor: an integer does not fit into int64. Use a float.") from None
     is_python = not isinstance(data, np.ndarray | np.generic)
+    if is_python and array.dtype == object and isinstance(data, int):
+        raise DTypeError(f"Tensor: the integer {data} does not fit into int64. Use a float.")
     if dtype is not None:
         return array.astype(dtype.numpy, copy=False)
     if array.dtype.kind not in "biuf" and array.dtype not in [d.numpy for d in DTYPES]:
@@ -554,9 +599,27 @@ def install_methods() -> None:
     for name, (function, is_reflected) in composite.OPERATORS.items():
         setattr(Tensor, f"__{name}__", function)
         if is_reflected:
-            setattr(Tensor, f"__r{name}__", lambda self, other, _f=function: _f(other, self))
+            setattr(Tensor, f"__r{name}__", _reflected(f"__r{name}__", function))
     for name, function in composite.IN_PLACE.items():
-        setattr(Tensor, name, lambda self, *a, _f=function, **k: self.assign(_f(self, *a, **k)))
+        setattr(Tensor, name, _in_place(name, function))
+
+
+def _reflected(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Tensor, other: Any) -> Any:
+        return function(other, self)
+
+    method.__name__ = name
+    method.__doc__ = function.__doc__
+    return method
+
+
+def _in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.assign(function(self, *args, **kwargs))
+
+    method.__name__ = name
+    method.__doc__ = f"In place: {function.__doc__}"
+    return method
 
 
 set_tensor_type(Tensor)

@@ -360,3 +360,21 @@ class IsFinite(Predicate):
 
 
 isfinite = IsFinite.call
+
+
+def isclose(x: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Any:
+    """Return where ``|x - other| <= atol + rtol * |other|``; infinities are close to themselves."""
+    x, other = operands(x, other, kind="float", who="isclose")
+    near = ((x - other).abs() <= other.abs() * rtol + atol).logical_and(other.isfinite()).logical_or(x == other)
+    return near.logical_or(x.isnan().logical_and(other.isnan())) if equal_nan else near
+
+
+def allclose(x: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+    """Return whether `isclose` holds everywhere, as a Python bool."""
+    return bool(isclose(x, other, rtol, atol, equal_nan).all())
+
+
+def equal(x: Any, other: Any) -> bool:
+    """Return whether two tensors have the same shape and elements, as a Python bool."""
+    x, other = as_tensor(x), as_tensor(other)
+    return x.shape == other.shape and bool((x == other).all())

@@ -324,6 +324,8 @@ class TapeNode:
     inputs: tuple[Any, ...] | None
     input_specs: tuple[TensorSpec, ...]
     versions: tuple[int, ...]
+    storages: tuple[Any, ...]
+    """Per input: whose version that is. Assigning to ``.data`` gives a tensor another storage."""
     edges: tuple[Any, ...]
     """Per input: the (TapeNode, result index) it came from, the leaf tensor itself, or None."""
     output_specs: tuple[TensorSpec, ...]
@@ -335,6 +337,7 @@ class TapeNode:
     def free(self) -> None:
         """Drop the saved tensors; a second backward through here is then an error."""
         self.inputs = self.outputs = None
+        self.storages = ()
 
 
 class Saved:
@@ -348,7 +351,13 @@ class Saved:
 
     def input(self, i: int = 0) -> Any:
         """The i-th input as it was; AutogradError if it was changed in place or freed."""
-        return self._checked(self._node.inputs, self._node.versions, i, "input")
+        tensor = self._checked(self._node.inputs, self._node.versions, i, "input")
+        if tensor.storage is not self._node.storages[i]:
+            raise AutogradError(
+                f"input {i} of {self._node.op.name}, {tensor.spec}, is needed for its gradient but its .data was "
+                "replaced afterwards. Replace it before the forward pass or after backward."
+            )
+        return tensor
 
     def output(self, i: int = 0) -> Any:
         """The i-th result as it was; AutogradError if it was changed in place or freed."""
@@ -415,6 +424,7 @@ def record(op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], output
         inputs=inputs,
         input_specs=tuple(tensor.spec for tensor in inputs),
         versions=tuple(interpreter.version(tensor.storage) for tensor in inputs),
+        storages=tuple(tensor.storage for tensor in inputs),
         edges=tuple(tensor.edge() for tensor in inputs),
         output_specs=tuple(tensor.spec for tensor in outputs),
         location=interpreter.location(),

@@ -1,0 +1,172 @@
+"""Tensors to a file and back, in the safetensors format: never pickle, so loading runs no code.
+
+Invariant: a file appears under its name only when it is complete. A flat dict of tensors is a plain safetensors file,
+readable by other frameworks; how anything deeper nests stands in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .dtypes import as_dtype
+from .errors import DataError, DTypeError
+from .tensor import Tensor
+
+STRUCTURE = "pequegrad"
+_NAMES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+_DTYPES = {short: as_dtype(name) for name, short in _NAMES.items()}
+
+
+def save(value: Any, path: str | os.PathLike[str]) -> None:
+    """Write tensors, arrays, numbers, strings and None in any nesting of dict, list and tuple to ``path``.
+
+    The file is written beside and renamed, so that it is either the old one or the new one, whole.
+    Raises DTypeError for anything else, DataError where it cannot be written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    structure = _encode(value, (), arrays)
+    is_flat = isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(part, Tensor | np.ndarray) for key, part in value.items()
+    )
+    from safetensors import serialize  # only where a file is written: it would slow the package's import
+
+    entries = {
+        name: {"dtype": as_dtype(array.dtype).name, "shape": array.shape, "data": _bytes(array)}
+        for name, array in arrays.items()
+    }
+    content = serialize(entries, None if is_flat else {STRUCTURE: json.dumps(structure)})
+    _write_whole(Path(path), content)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Return what `save` wrote, arrays as Tensors without gradient history; of another's file, a dict of Tensors.
+
+    Raises DataError for a file that is missing, truncated or not in the safetensors format.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"load: cannot read {path}: {error.strerror or error}.") from error
+    try:
+        entries = deserialize(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+    except (SafetensorError, ValueError) as error:
+        raise DataError(
+            f"load: {path} is not a whole safetensors file: {error}. It is truncated, or was written by something else."
+        ) from error
+    tensors = {name: _tensor(name, entry, path) for name, entry in entries}
+    structure = header.get("__metadata__", {}).get(STRUCTURE)
+    if structure is None:
+        return tensors
+    try:
+        return _decode(json.loads(structure), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"load: {path}: its tensors and the structure in its metadata do not agree: {error!r}."
+        ) from error
+
+
+def _encode(value: Any, path: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Any:
+    """Return ``value`` as JSON in which a tensor is the name under which it went into ``arrays``."""
+    if isinstance(value, Tensor | np.ndarray):
+        name = ".".join(path) or "value"
+        while name in arrays:
+            name += "'"
+        arrays[name] = value.array if isinstance(value, Tensor) else Tensor(value).array
+        return {"tensor": name}
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise DTypeError(
+                    f"save: a dict's keys must be strings or ints. Got {key!r} in {'.'.join(path) or 'value'}."
+                )
+        return {"dict": [[key, _encode(part, (*path, str(key)), arrays)] for key, part in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_encode(part, (*path, str(i)), arrays) for i, part in enumerate(value)]}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise DTypeError(
+        f"save: {'.'.join(path) or 'value'} must be a tensor, array, number, string, None, dict, list or tuple. "
+        f"Got {type(value).__name__}. Save a module's or an optimizer's state_dict()."
+    )
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _decode(part, tensors) for key, part in content}
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"unknown container {kind!r}")
+    parts = [_decode(part, tensors) for part in content]
+    return parts if kind == "list" else tuple(parts)
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    """Return the elements in row-major order, least significant byte first, as the format has them."""
+    if sys.byteorder == "big":
+        array = array.byteswap()
+    return array.tobytes()
+
+
+def _tensor(name: str, entry: dict[str, Any], path: Any) -> Tensor:
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise DataError(f"load: {path}: {name} has dtype {entry['dtype']}. Expected one of {', '.join(_DTYPES)}.")
+    array = np.frombuffer(entry["data"], dtype.numpy).reshape(entry["shape"])
+    return Tensor(array.byteswap() if sys.byteorder == "big" else array)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _give_usual_rights(beside, path)
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+    except OSError as error:
+        raise DataError(f"save: cannot write {path}: {error.strerror or error}.") from error
+
+
+def _give_usual_rights(beside: str, path: Path) -> None:
+    """Give a temporary file, which only its owner may read, the rights of the file it replaces, or of a new one."""
+    try:
+        mode = path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        mode = 0o666 & ~mask
+    os.chmod(beside, mode)
