@@ -75,8 +75,8 @@ static void convolution(double peak, const conv2d_shape& s) {
                      }),
                      seconds([&] {
                        conv2d_grad_weight(s, x, dy, partials, scratch, 0, 1);
-                       conv2d_combine_weight(s, static_cast<const f32*>(partials), 0, 1,
-                                             [&](long i, vec<f32> v, long count) { store(dw + i, v, count); });
+                       conv2d_combine_weight(s, static_cast<const f32*>(partials), s.O * conv2d_sum_length(s), 0, 1,
+                                             [&](long, long i, vec<f32> v, long count) { store(dw + i, v, count); });
                      })};
   const double flops = 2.0 * double(s.N * s.O * P) * double(conv2d_sum_length(s));
   const char* names[3] = {"forward", "input", "weight"};

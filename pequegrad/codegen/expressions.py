@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import DType
+from ..dtypes import DType, bfloat16, float16, float32
 from ..errors import CompilerBug
 from .plan import Compute
 
@@ -51,6 +51,33 @@ def _shortest_float32(number: float) -> str:
     return text or np.format_float_positional(rounded, trim="0")
 
 
+def scalar_type(dtype: DType) -> str:
+    """Return the C++ type in which one element of ``dtype`` is computed: bool, or float for the half types."""
+    if dtype.kind == "bool":
+        return "bool"
+    return f"pg::{computed_as(dtype)}"
+
+
+def vector_type(dtype: DType) -> str:
+    """Return the C++ type in which a vector of ``dtype`` is computed."""
+    return f"pg::vec<pg::{computed_as(dtype)}>"
+
+
+def computed_as(dtype: DType) -> str:
+    """Return the name of the type that templates of the runtime compute ``dtype`` in."""
+    return float32.c_name if is_half(dtype) else dtype.c_name
+
+
+def is_half(dtype: DType) -> bool:
+    """Whether ``dtype`` is stored in 16 bits and computed in float32."""
+    return dtype in (float16, bfloat16)
+
+
+def rounded(text: str, dtype: DType) -> str:
+    """Return an expression whose value has the precision of ``dtype``: each op on half types rounds once."""
+    return f"pg::cast<pg::{dtype.c_name}>({text})" if is_half(dtype) else text
+
+
 def is_literal(compute: Compute) -> bool:
     """Whether a statement is a constant: an op without inputs whose parameter ``value`` is its result."""
     return compute.op.is_constant and not compute.arguments and any(key == "value" for key, _ in compute.params)
@@ -71,9 +98,9 @@ def render_expression(compute: Compute, arguments: list[str], position: Callable
         if key.isdigit():
             return arguments[int(key)]
         if key == "T":
-            return f"pg::{compute.dtype.c_name}"
+            return f"pg::{computed_as(compute.dtype)}"
         if key[0] == "T" and key[1:].isdigit():
-            return f"pg::{compute.argument_dtypes[int(key[1:])].c_name}"
+            return f"pg::{computed_as(compute.argument_dtypes[int(key[1:])])}"
         if key in POSITIONS:
             return position(key)
         if key not in params:
@@ -88,7 +115,7 @@ def render_expression(compute: Compute, arguments: list[str], position: Callable
 
 def _parameter(value: Any, dtype: DType) -> str:
     if isinstance(value, DType):
-        return f"pg::{value.c_name}"
+        return f"pg::{computed_as(value)}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):

@@ -6,13 +6,14 @@ loops, includes, and calls macros.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..dtypes import DType, int64
 from ..errors import CompilerBug
-from .expressions import render_expression
-from .plan import Access, Accumulate, Compute, Load, Statement, Store
+from .expressions import computed_as, is_literal, render_expression, rounded, scalar_type, vector_type
+from .plan import Access, Accumulate, Compute, Load, Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,27 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_scalar", "let" (vector),
-    "let_scalar", "splat", "store", "store_strided", "store_scalar"."""
+    """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_scalar", "let" (``type`` name =
+    text), "splat", "store", "store_strided", "store_scalar". ``type`` of a splat is what lanes are made of."""
 
     form: str
     name: str = ""
     type: str = ""
     text: str = ""
     address: Address | None = None
-    is_exact: bool = False
-    """For "let" on half types: the text is already of the stored precision."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the statement asks how many lanes there are."""
+        return self.form in ("load", "load_strided", "store", "store_strided")
+
+    def reads(self, name: str) -> bool:
+        """Whether the statement reads a loop variable or another one of that name."""
+        if self.is_partial and name == "count":
+            return True
+        if self.address is not None and any(term.variable == name for term in self.address.terms):
+            return True
+        return re.search(rf"\b{name}\b", self.text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +101,11 @@ class KernelWriter:
 
     def address(self, access: Access, is_written: bool = False, lane_axis: int | None = None) -> Address:
         """Return the address of an access, with the lane axis' own stride apart."""
-        terms = tuple(Term(name, s) for name, s in zip(self.indices, access.strides, strict=True) if s)
+        terms = tuple(
+            Term(name, stride)
+            for axis, (name, stride, extent) in enumerate(zip(self.indices, access.strides, self.extents, strict=True))
+            if stride and (extent > 1 or axis == self.lane_axis)
+        )
         lane_stride = access.strides[lane_axis] if lane_axis is not None else 0
         return Address(self.pointer(access.buffer, is_written), access.offset, terms, lane_stride)
 
@@ -98,7 +114,7 @@ class KernelWriter:
         variable = self.variables[number]
         if variable.vector is None:
             variable.vector = f"v{number}"
-            into.append(Line("splat", variable.vector, f"pg::{variable.dtype.c_name}", str(variable.scalar)))
+            into.append(Line("splat", variable.vector, f"pg::{computed_as(variable.dtype)}", str(variable.scalar)))
         return variable.vector
 
     def hoist(self, statements: Sequence[Statement]) -> None:
@@ -156,23 +172,27 @@ class KernelWriter:
     def _scalar_load(self, statement: Load, lines: list[Line]) -> None:
         name = f"s{statement.dst}"
         self.variables[statement.dst] = Variable(statement.dtype, scalar=name)
-        lines.append(
-            Line("load_scalar", name, f"pg::{statement.dtype.c_name}", address=self.address(statement.access))
-        )
+        lines.append(Line("load_scalar", name, scalar_type(statement.dtype), address=self.address(statement.access)))
 
     def _scalar_compute(self, statement: Compute, lines: list[Line]) -> None:
+        if is_literal(statement):
+            text = render_expression(statement, [], str)
+            # In parentheses a negative number may follow a minus.
+            number = f"({text})" if text.startswith("-") else text
+            self.variables[statement.dst] = Variable(statement.dtype, scalar=number)
+            return
         name = f"s{statement.dst}"
         arguments = [str(self.variables[a].scalar) for a in statement.arguments]
         text = render_expression(statement, arguments, lambda what: self._scalar_position(statement, what))
         self.variables[statement.dst] = Variable(statement.dtype, scalar=name)
-        lines.append(Line("let_scalar", name, f"pg::{statement.dtype.c_name}", text))
+        lines.append(Line("let", name, scalar_type(statement.dtype), rounded(text, statement.dtype)))
 
     def _vector_load(self, statement: Load, lines: list[Line]) -> None:
         name = f"v{statement.dst}"
         address = self.address(statement.access, lane_axis=self.lane_axis)
         form = {0: "load_splat", 1: "load"}.get(address.lane_stride, "load_strided")
         self.variables[statement.dst] = Variable(statement.dtype, vector=name)
-        lines.append(Line(form, name, f"pg::{statement.dtype.c_name}", address=address))
+        lines.append(Line(form, name, f"pg::{computed_as(statement.dtype)}", address=address))
 
     def _vector_compute(self, statement: Compute, lines: list[Line], spread: list[Line]) -> None:
         name = f"v{statement.dst}"
@@ -185,7 +205,7 @@ class KernelWriter:
             arguments = [self.vector_name(a, spread) for a in statement.arguments]
         text = render_expression(statement, arguments, lambda what: self._lane_position(statement, what))
         self.variables[statement.dst] = Variable(statement.dtype, vector=name)
-        lines.append(Line("let", name, f"pg::{statement.dtype.c_name}", text))
+        lines.append(Line("let", name, vector_type(statement.dtype), rounded(text, statement.dtype)))
 
     def _scalar_position(self, statement: Compute, what: str) -> str:
         index = self._index(statement)
@@ -239,8 +259,8 @@ class KernelWriter:
     def _sum(self, index: Access) -> str:
         terms = [
             name if stride == 1 else f"{name} * {stride}"
-            for name, stride in zip(self.indices, index.strides, strict=True)
-            if stride
+            for axis, (name, stride, extent) in enumerate(zip(self.indices, index.strides, self.extents, strict=True))
+            if stride and (extent > 1 or axis == self.lane_axis)
         ]
         if index.offset or not terms:
             terms.append(str(index.offset))

@@ -116,7 +116,7 @@ class BitwiseNot(BitOperation):
     """All bits turned."""
 
     name = "bitwise_not"
-    lowering = Expression("~{0}")
+    lowering = Expression("pg::bitwise_not({0})")
     methods = ("bitwise_not",)
 
     @staticmethod
@@ -141,7 +141,7 @@ class LeftShift(BitOperation):
     """Bits moved up, zeros in their place."""
 
     name = "bitwise_left_shift"
-    lowering = Expression("{0} << {1}")
+    lowering = Expression("pg::shift_left({0}, {1})")
     methods = ("bitwise_left_shift",)
 
     @staticmethod
@@ -168,7 +168,7 @@ class RightShift(BitOperation):
     """Bits moved down, the sign in their place."""
 
     name = "bitwise_right_shift"
-    lowering = Expression("{0} >> {1}")
+    lowering = Expression("pg::shift_right({0}, {1})")
     methods = ("bitwise_right_shift",)
 
     @staticmethod

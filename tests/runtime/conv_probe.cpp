@@ -24,8 +24,9 @@ static void run(const conv2d_shape& s, const T* x, const T* w, const T* dy, T* y
     });
     conv2d_grad_weight(s, x, dy, partials, scratch, worker, workers);
   }
+  const long K = conv2d_sum_length(s);
   for (int worker = 0; worker < workers; ++worker)
-    conv2d_combine_weight(s, static_cast<const T*>(partials), worker, workers, [&](long i, vec<T> v, long count) { store(dw + i, v, count); });
+    conv2d_combine_weight(s, static_cast<const T*>(partials), K, worker, workers, [&](long row, long i, vec<T> v, long count) { store(dw + row * K + i, v, count); });
 }
 
 EXPORT long conv_scratch_f32(const conv2d_shape* s) { return scratch_of<f32>(*s); }

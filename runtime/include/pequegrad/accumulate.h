@@ -7,36 +7,51 @@
 
 namespace pg {
 
-// `add` takes a vector of elements of one row and their positions; `finish` combines the lanes.
+// `add` takes a vector of elements of one row (and, where the result is a position, theirs); `finish` combines the lanes.
 // `add_rows` takes one element of each of several rows; `rows` is then the vector of their results.
 #define PG_DEFINE_ACCUMULATOR(NAME, NEUTRAL, COMBINE, REDUCE)                                                      \
   template <class T> struct NAME {                                                                                \
-    typedef value_of<T> scalar;                                                                                   \
-    typedef vector_of<T> lanes_type;                                                                              \
-    lanes_type value = splat_like(NEUTRAL);                                                                       \
-    static PG_INLINE lanes_type splat_like(scalar x) { return splat<T>(x); }                                      \
-    PG_INLINE void add(lanes_type v, vec<i64>, long count) {                                                      \
-      if (count < PG_LANES) v = select(lane_mask(count), v, splat_like(NEUTRAL));                                 \
-      lanes_type a = value, b = v;                                                                                \
+    vec<T> value = splat<T>(NEUTRAL);                                                                             \
+    PG_INLINE void add(vec<T> v, long count) {                                                                    \
+      add_rows(count < PG_LANES ? select(lane_mask(count), v, splat<T>(NEUTRAL)) : v);                            \
+    }                                                                                                             \
+    PG_INLINE void add_rows(vec<T> v) {                                                                           \
+      vec<T> a = value, b = v;                                                                                    \
       value = COMBINE;                                                                                            \
     }                                                                                                             \
-    PG_INLINE void add_rows(lanes_type v, i64) {                                                                  \
-      lanes_type a = value, b = v;                                                                                \
-      value = COMBINE;                                                                                            \
-    }                                                                                                             \
-    PG_INLINE scalar finish() const { return REDUCE(value); }                                                     \
-    PG_INLINE lanes_type rows() const { return value; }                                                           \
+    PG_INLINE value_of<T> finish() const { return REDUCE(value); }                                                \
+    PG_INLINE vec<T> rows() const { return value; }                                                               \
   };
 
 PG_INLINE bool reduce_any(vec<b8> v) { return any(v); }
 PG_INLINE bool reduce_all(vec<b8> v) { return all(v); }
 
-PG_DEFINE_ACCUMULATOR(accumulate_sum, scalar(0), a + b, reduce_add)
-PG_DEFINE_ACCUMULATOR(accumulate_prod, scalar(1), a* b, reduce_mul)
-PG_DEFINE_ACCUMULATOR(accumulate_max, lowest_value<scalar>(), maximum(a, b), reduce_max)
-PG_DEFINE_ACCUMULATOR(accumulate_min, highest_value<scalar>(), minimum(a, b), reduce_min)
+PG_DEFINE_ACCUMULATOR(accumulate_prod, T(1), a* b, reduce_mul)
+PG_DEFINE_ACCUMULATOR(accumulate_max, lowest_value<T>(), maximum(a, b), reduce_max)
+PG_DEFINE_ACCUMULATOR(accumulate_min, highest_value<T>(), minimum(a, b), reduce_min)
 PG_DEFINE_ACCUMULATOR(accumulate_any, false, a | b, reduce_any)
 PG_DEFINE_ACCUMULATOR(accumulate_all, true, a & b, reduce_all)
+
+// Sums in three levels of 128 each: a long row's rounding errors grow with the cube root of its length, not with it.
+template <class T> struct accumulate_sum {
+  enum { level = 128 };
+  vec<T> value{}, middle{}, high{};
+  long added = 0;
+  PG_INLINE void add(vec<T> v, long count) { add_rows(count < PG_LANES ? select(lane_mask(count), v, vec<T>{}) : v); }
+  PG_INLINE void add_rows(vec<T> v) {
+    value = value + v;
+    if (is_float<T> && ++added % level == 0) carry();
+  }
+  PG_INLINE void carry() {
+    middle = middle + value;
+    value = vec<T>{};
+    if (added % (level * level) != 0) return;
+    high = high + middle;
+    middle = vec<T>{};
+  }
+  PG_INLINE T finish() const { return reduce_add(rows()); }
+  PG_INLINE vec<T> rows() const { return is_float<T> ? high + (middle + value) : value; }
+};
 
 #define PG_DEFINE_ARG_ACCUMULATOR(NAME, UPDATE, REDUCE)                                                            \
   template <class T> struct NAME {                                                                                \

@@ -420,16 +420,19 @@ void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* parti
   }
 }
 
-// dw, handed over as epilogue(flat index in (O, C / groups, KH, KW), vec<T>, count), each worker its share.
+// dw, flat in (O, C / groups, KH, KW), seen as rows of `run` elements and handed over as epilogue(row, column, vec<T>, count),
+// each worker its share. No hand-over crosses a row.
 template <class T, class Epilogue>
-void conv2d_combine_weight(const conv2d_shape& s, const T* partials, int worker, int workers, Epilogue&& epilogue) {
+void conv2d_combine_weight(const conv2d_shape& s, const T* partials, long run, int worker, int workers, Epilogue&& epilogue) {
   const long elements = s.O * conv2d_sum_length(s), chunks = conv2d_weight_chunks(s);
   long begin, end;
   share(elements, PG_LANES, worker, workers, begin, end);
-  for (long i = begin; i < end; i += PG_LANES) {
-    vec<T> sum = load_plain(partials + i, end - i);
-    for (long chunk = 1; chunk < chunks; ++chunk) sum += load_plain(partials + chunk * elements + i, end - i);
-    epilogue(i, sum, end - i < PG_LANES ? end - i : long(PG_LANES));
+  for (long i = begin, count; i < end; i += count) {
+    const long column = i % run, left = end - i < run - column ? end - i : run - column;
+    count = left < PG_LANES ? left : long(PG_LANES);
+    vec<T> sum = load_plain(partials + i, count);
+    for (long chunk = 1; chunk < chunks; ++chunk) sum += load_plain(partials + chunk * elements + i, count);
+    epilogue(i / run, column, sum, count);
   }
 }
 

@@ -1,6 +1,7 @@
 // How a step's phases run: on the calling thread alone, or on all workers of the pool with a barrier after each phase.
 #pragma once
-#include "step.h"
+#include "interface.h"
+#include "vec.h"
 
 namespace pg {
 
@@ -58,6 +59,6 @@ PG_INLINE vec<i64> coordinate(vec<i64> index, long inner, long extent) {
   return index;
 }
 
-PG_INLINE long at_most_lanes(long remaining) { return remaining < PG_LANES ? remaining : long(PG_LANES); }
+PG_INLINE long at_most(long value, long limit) { return value < limit ? value : limit; }
 
 }  // namespace pg

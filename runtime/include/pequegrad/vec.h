@@ -344,6 +344,10 @@ PG_DEFINE_ARITHMETIC(&)
 PG_DEFINE_ARITHMETIC(|)
 PG_DEFINE_ARITHMETIC(^)
 
+// Of masks a sum is "or" and a product "and": lanes of 0 and -1 would add up to -2.
+template <> PG_INLINE vec<b8> operator+(vec<b8> a, vec<b8> b) { return a | b; }
+template <> PG_INLINE vec<b8> operator*(vec<b8> a, vec<b8> b) { return a & b; }
+
 template <class T> PG_INLINE vec<T> operator-(vec<T> a) {
   typedef typename lanes<T>::wrapping wrapping;
   PG_EACH_PART(T) a.part[p] = (typename lanes<T>::native)(-(wrapping)a.part[p]);
@@ -362,6 +366,18 @@ template <class T> PG_INLINE vec<T> operator>>(vec<T> a, vec<T> b) {
   PG_EACH_PART(T) a.part[p] = a.part[p] >> b.part[p];
   return a;
 }
+
+PG_INLINE bool bitwise_not(bool a) { return !a; }
+template <class T> PG_INLINE T bitwise_not(T a) { return T(~a); }
+template <class T> PG_INLINE vec<T> bitwise_not(vec<T> a) { return ~a; }
+
+// Shifts as NumPy defines them: by the width or more, all bits leave; a negative count is such a count.
+template <class T> PG_INLINE T shift_left(T a, T b) { return u64(b) < sizeof(T) * 8 ? T(u64(a) << u64(b)) : T(0); }
+template <class T> PG_INLINE T shift_right(T a, T b) {
+  const T width = T(sizeof(T) * 8);
+  return T(a >> (u64(b) < u64(width) ? b : T(width - 1))) & (T(-1) < T(0) || u64(b) < u64(width) ? T(-1) : T(0));
+}
+
 template <class T> PG_INLINE vec<T> operator<<(vec<T> a, int bits) { return a << splat<T>(value_of<T>(bits)); }
 template <class T> PG_INLINE vec<T> operator>>(vec<T> a, int bits) { return a >> splat<T>(value_of<T>(bits)); }
 
@@ -386,10 +402,13 @@ template <class T> PG_INLINE T fmod(T a, T b) {
   else return (b == 0 || (T(-1) < T(0) && b == T(-1))) ? T(0) : T(a % b);
 }
 
-// Remainder with the sign of the divisor, as Python, NumPy and torch define it.
+// Remainder with the sign of the divisor, as Python, NumPy and torch define it; a zero has that sign too.
 template <class T> PG_INLINE T remainder(T a, T b) {
   T r = fmod(a, b);
-  if (r != 0 && (b < 0) != (r < 0)) r = T(r + b);
+  if (r != 0 && (b < 0) != (r < 0)) return T(r + b);
+  if constexpr (is_float<T>) {
+    if (r == 0) return sizeof(T) == 4 ? T(__builtin_copysignf(0, f32(b))) : T(__builtin_copysign(0, f64(b)));
+  }
   return r;
 }
 
@@ -438,6 +457,8 @@ PG_DEFINE_BY_LANE_2(trunc_div)
 PG_DEFINE_BY_LANE_2(fmod)
 PG_DEFINE_BY_LANE_2(remainder)
 PG_DEFINE_BY_LANE_2(floor_div)
+PG_DEFINE_BY_LANE_2(shift_left)
+PG_DEFINE_BY_LANE_2(shift_right)
 
 template <class T> PG_INLINE vec<T> operator/(vec<T> a, vec<T> b) {
   if constexpr (is_float<T>) {

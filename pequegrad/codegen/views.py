@@ -1,0 +1,492 @@
+"""From a kernel of the plan to the record that its template takes.
+
+Invariant: a view is made of a plan's kernel alone; names, loop bounds and which of them are needed are settled here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..dtypes import DType
+from ..errors import CompilerBug
+from .expressions import computed_as, rounded, scalar_type, vector_type
+from .layout import merge_plan
+from .plan import (
+    Access,
+    Accumulate,
+    Contract,
+    Conv2d,
+    ConvShape,
+    Index,
+    Kernel,
+    Map,
+    PoolShape,
+    Row,
+    Scan,
+    Statement,
+    StepPlan,
+    Window,
+)
+from .rendering import Address, KernelWriter, Line, Pointer, Variable
+
+# A worker's share of a long axis: few enough that sharing costs nothing, enough that two workers end together.
+SHARES_PER_AXIS = 32
+LEAST_SHARE = 64
+# Batched products with at least this many members are shared by member, else each by its rows and columns.
+BATCH_TO_SHARE = 16
+# window.h's names, where they differ from the kind's.
+WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
+# Reductions whose result is a position, so that positions must be told.
+POSITIONAL = ("argmax", "argmin")
+# A name that no emitted text contains otherwise: the function's own, put in once equal bodies are known.
+OWN_NAME = "KERNEL_NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One loop over an axis, or one index decoded from a row number: ``variable = row / divisor % extent``."""
+
+    variable: str
+    extent: int
+    divisor: int = 1
+    is_outermost: bool = False
+    """Nothing lies outside it, so the quotient needs no remainder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of an emitted function object; without a name where nothing reads it."""
+
+    type: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelHead:
+    """What all emitted kernels have: a name, comment lines, and typed pointers."""
+
+    name: str
+    comment: tuple[str, ...]
+    pointers: tuple[Pointer, ...]
+    hoisted: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MapView:
+    """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each."""
+
+    head: KernelHead
+    rows: int
+    decode: tuple[Loop, ...]
+    lane: Loop
+    chunk: int
+    chunks: int
+    uses_count: bool
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AccumulatorView:
+    """One reduction of a stage. ``position`` is empty unless the result is one; ``value`` is its result as stored."""
+
+    name: str
+    monoid: str
+    type: str
+    source: str
+    position: str
+    result: str
+    result_type: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """One sweep over a row: ``before`` once per row, ``inner`` per vector, then ``after`` once per row."""
+
+    before: tuple[Line, ...]
+    accumulators: tuple[AccumulatorView, ...]
+    inner: tuple[Line, ...]
+    has_sweep: bool
+    uses_count: bool
+    after: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A kernel of reductions. ``loops`` are the inner axes without the lane axis."""
+
+    head: KernelHead
+    rows: int
+    decode: tuple[Loop, ...]
+    loops: tuple[Loop, ...]
+    lane: Loop
+    lane_blocks: int
+    lanes_are_rows: bool
+    uses_count: bool
+    stages: tuple[StageView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContractView:
+    """A matrix product, batched, with its epilogue."""
+
+    head: KernelHead
+    type: str
+    batch: int
+    decode: tuple[Loop, ...]
+    is_shared_by_batch: bool
+    m: int
+    n: int
+    k: int
+    a: Address
+    a_strides: tuple[int, int]
+    b: Address
+    b_strides: tuple[int, int]
+    parameters: tuple[Parameter, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2dView:
+    """A convolution or a gradient of one. ``partials``: byte offset of the weight gradient's chunks, or -1;
+    ``run``: elements of a weight gradient that its epilogue walks as one, ``decode``: the indices of such a run."""
+
+    head: KernelHead
+    kind: str
+    type: str
+    shape: ConvShape
+    a: Address
+    b: Address
+    partials: int
+    run: int
+    decode: tuple[Loop, ...]
+    parameters: tuple[Parameter, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowView:
+    """A pooling kernel; ``averages`` says whether it counts padding, by ``shape.count_include_pad``."""
+
+    head: KernelHead
+    function: str
+    averages: bool
+    type: str
+    shape: PoolShape
+    inputs: tuple[Address, ...]
+    outputs: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexView:
+    """A gather or scatter-add. ``number``: the kernel's place in the plan, for the report of a wrong index."""
+
+    head: KernelHead
+    kind: str
+    number: int
+    kernel: Index
+    table: Address
+    index: Address
+    out: Address
+    source: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanView:
+    """A running sum."""
+
+    head: KernelHead
+    kernel: Scan
+    source: Address
+    out: Address
+
+
+def view_of(plan: StepPlan, kernel: Kernel, number: int, partials: int, lanes: int) -> Any:
+    """Return the record that the template of the kernel's family takes.
+
+    ``number``: the kernel's place in the plan; ``partials``: byte offset of its chunk sums, or -1.
+    """
+    dtypes = tuple(buffer.dtype for buffer in plan.buffers)
+    if isinstance(kernel, Map):
+        return _map_view(kernel, dtypes)
+    if isinstance(kernel, Row):
+        return _row_view(kernel, dtypes, lanes)
+    if isinstance(kernel, Contract):
+        return _contract_view(kernel, dtypes)
+    if isinstance(kernel, Conv2d):
+        return _conv2d_view(kernel, dtypes, partials)
+    if isinstance(kernel, Window):
+        return _window_view(kernel, dtypes)
+    if isinstance(kernel, Index):
+        return _index_view(kernel, dtypes, number)
+    if isinstance(kernel, Scan):
+        return _scan_view(kernel, dtypes)
+    raise CompilerBug(f"no template for {type(kernel).__name__}")
+
+
+def _head(kernel: Kernel, writer: KernelWriter) -> KernelHead:
+    origin = kernel.origin
+    where = ", ".join(str(location) for location in origin.locations)
+    what = f"{' '.join(origin.ops)} -> {origin.result}"
+    comment = (where, what) if where else (what,)
+    return KernelHead(OWN_NAME, comment, tuple(writer.pointers.values()), tuple(writer.hoisted))
+
+
+def _decode(variables: Sequence[str], extents: Sequence[int], used: Iterable[Line | Address | str]) -> tuple[Loop, ...]:
+    """Return how each index follows from a row number, for those that something reads."""
+    readers = list(used)
+    loops = []
+    for position, (variable, extent) in enumerate(zip(variables, extents, strict=True)):
+        if extent > 1 and any(_reads(reader, variable) for reader in readers):
+            outer = math.prod(extents[:position])
+            loops.append(Loop(variable, extent, math.prod(extents[position + 1 :]), outer == 1))
+    return tuple(loops)
+
+
+def _reads(reader: Line | Address | str, name: str) -> bool:
+    if isinstance(reader, str):
+        return name in reader.split()
+    if isinstance(reader, Address):
+        return any(term.variable == name for term in reader.terms)
+    return reader.reads(name)
+
+
+def _parameters(lines: Sequence[Line], **types: str) -> tuple[Parameter, ...]:
+    return tuple(Parameter(kind, name if any(line.reads(name) for line in lines) else "") for name, kind in types.items())
+
+
+def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
+    extents = kernel.extents or (1,)
+    body = kernel.body if kernel.extents else tuple(_with_axis(statement) for statement in kernel.body)
+    indices = tuple(f"i{axis}" for axis in range(len(extents)))
+    writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
+    writer.hoist(body)
+    lines = writer.vector_lines(body)
+    extent = extents[-1]
+    rows = math.prod(extents[:-1])
+    chunk = max(LEAST_SHARE, -(-extent // SHARES_PER_AXIS // LEAST_SHARE) * LEAST_SHARE)
+    if rows >= SHARES_PER_AXIS:
+        chunk = max(extent, 1)
+    return MapView(
+        _head(kernel, writer),
+        rows,
+        _decode(indices[:-1], extents[:-1], lines),
+        Loop(indices[-1], extent),
+        chunk,
+        max(1, -(-extent // chunk)),
+        any(line.reads("count") for line in lines),
+        tuple(lines),
+    )
+
+
+def _with_axis(statement: Statement) -> Statement:
+    """Return a statement of a 0-dimensional domain as one over a single axis of extent 1."""
+    access = getattr(statement, "access", None)
+    index = getattr(statement, "index", None)
+    if access is not None:
+        return dataclasses.replace(statement, access=Access(access.buffer, (0,), access.offset))  # type: ignore[arg-type]
+    if index is not None:
+        return dataclasses.replace(statement, index=Access(index.buffer, (1,), index.offset))  # type: ignore[call-arg, arg-type]
+    return statement
+
+
+def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
+    extents = kernel.outer + kernel.inner
+    indices = tuple(f"i{axis}" for axis in range(len(extents)))
+    writer = KernelWriter(dtypes, indices, extents, kernel.lane_axis)
+    for stage in kernel.stages:
+        writer.hoist(stage.inner)
+        writer.hoist(stage.outer)
+    position = _position(kernel, indices)
+    stages = []
+    for stage in kernel.stages:
+        before: list[Line] = []
+        inner = writer.vector_lines(stage.inner, before)
+        accumulators = []
+        for reduction in stage.accumulate:
+            source = writer.vector_name(reduction.src, before)
+            accumulators.append(_accumulator(kernel, reduction, source, position, writer))
+        writer.forget(stage.inner)
+        after: list[Line] = []
+        if kernel.lanes_are_rows:
+            per_row = writer.vector_lines(stage.outer, after)
+        else:
+            per_row = writer.scalar_lines(stage.outer)
+        after.extend(per_row)
+        uses_count = bool(accumulators) or any(line.reads("count") for line in inner)
+        stages.append(
+            StageView(
+                tuple(before), tuple(accumulators), tuple(inner), bool(inner or accumulators), uses_count, tuple(after)
+            )
+        )
+    lane = kernel.lane_axis
+    outer_axes = [axis for axis in range(len(kernel.outer)) if axis != lane]
+    inner_axes = [axis for axis in range(len(kernel.outer), len(extents)) if axis != lane]
+    lines = [line for stage in stages for part in (stage.before, stage.inner, stage.after) for line in part]
+    positions = [a.position for stage in stages for a in stage.accumulators]
+    return RowView(
+        _head(kernel, writer),
+        math.prod(extents[axis] for axis in outer_axes),
+        _decode([indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions]),
+        tuple(Loop(indices[axis], extents[axis]) for axis in inner_axes),
+        Loop(indices[lane], extents[lane]),
+        -(-extents[lane] // lanes),
+        kernel.lanes_are_rows,
+        any(line.reads("count") for line in lines),
+        tuple(stages),
+    )
+
+
+def _position(kernel: Row, indices: Sequence[str]) -> str:
+    """Return an element's place within its row."""
+    extents = kernel.outer + kernel.inner
+    terms = []
+    for axis in range(len(kernel.outer), len(extents)):
+        stride = math.prod(extents[axis + 1 :])
+        if extents[axis] > 1 or axis == kernel.lane_axis:
+            terms.append(indices[axis] if stride == 1 else f"{indices[axis]} * {stride}")
+    return " + ".join(terms) or "0"
+
+
+def _accumulator(
+    kernel: Row, reduction: Accumulate, source: str, position: str, writer: KernelWriter
+) -> AccumulatorView:
+    variable = writer.variables[reduction.src]
+    is_vector = kernel.lanes_are_rows
+    result = f"{'v' if is_vector else 's'}{reduction.dst}"
+    name = f"a{reduction.dst}"
+    view = AccumulatorView(
+        name,
+        reduction.monoid,
+        f"pg::{computed_as(variable.dtype)}",
+        source,
+        position if reduction.monoid in POSITIONAL else "",
+        result,
+        vector_type(reduction.dtype) if is_vector else scalar_type(reduction.dtype),
+        rounded(f"{name}.{'rows' if is_vector else 'finish'}()", reduction.dtype),
+    )
+    writer.variables[reduction.dst] = (
+        Variable(reduction.dtype, vector=result) if is_vector else Variable(reduction.dtype, scalar=result)
+    )
+    return view
+
+
+def _contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
+    rank = len(kernel.batch)
+    batch_indices = tuple(f"i{axis}" for axis in range(rank))
+    writer = KernelWriter(dtypes, (*batch_indices, "row", "column"), (*kernel.batch, kernel.m, kernel.n), rank + 1)
+    a = _operand(writer, kernel.a, batch_indices)
+    b = _operand(writer, kernel.b, batch_indices)
+    writer.variables[0] = Variable(kernel.dtype, vector="v0")
+    writer.hoist(kernel.epilogue)
+    lines = writer.vector_lines(kernel.epilogue)
+    batch = math.prod(kernel.batch)
+    dtype = f"pg::{kernel.dtype.c_name}"
+    return ContractView(
+        _head(kernel, writer),
+        dtype,
+        batch,
+        _decode(batch_indices, kernel.batch, [a, b, *lines]),
+        batch >= BATCH_TO_SHARE,
+        kernel.m,
+        kernel.n,
+        kernel.k,
+        a,
+        (kernel.a.strides[rank], kernel.a.strides[rank + 1]),
+        b,
+        (kernel.b.strides[rank], kernel.b.strides[rank + 1]),
+        _parameters(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
+        tuple(lines),
+    )
+
+
+def _operand(writer: KernelWriter, access: Access, batch_indices: tuple[str, ...]) -> Address:
+    strides = access.strides[: len(batch_indices)]
+    outer = KernelWriter(writer.buffer_dtypes, batch_indices, writer.extents[: len(batch_indices)], None, writer.pointers)
+    return outer.address(Access(access.buffer, strides, access.offset))
+
+
+def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2dView:
+    shape = kernel.shape
+    dtype = f"pg::{kernel.dtype.c_name}"
+    epilogue = kernel.epilogue
+    if kernel.kind == "grad_weight":
+        extents, runs, epilogue = _weight_runs(kernel)
+        indices = (*(f"i{axis}" for axis in range(len(extents) - 1)), "column")
+    else:
+        indices = ("n", "channel", "position")
+        planes = (shape.O, shape.OH * shape.OW) if kernel.kind == "forward" else (shape.C, shape.H * shape.W)
+        extents, runs = (shape.N, *planes), 1
+    writer = KernelWriter(dtypes, indices, extents, len(indices) - 1)
+    a = _operand(writer, kernel.a, ())
+    b = _operand(writer, kernel.b, ())
+    writer.variables[0] = Variable(kernel.dtype, vector="v0")
+    writer.hoist(epilogue)
+    lines = writer.vector_lines(epilogue)
+    decode = _decode(indices[:-1], extents[:-1], lines) if kernel.kind == "grad_weight" else ()
+    if kernel.kind == "grad_weight":
+        row = Parameter("long", "row" if decode else "")
+        parameters = (row, *_parameters(lines, column="long", v0=f"pg::vec<{dtype}>", count="long"))
+    else:
+        parameters = _parameters(lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long")
+    return Conv2dView(
+        _head(kernel, writer), kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
+    )
+
+
+def _weight_runs(kernel: Conv2d) -> tuple[tuple[int, ...], int, tuple[Statement, ...]]:
+    """Return extents over which a weight gradient's epilogue walks, the length of the last, and the epilogue for them:
+    one extent where all accesses walk the whole weight as one."""
+    shape = kernel.shape
+    extents = (shape.O, shape.C // shape.groups, shape.KH * shape.KW)
+    used = [axis for axis, extent in enumerate(extents) if extent > 1] or [2]
+    places = [getattr(s, "access", None) or getattr(s, "index", None) for s in kernel.epilogue]
+    walks = [tuple(place.strides[axis] for axis in used) for place in places if place is not None]
+    kept = [used[run[-1]] for run in merge_plan([extents[axis] for axis in used], walks)]
+    merged = [
+        math.prod(extents[axis] for axis in used if low < axis <= high)
+        for low, high in zip((-1, *kept[:-1]), kept, strict=True)
+    ]
+
+    def walked(statement: Any) -> Any:
+        field = "access" if getattr(statement, "access", None) is not None else "index"
+        place = getattr(statement, field, None)
+        if place is None:
+            return statement
+        return dataclasses.replace(
+            statement, **{field: Access(place.buffer, tuple(place.strides[axis] for axis in kept), place.offset)}
+        )
+
+    return tuple(merged), merged[-1], tuple(walked(statement) for statement in kernel.epilogue)
+
+
+def _window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowView:
+    writer = KernelWriter(dtypes, (), (), None)
+    inputs = tuple(_operand(writer, access, ()) for access in kernel.inputs)
+    outputs = tuple(
+        writer.address(Access(access.buffer, (), access.offset), is_written=True) for access in kernel.outputs
+    )
+    function = WINDOW_FUNCTIONS.get(kernel.kind, kernel.kind)
+    averages = kernel.kind.startswith("avg_pool2d")
+    dtype = f"pg::{kernel.dtype.c_name}"
+    return WindowView(_head(kernel, writer), function, averages, dtype, kernel.shape, inputs, outputs)
+
+
+def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView:
+    writer = KernelWriter(dtypes, (), (), None)
+    table = _operand(writer, kernel.table, ())
+    index = _operand(writer, kernel.index, ())
+    source = _operand(writer, kernel.source, ()) if kernel.source is not None else None
+    out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
+    return IndexView(_head(kernel, writer), kernel.kind, number, kernel, table, index, out, source)
+
+
+def _scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
+    writer = KernelWriter(dtypes, (), (), None)
+    source = _operand(writer, kernel.source, ())
+    out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
+    return ScanView(_head(kernel, writer), kernel, source, out)
