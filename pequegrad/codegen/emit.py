@@ -65,8 +65,8 @@ class StepView:
 HEADERS = {
     "map": ("gemm.h", "math.h"),
     "row": ("gemm.h", "accumulate.h"),
-    "contract": ("gemm.h", "scratch.h"),
-    "conv2d": ("gemm.h", "conv.h", "scratch.h"),
+    "contract": ("gemm.h", "math.h", "scratch.h"),
+    "conv2d": ("gemm.h", "math.h", "conv.h", "scratch.h"),
     "window": ("gemm.h", "window.h"),
     "index": ("indexing.h",),
     "scan": ("indexing.h",),
