@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import sys
 import threading
 import time
@@ -37,12 +38,12 @@ from .errors import (
     ToolchainError,
     TraceError,
 )
+from .locations import definition
 from .passes import run_pipeline
 from .targets import Target
 from .trace.capture import Captured, capture
 from .trace.graph import Graph
-from .locations import definition
-from .trace.signature import Call, explain_difference, read_call
+from .trace.signature import Call, explain_difference, read_call, without_data
 from .trace.step import BoundStep, Execute
 from .trace.tracer import current_tracer
 
@@ -127,6 +128,15 @@ class _Entry:
 _trace_lock = threading.RLock()
 
 
+def _forget_lock_in_child() -> None:
+    global _trace_lock
+    _trace_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock_in_child)
+
+
 class CompiledFunction:
     """A function whose calls run as compiled steps, one per signature. Made by ``compile``."""
 
@@ -137,7 +147,9 @@ class CompiledFunction:
         self._function = function
         self._options = options
         self._backend = backend
-        self._name = options.name or getattr(function, "__name__", type(function).__name__).replace("<lambda>", "lambda")
+        self._name = options.name or getattr(function, "__name__", type(function).__name__).replace(
+            "<lambda>", "lambda"
+        )
         self._entries: dict[Any, list[_Entry]] = {}
         self._latest: _Entry | None = None
         self._said: set[str] = set()
@@ -180,20 +192,22 @@ class CompiledFunction:
             if reason and stance == "eager_on_recompile":
                 return None
             if reason and stance == "fail_on_recompile":
-                raise TraceError(f"{self._where()}: {self._name} would be compiled again: {reason}. The stance forbids that.")
+                raise TraceError(
+                    f"{self._where()}: {self._name} would be compiled again: {reason}. The stance forbids that."
+                )
             count = sum(map(len, self._entries.values()))
             if count >= config.recompile_limit:
                 raise RecompileLimit(
                     f"{self._where()}: {self._name} was compiled {count} times, which is the limit. What changed now: {reason}. "
-                    "Pass a value that changes as a tensor (numpy.float32(x), for a number), keep shapes alike, for example by "
-                    "DataLoader(drop_last=True), or raise pequegrad.config.recompile_limit."
+                    "Pass a value that changes as a tensor (numpy.float32(x), for a number), keep shapes alike, for "
+                    "example by DataLoader(drop_last=True), or raise pequegrad.config.recompile_limit."
                 )
             if reason and "recompiles" in config.logs:
                 print(f"pequegrad: {self._name} is compiled again: {reason}", file=sys.stderr)
             with _trace_lock:
                 captured = capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
             step = self._build_or_fall_back(captured, reason)
-            entry = self._latest = _Entry(_without_data(call), captured, step)
+            entry = self._latest = _Entry(without_data(call), captured, step)
             self._entries.setdefault(call.key, []).append(entry)
             return entry
 
@@ -214,7 +228,9 @@ class CompiledFunction:
 
     def _build_or_fall_back(self, captured: Captured, reason: str) -> BoundStep | None:
         try:
-            execute = self._backend(captured.trace.graph) if self._backend else self._build(captured.trace.graph, reason)
+            execute = (
+                self._backend(captured.trace.graph) if self._backend else self._build(captured.trace.graph, reason)
+            )
         except _FALLS_BACK as error:
             if self._options.strict:
                 raise
@@ -229,16 +245,27 @@ class CompiledFunction:
     def _build(self, traced: Graph, reason: str) -> Execute:
         start = time.perf_counter()
         target = self._target()
-        graph = optimize(traced)
-        plan = lower(graph, target, config.workers())
+        plan = lower(optimize(traced), target, config.workers())
+        planned = time.perf_counter() - start
         built = build(plan, target, self._say_progress)
         seconds = time.perf_counter() - start
+        self._log(plan, built, planned)
         if not config.quiet:
             how = "compiled" if built.origin == "compiled" else "cached"
             again = f" (again: {reason})" if reason else ""
             counts = f"{len(traced.nodes)} ops → {len(plan.kernels)} kernels"
             print(f"pequegrad: {self._name}: {counts}, {seconds:.2f} s {how}{again}", file=sys.stderr)
         return native(built, plan)
+
+    def _log(self, plan: StepPlan, built: cache.BuiltStep, planned: float) -> None:
+        """Print what ``config.logs`` asks for beside the one line."""
+        texts = {
+            "code": f"source: {built.source_path}",
+            "memory": f"memory: {memory_report(plan)}",
+            "timing": f"timing: passes and plan {planned:.3f} s, {built.origin} {built.seconds:.3f} s",
+        }
+        for topic in texts.keys() & config.logs:
+            print(f"pequegrad: {self._name}: {texts[topic]}", file=sys.stderr)
 
     def _say_progress(self, text: str) -> None:
         if not config.quiet and text != "compiling":
@@ -332,7 +359,7 @@ class BoundCompiledFunction:
     def __init__(self, compiled: CompiledFunction, instance: Any) -> None:
         self._compiled = compiled
         self.__self__ = instance
-        self.__wrapped__ = compiled.__wrapped__
+        functools.update_wrapper(self, compiled)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiled(*args, **kwargs)
@@ -347,12 +374,6 @@ class BoundCompiledFunction:
 
 def _call_method(function: Callable[..., Any], reference: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
     return function(reference(), *args, **kwargs)
-
-
-def _without_data(call: Call) -> Call:
-    """Return a call to compare signatures with, which keeps no tensor alive."""
-    leaves = [leaf if place < 0 else None for leaf, place in zip(call.leaves, call.places)]
-    return Call(call.key, call.structure, leaves, [], call.places)
 
 
 def optimize(graph: Graph) -> Graph:
@@ -393,7 +414,7 @@ def native(built: cache.BuiltStep, plan: StepPlan) -> Execute:
     return execute
 
 
-def compile(  # noqa: A001 - the name that people look for
+def compile(
     fn: Callable[..., Any] | None = None,
     *,
     target: str | Target | None = None,
@@ -406,11 +427,11 @@ def compile(  # noqa: A001 - the name that people look for
 ) -> Any:
     """Compile a function, method or lambda: forward, backward and optimizer of each call become one native step.
 
-    ``target``: "cpp" (None: the same). ``strict``: raise where the step would otherwise run eagerly. ``mode``: "default" or
-    "reproducible" (the same here: results do not depend on the number of threads). ``keep_grads``: gradients that the step
-    zeroes first stay readable in ``.grad``. ``name``: what messages and files call the step.
-    Arguments may nest dicts, lists, tuples, Tensors, arrays and Python values; arrays arrive as Tensors. Results carry no
-    gradient history: call ``backward`` inside. "autotune", "tf32", "bf16" and "small" raise NotImplementedError.
+    ``target``: "cpp" (None: the same). ``strict``: raise where the step would otherwise run eagerly. ``mode``: "default"
+    or "reproducible" (the same here: results do not depend on the number of threads). ``keep_grads``: gradients that the
+    step zeroes first stay readable in ``.grad``. ``name``: what messages and files call the step.
+    Arguments may nest dicts, lists, tuples, Tensors, arrays and Python values; arrays arrive as Tensors. Results carry
+    no gradient history: call ``backward`` inside. "autotune", "tf32", "bf16" and "small" raise NotImplementedError.
     """
     options = Options(target, strict, mode, precision, memory, keep_grads, name)
     if fn is None:

@@ -1,7 +1,7 @@
 """Which outside values a line of user code may read or write: chains such as ``cfg.optimizer["lr"]``, from bytecode.
 
-Invariant: a chain starts at a global, a free variable or a local, and goes on only through attributes and constant items,
-so that following it runs no user code.
+Invariant: a chain starts at a global, a free variable or a local, and goes on only through attributes and constant
+items, so that following it runs no user code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a call to a checked trace with its guards: two traces, compared, while the user's code is watched.
 
-Invariant: what this returns repeats for as long as its guards hold; whatever Python would do differently in the next call
-has raised.
+Invariant: what this returns repeats for as long as its guards hold; whatever Python would do differently in the next
+call has raised.
 """
 
 from __future__ import annotations
@@ -74,9 +74,14 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
         raise
     modules = [s for s in tracer.snapshots.values() if isinstance(s, ModuleSnapshot)]
     optimizers = [s for s in tracer.snapshots.values() if isinstance(s, OptimizerSnapshot)]
-    changes = next((type(module).changes for module in second.modules if hasattr(type(module), "changes")), None)
+    changes = next(map(_change_counter, second.modules), None)
     guards = Guards(second, again.guards(), modules, optimizers, changes)
     return Captured(replace(second, modules=(), optimizers=()), guards, {i: call.tensors[i] for i in pinned})
+
+
+def _change_counter(module: Any) -> Any:
+    """Return the count of changes that all modules share: what the base class says, not an attribute of the user's."""
+    return next((vars(kind)["changes"] for kind in reversed(type(module).__mro__) if "changes" in vars(kind)), None)
 
 
 def _check(
@@ -86,8 +91,9 @@ def _check(
     # In both traces: between two lines, another thread may have drawn too.
     if watch.drawn is not None and again.drawn is not None:
         raise TraceError(
-            f"{again.drawn}: this line draws random numbers from Python or NumPy, which would be frozen in the compiled step. "
-            "Use pequegrad's (pequegrad.rand, randn, dropout …), whose state advances at each call, or pass them as an argument."
+            f"{again.drawn}: this line draws random numbers from Python or NumPy, which would be frozen in the "
+            "compiled step. Use pequegrad's (pequegrad.rand, randn, dropout …), whose state advances at each call, or pass "
+            "them as an argument."
         )
     problem = again.problem()
     if problem is not None:
@@ -96,22 +102,24 @@ def _check(
         now = read_number(owner, key)
         if float(now) != float(value):
             raise TraceError(
-                f"{line}: {key!r} of a parameter group is read here and changed while the step was traced: {value} → {now}. "
-                "The change would happen once instead of at each call. Step the scheduler outside the compiled function."
+                f"{line}: {key!r} of a parameter group is read here and changed while the step was traced: "
+                f"{value} → {now}. The change would happen once instead of at each call. Step the scheduler outside "
+                "the compiled function."
             )
     for snapshot in tracer.snapshots.values():
         failure = snapshot.failure()
         if failure is not None:
             raise TraceError(
-                f"{again.line_of(failure) or where}: {failure} while the step was traced. Such a change would happen once "
-                "instead of at each call. Keep state in tensors (register_buffer, and update in place), or change it outside."
+                f"{again.line_of(failure) or where}: {failure} while the step was traced. Such a change would "
+                "happen once instead of at each call. Keep state in tensors (register_buffer, and update in place), or "
+                "change it outside."
             )
     difference = find_difference(first, second)
     if difference is not None:
         line, what = difference
         raise TraceError(
-            f"{line or where}: two traces of {name} differ: {what}. A value that changes from trace to trace would be frozen "
-            "in the compiled step. Pass it as an argument, or keep it in a tensor."
+            f"{line or where}: two traces of {name} differ: {what}. A value that changes from trace to trace would be "
+            "frozen in the compiled step. Pass it as an argument, or keep it in a tensor."
         )
 
 
@@ -129,9 +137,7 @@ def _record(
         with watch.watching():
             return function(*args, **kwargs)
 
-    return record_call(
-        run, call.tensors, call.names(), name=name, keep_grads=keep_grads, pinned=pinned, tracer=tracer
-    )
+    return record_call(run, call.tensors, call.names(), name=name, keep_grads=keep_grads, pinned=pinned, tracer=tracer)
 
 
 def _aliased_arguments(trace: Trace, call: Call) -> frozenset[int]:

@@ -132,8 +132,8 @@ def random_state(value: Any) -> str:
     if isinstance(value, random.Random):
         return repr(hash(value.getstate()))
     if isinstance(value, np.random.RandomState):
-        kind, keys, *rest = value.get_state()
-        return repr((kind, hash(keys.tobytes()), rest))
+        state: Any = value.get_state()
+        return repr((state[0], hash(state[1].tobytes()), state[2:]))
     return repr(value.bit_generator.state)
 
 

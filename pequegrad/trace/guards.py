@@ -19,7 +19,7 @@ _MUTABLE = (list, dict, set, bytearray)
 
 
 class ModuleSnapshot:
-    """All that a module's ``__dict__`` said: plain values by value, its parameters, buffers and children by identity."""
+    """All that a module's ``__dict__`` said: plain values by value; parameters, buffers and children by identity."""
 
     def __init__(self, module: Any) -> None:
         self._ref = Same(module)
@@ -138,9 +138,7 @@ class Guards:
         optimizers: Sequence[OptimizerSnapshot],
         changes: Any,
     ) -> None:
-        self._tensors = [
-            (guard.tensor, guard.storage, guard.requires_grad) for guard in trace.tensor_guards
-        ]
+        self._tensors = [(guard.tensor, guard.storage, guard.requires_grad) for guard in trace.tensor_guards]
         self._gradients = [(guard.owner, guard.is_none) for guard in trace.gradient_guards]
         self._fixed_gradients = [
             (owner.tensor, is_none) for owner, is_none in self._gradients if isinstance(owner, FromTensor)
@@ -200,6 +198,8 @@ class Guards:
     def lines(self) -> list[str]:
         """Return one line per kind of guard, for ``explain``."""
         return [
-            f"{len(self._tensors)} captured tensors (memory, requires_grad), {len(self._gradients)} .grad (None or not)",
-            f"{len(self._modules)} modules, {len(self._optimizers)} optimizers, {len(self._watched)} values read by user code",
+            f"{len(self._tensors)} captured tensors (memory, requires_grad)",
+            f"{len(self._gradients)} .grad (None or not)",
+            f"{len(self._modules)} modules, {len(self._optimizers)} optimizers",
+            f"{len(self._watched)} values that user code read",
         ]

@@ -45,7 +45,7 @@ class Call:
 
     key: tuple[Any, ...]
     structure: Any
-    leaves: list[Any]
+    leaves: Sequence[Any]
     tensors: list[Tensor]
     places: tuple[int, ...]
 
@@ -64,11 +64,16 @@ class Call:
         return [found[i] for i in range(len(self.tensors))]
 
 
-_PLAIN: dict[int, Any] = {n: pytree.flatten((tuple(range(n)), {}))[1] for n in range(9)}
+# Structures and places of calls with n positional tensors: the usual case, which need not be taken apart.
+_PLAIN = tuple((pytree.flatten((tuple(range(n)), {}))[1], tuple(range(n))) for n in range(9))
 
 
 def read_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Return the Call of (args, kwargs). Arrays become tensors on the same memory."""
+    if not kwargs and len(args) < len(_PLAIN):
+        call = _read_plain(args)
+        if call is not None:
+            return call
     leaves, structure = pytree.flatten((args, kwargs))
     tensors: list[Tensor] = []
     places: list[int] = []
@@ -87,6 +92,24 @@ def read_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
             key.append(static_key(leaf))
         places.append(place)
     return Call(tuple(key), structure, leaves, tensors, tuple(places))
+
+
+def _read_plain(args: tuple[Any, ...]) -> Call | None:
+    """Return the Call of distinct positional tensors or arrays, or None if that is not what ``args`` is."""
+    tensors = []
+    parts: list[Any] = [len(args), context.is_grad_enabled]
+    for leaf in args:
+        if isinstance(leaf, np.ndarray):
+            leaf = as_tensor(leaf)
+        elif not isinstance(leaf, Tensor):
+            return None
+        spec = leaf.spec
+        parts += (spec.shape, spec.dtype, leaf.requires_grad)
+        tensors.append(leaf)
+    if len(args) > 1 and len(set(map(id, args))) < len(args):
+        return None
+    structure, places = _PLAIN[len(args)]
+    return Call(tuple(parts), structure, args, tensors, places)
 
 
 def static_key(value: Any) -> Any:
@@ -110,18 +133,17 @@ def explain_difference(old: Call, new: Call) -> str:
     parts = []
     if old.key[1] != new.key[1]:
         parts.append(f"gradient mode {'on' if old.key[1] else 'off'} → {'on' if new.key[1] else 'off'}")
-    for path, before, after, leaf_before, leaf_after in zip(
-        pytree.leaf_paths(old.structure), old.key[2:], new.key[2:], old.leaves, new.leaves
-    ):
-        if before == after:
-            continue
+    for path, leaf_before, leaf_after in zip(pytree.leaf_paths(old.structure), old.leaves, new.leaves):
         name = argument_name(path)
-        if _is_tensor_key(before) and _is_tensor_key(after):
+        before, after = _shown(leaf_before), _shown(leaf_after)
+        if isinstance(before, tuple) and isinstance(after, tuple):
             for what, a, b in zip(("shape", "dtype", "requires_grad"), before, after):
                 if a != b:
-                    parts.append(f"{name}: {what} {getattr(a, 'name', a)} → {getattr(b, 'name', b)}")
-        else:
-            parts.append(f"{name}: {_shorten(leaf_before)} → {_shorten(leaf_after)}")
+                    parts.append(f"{name}: {what} {a} → {b}")
+        elif before != after:
+            parts.append(f"{name}: {before} → {after}")
+    if not parts and old.places != new.places:
+        parts.append("which arguments are one and the same tensor")
     return "; ".join(parts) or "nothing in the arguments"
 
 
@@ -135,10 +157,30 @@ def argument_name(path: str, label: Callable[[str], str] | None = None) -> str:
     return f"argument {number}{rest}"
 
 
-def _is_tensor_key(key: Any) -> bool:
-    return isinstance(key, tuple) and len(key) == 3
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What is kept of a tensor of a past call: enough to say how a new one differs."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool
 
 
-def _shorten(value: Any) -> str:
-    text = str(value.spec) if isinstance(value, Tensor) else repr(value)
+def without_data(call: Call) -> Call:
+    """Return a call to compare others with, which keeps no tensor alive."""
+    leaves = [
+        leaf if place < 0 else Described(*_shown(call.tensors[place])) for leaf, place in zip(call.leaves, call.places)
+    ]
+    return Call(call.key, call.structure, leaves, [], call.places)
+
+
+def _shown(leaf: Any) -> Any:
+    """Return (shape, dtype, requires_grad) of a tensor or array, and a short text of anything else."""
+    if isinstance(leaf, Described):
+        return leaf.shape, leaf.dtype, leaf.requires_grad
+    if isinstance(leaf, np.ndarray | np.generic):
+        leaf = as_tensor(leaf)
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype.name, leaf.requires_grad
+    text = repr(leaf)
     return text if len(text) <= 40 else text[:37] + "…"

@@ -83,8 +83,9 @@ class BoundStep:
         self._check_states()
         self._actions = _prepare(trace.gradients)
         leaves = trace.result_leaves
-        self._is_single = trace.result_structure is pytree.LEAF and isinstance(leaves[0], ResultLeaf) and leaves[0].root is None
-        self._grads_seen: dict[int, Any] = {}
+        is_leaf = trace.result_structure is pytree.LEAF
+        self._is_single = is_leaf and isinstance(leaves[0], ResultLeaf) and leaves[0].root is None
+        self._overlap_seen: tuple[Any, Any] = (None, None)
 
     def _bind_input(self, slot: int, binding: InputBinding) -> Any:
         source = binding.source
@@ -111,16 +112,15 @@ class BoundStep:
 
     def _check_states(self) -> None:
         """Raise TraceError where two captured tensors that pequegrad does not know to be one share written memory."""
-        arrays = [
-            (b.source.tensor.storage.data, b) for b in self.trace.inputs if isinstance(b.source, FromTensor)
-        ]
+        arrays = [(b.source.tensor.storage.data, b) for b in self.trace.inputs if isinstance(b.source, FromTensor)]
         bounds = sorted(
             ((*_byte_bounds(array), array, b) for array, b in arrays if array.size),
             key=lambda item: item[:2],
         )
         reach: Any = None
         for low, high, array, b in bounds:
-            if reach is not None and low < reach[0] and (b.is_written or reach[2].is_written) and np.shares_memory(array, reach[1]):
+            is_near = reach is not None and low < reach[0] and (b.is_written or reach[2].is_written)
+            if is_near and np.shares_memory(array, reach[1]):
                 raise TraceError(
                     f"two captured tensors, {reach[2].spec} and {b.spec}, lie in the same NumPy memory, and the step "
                     "writes to it. Make one a view of the other in pequegrad (slice the tensor), or .clone() one."
@@ -147,7 +147,7 @@ class BoundStep:
         with self._lock:
             slots = self._template.copy()
             for slot, index in self._arguments:
-                array = tensors[index]._array
+                array: Any = tensors[index]._array
                 if id(array if array.base is None else array.base) in self._owners and index not in self._pinned:
                     self._refuse_overlap(index, tensors[index])
                 slots[slot] = array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
@@ -172,25 +172,27 @@ class BoundStep:
 
     def _stage(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[int, np.ndarray]]:
         """Fill the slots whose memory is only known now or is not contiguous; return what is to be copied back."""
-        back = []
+        back: list[tuple[int, Any]] = []
+        array: Any
         for slot, array, is_written in self._staged:
             np.copyto(slots[slot], array)
             if is_written:
                 back.append((slot, array))
         if not self._written_arguments and not self._gradients:
             return back
-        moving = []
+        moving: list[tuple[int, Any, bool]] = []
         for slot, index in self._written_arguments:
             array = tensors[index]._array
             if not array.flags.writeable:
                 raise AutogradError(
-                    f"tensor {index} of the call is written to by the step, but its memory is read-only. Pass a .clone()."
+                    f"tensor {index} of the call is written to by the step, but its memory is read-only. "
+                    "Pass a .clone()."
                 )
             moving.append((slot, array, True))
         for slot, binding in self._gradients:
             gradient = self._gradient_of(binding.source, tensors)
             if not isinstance(gradient, Tensor) or gradient.spec != binding.spec:
-                raise AutogradError(f"the .grad that the step accumulates into should be {binding.spec}. Got {gradient!r}.")
+                raise AutogradError(f"the step accumulates into a .grad, expected {binding.spec}. Got {gradient!r}.")
             moving.append((slot, gradient._array, binding.is_written))
         self._check_moving(moving, slots, tensors)
         for slot, array, is_written in moving:
@@ -206,24 +208,24 @@ class BoundStep:
         key = tuple([id(array) for _, array, _ in moving])
         others = [array for array in slots if array is not None]
         seen = (key, tuple([id(array) for array in others]))
-        if self._grads_seen.get("seen") == seen:
+        if self._overlap_seen[0] == seen:
             return
         for i, (_, array, is_written) in enumerate(moving):
             for other in [*others, *(item[1] for item in moving[i + 1 :])]:
                 if is_written and np.may_share_memory(array, other) and np.shares_memory(array, other):
                     raise TraceError(
-                        f"the step writes to a tensor {array.shape} of the call (or a .grad) that shares memory with another "
-                        "tensor it uses. Pass a .clone() of one of them."
+                        f"the step writes to a tensor {array.shape} of the call (or a .grad) that shares memory with "
+                        "another tensor it uses. Pass a .clone() of one of them."
                     )
         # The arrays are kept with their ids, so that no other array can take an id over.
-        self._grads_seen = {"seen": seen, "arrays": ([array for _, array, _ in moving], others)}
+        self._overlap_seen = (seen, ([array for _, array, _ in moving], others))
 
     def _refuse_overlap(self, index: int, tensor: Tensor) -> None:
         for storage in self._written:
             if np.may_share_memory(tensor._array, storage.data) and np.shares_memory(tensor._array, storage.data):
                 raise TraceError(
-                    f"tensor {index} of the call, {tensor.spec}, shares NumPy memory with a tensor that the step changes. "
-                    "Pass a copy of it."
+                    f"tensor {index} of the call, {tensor.spec}, shares NumPy memory with a tensor that the step "
+                    "changes. Pass a copy of it."
                 )
 
     @staticmethod

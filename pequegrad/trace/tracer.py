@@ -94,7 +94,8 @@ class Tracer(Interpreter):
         tensor._init(Storage(value), real.spec, value)
         tensor._requires_grad = real.requires_grad
         edge = real.edge()
-        tensor._edge = edge if isinstance(edge, tuple) else None
+        if isinstance(edge, tuple):
+            tensor.link(*edge)
         self.standins.append(Standin(index, tensor, real, value))
         return tensor
 
@@ -220,10 +221,10 @@ class Tracer(Interpreter):
             storage.data = value
             storage.version = next(_trace_versions)
             real = next((s.real for s in self.standins if s.tensor.storage is storage), None)
-            if real is not None and not real._array.flags.writeable:
+            if real is not None and not real.storage.data.flags.writeable:
                 raise AutogradError(_READ_ONLY)
             return
-        if not base._array.flags.writeable:
+        if not storage.data.flags.writeable:
             raise AutogradError(_READ_ONLY)
         self.captured.setdefault(id(base), base)
         slot = self._capture(base)
@@ -303,9 +304,9 @@ class Tracer(Interpreter):
         elif escaped is not None:
             slot = self.slots.get(id(escaped.storage))
             raise TraceError(
-                f"{(slot and slot.place) or NOWHERE}: the captured tensor {escaped.spec} was changed in place by something "
-                "that requires grad; its gradient history would leave the step. Write .detach()ed values, or do it under "
-                "pequegrad.no_grad()."
+                f"{(slot and slot.place) or NOWHERE}: the captured tensor {escaped.spec} was changed in place by "
+                "something that requires grad; its gradient history would leave the step. Write .detach()ed values, "
+                "or do it under pequegrad.no_grad()."
             )
 
     def escaped(self) -> list[Location]:

@@ -1,7 +1,7 @@
 """What user code reads from outside while it is traced, and whether it draws random numbers: seen line by line.
 
-Invariant: a value that code which is neither ours nor a library's reaches from a global, a free variable or an attribute
-ends up as a guard, unless it was made inside the trace; the watching itself runs no user code.
+Invariant: a value that code which is neither ours nor a library's reaches from a global, a free variable or an
+attribute ends up as a guard, unless it was made inside the trace; the watching itself runs no user code.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ _NO_LINE = Line((), (), False)
 class Read:
     """One value that was read: where it is reached from, what it was, and the line that read it first."""
 
-    __slots__ = ("_expected", "_root", "_shown", "_steps", "location", "text")
+    __slots__ = ("_expected", "_fast", "_root", "_shown", "_steps", "location", "text")
 
     def __init__(self, root: Callable[[], Any], steps: Any, value: Any, text: str, location: Location) -> None:
         self._root = root
         self._steps = steps
         self._expected = fingerprint(value)
+        # Where identity says enough, comparing it spares the fingerprint.
+        self._fast = self._expected.get if isinstance(self._expected, Same) else None
+        if isinstance(value, int | float | str):
+            self._fast = lambda: value
         self._shown = describe(value)
         self.text = text
         self.location = location
@@ -55,6 +59,8 @@ class Read:
     def failure(self) -> str | None:
         """Return what changed, for people, or None."""
         value = self.value()
+        if self._fast is not None and value is self._fast() and value is not None:
+            return None
         if value is _GONE:  # it was made in the trace, or nobody can read it any more
             return None
         now = None if value is _MISSING else fingerprint(value)
@@ -134,7 +140,10 @@ class Watch:
             self._functions.clear()
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        return self._on_event if is_user_file(frame.f_code.co_filename) else None
+        code = frame.f_code
+        if code.co_filename == "<string>" and code.co_name.startswith("__"):
+            return None  # the methods that dataclasses write themselves
+        return self._on_event if is_user_file(code.co_filename) else None
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event in ("line", "return"):
@@ -266,8 +275,8 @@ class Watch:
         except TooLarge as error:
             self._reads[key] = None
             self._problem = self._problem or (
-                f"{location}: {text} is {error}: too much to compare at each call of a compiled function. Pass it as an "
-                "argument, or make it a tensor before (pequegrad.from_numpy), which is read anew at each call."
+                f"{location}: {text} is {error}: too much to compare at each call of a compiled function. Pass it as "
+                "an argument, or make it a tensor before (pequegrad.from_numpy), which is read anew at each call."
             )
 
     # --- random numbers -------------------------------------------------------------------------------------
@@ -303,10 +312,11 @@ class Watch:
         for read in self._reads.values():
             failure = read.failure() if read is not None else None
             if failure is not None and read is not None:
+                failure = failure.replace(f" ({read.location})", "")
                 return (
-                    f"{read.location}: {failure.replace(f' ({read.location})', '')} while the step was traced: the change "
-                    "would happen once instead of at each call, and the value be frozen. Keep it in a tensor and update that "
-                    "in place, pass it as an argument, or change it outside the compiled function."
+                    f"{read.location}: {failure} while the step was traced: the change would happen once instead of at "
+                    "each call, and the value be frozen. Keep it in a tensor and update that in place, pass it as an "
+                    "argument, or change it outside the compiled function."
                 )
         return None
 
@@ -322,7 +332,7 @@ class Watch:
 
 
 def _rebased(local: dict[str, Any], chain: Chain) -> tuple[dict[str, Any], Chain]:
-    """Return a chain from a local container as one from the object in it; what containers hold is compared elsewhere."""
+    """Return a chain from a local container as one from the object in it: containers are compared elsewhere."""
     value, steps = local.get(chain.name, _MISSING), chain.steps
     while steps and not steps[0][0] and isinstance(value, list | tuple | dict):
         value, steps = static_item(value, steps[0][1]), steps[1:]
@@ -362,7 +372,7 @@ def _cell_reader(function: Same, index: int) -> Callable[[], Any]:
 
 
 def _is_library(value: Any) -> bool:
-    """Whether a value is a module of ours, of Python's or of a library, or a built-in function: nobody rebinds those."""
+    """Whether a value is a module of ours or of a library, or a built-in function or type: nobody rebinds those."""
     if isinstance(value, types.ModuleType):
         file = getattr(value, "__file__", None)
         return (file is None and value.__name__ != "__main__") or (file is not None and not is_user_file(file))
@@ -372,7 +382,7 @@ def _is_library(value: Any) -> bool:
 
 
 def _global_random_state() -> tuple[Any, Any]:
-    state = np.random.get_state()
+    state: Any = np.random.get_state()
     return hash(random.getstate()), (state[2], hash(state[1].tobytes()), state[3])
 
 

@@ -272,7 +272,9 @@ def test_stance_of_the_environment_counts(traced, monkeypatch):
 # --- falling back -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [NotCompilable("no such kernel"), ToolchainError("no compiler"), DeviceError("no GPU")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [NotCompilable("no such kernel"), ToolchainError("no compiler"), DeviceError("no GPU")], ids=repr
+)
 def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(error):
     def refuse(graph):
         raise error
@@ -384,7 +386,9 @@ def test_one_line_per_compile(batch, capsys):
     step(*batch)
     step(*batch)
     lines = [line for line in capsys.readouterr().err.splitlines() if "kernels" in line]
-    assert len(lines) == 1 and lines[0].startswith("pequegrad: train_step: ") and lines[0].endswith(("compiled", "cached"))
+    assert (
+        len(lines) == 1 and lines[0].startswith("pequegrad: train_step: ") and lines[0].endswith(("compiled", "cached"))
+    )
 
 
 def test_float64_training_is_eager_training(compiled):

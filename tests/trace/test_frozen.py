@@ -323,7 +323,11 @@ def test_scheduler_stepped_inside_raises(traced, batch):
 
 @pytest.mark.parametrize(
     "draw",
-    [lambda: random.random(), lambda: np.random.rand(), lambda: np.random.default_rng(0).random() * 0 + random.gauss(0, 1)],
+    [
+        lambda: random.random(),
+        lambda: np.random.rand(),
+        lambda: np.random.default_rng(0).random() * 0 + random.gauss(0, 1),
+    ],
     ids=["random", "numpy", "gauss"],
 )
 def test_python_and_numpy_random_numbers_raise_and_keep_their_state(traced, draw):
@@ -389,7 +393,7 @@ def test_escaping_tensor_raises_with_the_line(traced, how):
             globals()["ESCAPED"] = y
         return y
 
-    with pytest.raises(TraceError, match="stored outside|changed|was traced") as error:
+    with pytest.raises(TraceError, match=r"stored outside|changed|was traced") as error:
         traced(step)(X)
     globals().pop("ESCAPED", None)
     if how != "append":
