@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from ..errors import NotCompilable
@@ -21,6 +22,8 @@ from .legalize import legalize
 from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
 from .outputs import Binder, Home
 from .plan import Buffer, Kernel, Layout, Phase, StepPlan
+from .shard import annotate_grids
+from .widen import widen_halves
 
 
 def lower(graph: Graph, target: Target, workers: int = 1) -> StepPlan:
@@ -44,7 +47,7 @@ class _Lowering:
     def __init__(self, graph: Graph, target: Target) -> None:
         self.target = target
         self._check(graph)
-        self.graph = legalize(graph)
+        self.graph = legalize(widen_halves(graph))
         self.fuser = Fuser()
         self.buffers: list[Buffer] = []
         self._buffer_numbers: dict[Value, int] = {}
@@ -66,7 +69,7 @@ class _Lowering:
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
         plan = StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, 1)
         count = schedule.workers(plan, workers)
-        return StepPlan(plan.name, plan.buffers, plan.phases, plan.slots, plan.arena_bytes, count)
+        return annotate_grids(replace(plan, workers=count))
 
     def _check(self, graph: Graph) -> None:
         for node in graph.nodes:
@@ -127,8 +130,7 @@ class _Lowering:
         return value
 
     def _contract(self, item: Item) -> None:
-        x, y = item.inputs
-        if not x.shape[-1]:
+        if not item.inputs[0].shape[-1]:
             self.fuser.literals[item.output] = item.output.dtype.numpy.type(0).item()
             return
         item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, False) for value in item.inputs)
@@ -159,8 +161,7 @@ class _Lowering:
 
     def _conv2d(self, item: Item) -> None:
         item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
-        tags = ("n", "c", "s", "s") if item.op.lowering.name != "conv2d_grad_weight" else ("n", "c", "s", "s")
-        self.fuser.add_anchor(item, "conv2d", axes_of(item.output.shape, tags))
+        self.fuser.add_anchor(item, "conv2d", axes_of(item.output.shape, ("n", "c", "s", "s")))
 
     def _window(self, item: Item) -> None:
         item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)

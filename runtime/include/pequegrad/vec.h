@@ -29,7 +29,7 @@ template <class T> PG_INLINE vector_of<T> splat(value_of<T> value) {
   typedef typename vector_of<T>::native native;
   typedef typename vector_of<T>::element element;
   vector_of<T> r;
-  PG_UNROLL for (int p = 0; p < vector_of<T>::parts; ++p) r.part[p] = native{} + element(value);
+  PG_UNROLL for (int p = 0; p < vector_of<T>::parts; ++p) r.part[p] = element(value) - native{};  // a sum would turn -0 into 0
   return r;
 }
 template <> PG_INLINE vec<b8> splat<b8>(bool value) {
