@@ -168,10 +168,8 @@ def _run_row(kernel: Row, memory: _Memory) -> None:
 def _reduce(statement: Accumulate, values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     rows = values.shape[: axes[0]]
     flat = values.reshape(*rows, -1)
-    name = {"max": "amax", "min": "amin"}.get(statement.monoid, statement.monoid)
     op = next(op for op in REGISTRY.values() if getattr(op.lowering, "monoid", None) == statement.monoid)
     result = op.numpy(np, flat, dims=(flat.ndim - 1,), keepdim=True)
-    del name
     return np.asarray(result, statement.dtype.numpy).reshape(*rows, *(1,) * len(axes))
 
 
@@ -209,7 +207,8 @@ def _run_window(kernel: Window, memory: _Memory) -> None:
     bottom = (s.OH - 1) * s.stride_h + s.dilation_h * (s.KH - 1) + 1 - s.H - s.pad_h
     right = (s.OW - 1) * s.stride_w + s.dilation_w * (s.KW - 1) + 1 - s.W - s.pad_w
     params: dict[str, Any] = {
-        "kernel": (s.KH, s.KW), "stride": (s.stride_h, s.stride_w), "padding": (s.pad_h, max(bottom, 0), s.pad_w, max(right, 0))
+        "kernel": (s.KH, s.KW), "stride": (s.stride_h, s.stride_w),
+        "padding": (s.pad_h, max(bottom, 0), s.pad_w, max(right, 0)),
     }  # fmt: skip
     if kernel.kind.startswith("avg"):
         params["count_include_pad"] = s.count_include_pad

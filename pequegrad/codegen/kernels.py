@@ -149,7 +149,10 @@ class Body:
 
 
 class KernelBuilder:
-    """Builds the record of one group. ``is_stored``: whether a value needs memory; ``is_late``: whether it overwrites a state."""
+    """Builds the record of one group.
+
+    ``is_stored``: whether a value needs memory; ``is_late``: whether it overwrites a state.
+    """
 
     def __init__(
         self,
@@ -171,10 +174,11 @@ class KernelBuilder:
 
     def build(self) -> Kernel:
         """Return the kernel of this group."""
-        return {
-            "map": self._map, "row": self._row, "contract": self._contract, "conv2d": self._conv2d, "window": self._window,
-            "index": self._index, "scan": self._scan,
-        }[self.group.kind]()  # fmt: skip
+        builders: dict[str, Callable[[], Kernel]] = {
+            "map": self._map, "row": self._row, "contract": self._contract, "conv2d": self._conv2d,
+            "window": self._window, "index": self._index, "scan": self._scan,
+        }  # fmt: skip
+        return builders[self.group.kind]()
 
     @property
     def origin(self) -> Origin:
@@ -225,10 +229,9 @@ class KernelBuilder:
             outer, sizes = merged(stage.outer, extents, runs)
             built.append(Stage(inner, stage.accumulate, outer))
         outer_sizes, inner_sizes = sizes
-        loads = [s.access for stage in built for s in stage.inner if isinstance(s, Load | Store)]
-        draws = [
-            s.index for stage in built for s in stage.inner if isinstance(s, Compute) and "{first}" in s.expression
-        ]
+        loads: list[Access] = [s.access for stage in built for s in stage.inner if isinstance(s, Load | Store)]
+        computed = [s for stage in built for s in stage.inner if isinstance(s, Compute)]
+        draws = [s.index for s in computed if s.index is not None and "{first}" in s.expression]
         extents = outer_sizes + inner_sizes
         candidates = range(len(extents)) if any(e > 1 for e in outer_sizes) else range(len(outer_sizes), len(extents))
         lane = schedule.lane_axis(extents, draws or loads, candidates)
@@ -364,9 +367,8 @@ class KernelBuilder:
         }[kind]
         params = dict(item.params)
         top, _, left, _ = params["padding"]
-        shape = ConvShape(
-            *x, w[0], w[2], w[3], *params["stride"], top, left, *params["dilation"], params["groups"], y[2], y[3]
-        )
+        geometry: list[int] = [*params["stride"], top, left, *params["dilation"], params["groups"]]
+        shape = ConvShape(*[*x, w[0], w[2], w[3], *geometry, y[2], y[3]])
         epilogue = self._single_body(item)
         axes = self.group.axes
         walks = [[[i for i, axis in enumerate(axes) if axis[1] == tag]] for tag in ("n", "c", "s")]
@@ -390,10 +392,9 @@ class KernelBuilder:
         image = item.output.shape if kind in ("window_put", "avg_pool2d_grad") else item.inputs[0].shape
         windows = item.inputs[0].shape if kind in ("window_put", "avg_pool2d_grad") else item.output.shape
         top, _, left, _ = params["padding"]
-        shape = PoolShape(
-            image[0] * image[1], *image[2:], *params["kernel"], *params["stride"], top, left,
-            *params.get("dilation", (1, 1)), *windows[2:], params.get("count_include_pad", True),
-        )  # fmt: skip
+        geometry: list[int] = [*params["kernel"], *params["stride"], top, left, *params.get("dilation", (1, 1))]
+        counts_border = bool(params.get("count_include_pad", True))
+        shape = PoolShape(*[image[0] * image[1], *image[2:], *geometry, *windows[2:]], count_include_pad=counts_border)
         inputs = tuple(self._contiguous(value) for value in item.inputs)
         outputs = tuple(self._contiguous(value) for value in item.outputs)
         return Window(self.name, self.origin, kind, shape, item.inputs[0].dtype, inputs, outputs)
@@ -465,7 +466,7 @@ def merged(
 
     A part without axes gets one of extent 1, unless ``keep_empty``; an empty run is an axis of extent 1.
     """
-    plan = [part if part or keep_empty else [[]] for part in parts]
+    plan: list[list[list[int]]] = [part if part or keep_empty else [[]] for part in parts]
     sizes = [tuple(math.prod(extents[i] for i in run) for run in part) for part in plan]
 
     def walk(access: Access, is_index: bool) -> Access:

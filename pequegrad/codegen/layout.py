@@ -99,7 +99,7 @@ def refine(axes: Axes, shape: Sequence[int], tags: Collection[str] | None = None
 def strides_over(
     axes: Axes, shape: Sequence[int], strides: Sequence[int], tags: Collection[str] | None = None
 ) -> tuple[int, ...]:
-    """Return ``strides`` over ``shape`` as strides over ``axes``, which refine it; 0 on axes without one of ``tags``."""
+    """Return ``strides`` over ``shape`` as strides over ``axes``, which refine it; 0 on axes of other tags."""
     dims = [(extent, stride) for extent, stride in zip(shape, strides, strict=True) if extent != 1]
     j, rest, step = len(dims), 1, 0
     result = []

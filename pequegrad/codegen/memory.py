@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 ALIGNMENT = 64
 
+MOST_COMPARED = 500
+"""Up to so many buffers, a placement that takes quadratic time is tried as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
@@ -23,7 +26,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """The arena of a plan: its size, the most bytes alive in one phase (no arena can be smaller), and how many values."""
+    """The arena of a plan, beside the most bytes that are alive in one phase: no arena can be smaller."""
 
     arena_bytes: int
     live_bytes: int
@@ -38,10 +41,34 @@ def aligned(nbytes: int) -> int:
 
 
 def assign_offsets(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """Return an offset for each buffer, and the size of the arena.
+    """Return an offset for each buffer, and the size of the arena: the better of two greedy placements."""
+    found = _by_phase(lifetimes)
+    if len(lifetimes) <= MOST_COMPARED and found[1] > least_bytes(lifetimes):
+        found = min(found, _by_size(lifetimes), key=lambda placement: placement[1])
+    return found
 
-    Best fit, phase by phase, larger buffers first: the smallest hole that takes it, else the end.
-    """
+
+def _by_size(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
+    """Place the largest buffers first, each at the lowest offset that is free throughout its life."""
+    offsets = [-1] * len(lifetimes)
+    placed: list[tuple[int, int, int, int]] = []  # (start, end, first phase, last phase), by start
+    top = 0
+    for i in sorted(range(len(lifetimes)), key=lambda j: (-lifetimes[j].nbytes, lifetimes[j].first, j)):
+        size, first, last = aligned(lifetimes[i].nbytes), lifetimes[i].first, lifetimes[i].last
+        start = 0
+        for low, high, other_first, other_last in placed:
+            if other_first <= last and first <= other_last:
+                if low - start >= size:
+                    break
+                start = max(start, high)
+        offsets[i] = start
+        bisect.insort(placed, (start, start + size, first, last))
+        top = max(top, start + size)
+    return offsets, top
+
+
+def _by_phase(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
+    """Go through the phases; each buffer, larger ones first, takes the smallest hole that holds it, else the end."""
     offsets = [-1] * len(lifetimes)
     starting: dict[int, list[int]] = {}
     ending: dict[int, list[int]] = {}

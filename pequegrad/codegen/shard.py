@@ -16,7 +16,7 @@ from .plan import Axis, Contract, Conv2d, Kernel, Map, Phase, Row, StepPlan, Win
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardedGraph:
-    """How each value is spread over the blocks of one axis, and before which nodes shares or blocks must be combined."""
+    """How each value is spread over the blocks of one axis, and before which nodes blocks must be combined."""
 
     extent: int
     shardings: Mapping[Value, Sharding]

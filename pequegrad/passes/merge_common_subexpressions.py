@@ -9,7 +9,7 @@ from .base import Rewriter
 
 
 def merge_common_subexpressions(graph: Graph) -> Graph:
-    """Return the graph with one node for each (op, operands, parameters); of commutative ops the order does not count."""
+    """Return the graph with one node for each (op, operands, parameters), commutative operands in any order."""
     rewriter = Rewriter(graph)
     numbers: dict[Value, int] = {}
     known: dict[Any, Node] = {}

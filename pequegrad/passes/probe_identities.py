@@ -30,7 +30,7 @@ def probes(dtype: DType, salt: int) -> np.ndarray:
     found = bits.view(dtype.numpy).copy()
     if dtype.kind == "int":
         limits = np.iinfo(dtype.numpy)
-        special = [0, 1, -1, 2, -2, 3, limits.max, limits.min, limits.max - 1, limits.min + 1]
+        special: list[Any] = [0, 1, -1, 2, -2, 3, limits.max, limits.min, limits.max - 1, limits.min + 1]
         found[PROBES // 2 :] >>= dtype.itemsize * 8 - 8
     else:
         special = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3.0, 1e4, -1e4]

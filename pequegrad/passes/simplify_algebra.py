@@ -43,7 +43,7 @@ def _pointwise_value(rewriter: Rewriter, node: Node) -> Value | None:
     if result.dtype not in dtypes:
         found = -1
     else:
-        found = given_back(node.op, node.params, numbers, dtypes, result.dtype)
+        found = given_back(node.op, node.params, numbers, dtypes, result.dtype)  # type: ignore[arg-type]
     if found >= 0:
         x = rewriter.value(node.inputs[found])
         return x if x.shape == result.shape else rewriter.apply(REGISTRY["expand"], (x,), node, shape=result.shape)
@@ -58,18 +58,17 @@ def _pointwise_value(rewriter: Rewriter, node: Node) -> Value | None:
     ):
         return None
     (x,) = inner.inputs
-    if x.spec != result.spec or not undoes(
-        inner.op, inner.params, node.op, node.params, (x.dtype, inner.outputs[0].dtype)
-    ):
+    dtypes = (x.dtype, inner.outputs[0].dtype)
+    if x.spec != result.spec:
         return None
-    return x
+    return x if undoes(inner.op, inner.params, node.op, node.params, dtypes) else None  # type: ignore[arg-type]
 
 
 def _seen_value(rewriter: Rewriter, node: Node) -> Value | None:
     """A view or copy that shows all of a value, in its order, is that value; a view of a view may be one view."""
     (result,) = node.outputs
     x = rewriter.value(node.inputs[0])
-    if _access(node, x.shape) == _identity(result.shape) and x.shape == result.shape:
+    if x.shape == result.shape and _access(node, x.shape) == _identity(result.shape):
         return x
     inner = rewriter.made_by.get(x)
     if inner is None or not isinstance(inner.op.lowering, View) or inner.op.is_constant:
@@ -78,17 +77,17 @@ def _seen_value(rewriter: Rewriter, node: Node) -> Value | None:
     first = _access(inner, base.shape)
     if first is None:
         return None
-    both = node.op.access(*first, **dict(node.params))
+    both = _normal(node.op.access(*first, **dict(node.params)))
     if both is None:
         return None
-    if tuple(both) == _identity(result.shape) and base.spec.size == result.spec.size:
+    if both == _identity(result.shape) and base.spec.size == result.spec.size:
         return (
             base
             if base.shape == result.shape
             else rewriter.apply(REGISTRY["reshape"], (base,), node, shape=result.shape)
         )
     # Such as an expansion of an expansion: the outer one can be applied to the base itself.
-    if node.op is inner.op and _can_apply(node, base) and _access(node, base.shape) == tuple(both):
+    if node.op is inner.op and _can_apply(node, base) and _access(node, base.shape) == both:
         return rewriter.apply(node.op, (base,), node, **dict(node.params))
     return None
 
@@ -102,13 +101,20 @@ def _can_apply(node: Node, base: Value) -> bool:
 
 
 def _access(node: Node, shape: tuple[int, ...]) -> Any:
-    seen = node.op.access(*_identity(shape), **dict(node.params))
-    return None if seen is None else tuple(seen)
+    return _normal(node.op.access(*_identity(shape), **dict(node.params)))
+
+
+def _normal(seen: Any) -> Any:
+    """Return (shape, strides, offset) with stride 0 where the extent is 1, which walks nowhere."""
+    if seen is None:
+        return None
+    shape, strides, offset = seen
+    return tuple(shape), tuple(0 if e == 1 else s for e, s in zip(shape, strides, strict=True)), offset
 
 
 def _identity(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     strides, step = [], 1
     for extent in reversed(shape):
-        strides.append(step)
+        strides.append(0 if extent == 1 else step)
         step *= extent
     return shape, tuple(reversed(strides)), 0

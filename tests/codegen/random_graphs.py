@@ -56,7 +56,9 @@ class RandomProgram:
         return self.apply("tanh", value)
 
     def step(self) -> None:
-        kind = self.pick("unary", "binary", "binary", "reduce", "reduce", "view", "view", "matmul", "sampled", "constant", "softmax")
+        kind = self.pick(
+            "unary", "binary", "binary", "reduce", "reduce", "view", "view", "matmul", "sampled", "constant", "softmax"
+        )
         getattr(self, kind)()
 
     def unary(self) -> None:
@@ -71,7 +73,9 @@ class RandomProgram:
             dim = int(self.random.integers(len(x.shape)))
             inner = int(np.prod(x.shape[dim + 1 :], dtype=int))
             shape = (1,) * dim + x.shape[dim:]
-            counter = self.apply("iota", shape=shape, dim=dim, dtype=float64, inner=max(inner, 1), extent=max(x.shape[dim], 1))
+            counter = self.apply(
+                "iota", shape=shape, dim=dim, dtype=float64, inner=max(inner, 1), extent=max(x.shape[dim], 1)
+            )
             self.bounded(self.apply("mul", x, counter))
 
     def binary(self) -> None:
@@ -121,7 +125,9 @@ class RandomProgram:
         elif kind == "expand" and x.spec.size < 200:
             self.apply("expand", x, shape=(int(self.random.integers(1, 3)), *shape))
         elif kind == "slice" and shape:
-            sizes = tuple(int(self.random.integers(0 if self.random.random() < 0.1 else 1, n + 1)) if n else 0 for n in shape)
+            sizes = tuple(
+                int(self.random.integers(0 if self.random.random() < 0.1 else 1, n + 1)) if n else 0 for n in shape
+            )
             starts = tuple(int(self.random.integers(0, n - s + 1)) for n, s in zip(shape, sizes, strict=True))
             steps = tuple(self.pick(1, -1) for _ in shape)
             starts = tuple(a + s - 1 if t < 0 and s else a for a, s, t in zip(starts, sizes, steps, strict=True))

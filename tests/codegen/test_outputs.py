@@ -109,7 +109,15 @@ def test_results_that_are_inputs_states_views_constants_or_given_twice_are_copie
     a, x = p.input("state"), p.input("argument")
     y = p.apply("exp", x)
     full = p.apply("full", shape=(3, 3), value=2.5, dtype=MATRIX.dtype)
-    for value in (a, x, y, y, p.apply("permute", y, dims=(1, 0)), full, p.apply("slice", y, starts=(1, 0), sizes=(2, 2), steps=(1, 1))):
+    for value in (
+        a,
+        x,
+        y,
+        y,
+        p.apply("permute", y, dims=(1, 0)),
+        full,
+        p.apply("slice", y, starts=(1, 0), sizes=(2, 2), steps=(1, 1)),
+    ):
         p.result(value)
     p.update(a, y)
     p.check()

@@ -47,7 +47,9 @@ def test_weight_gradients_are_shares_of_a_sum_and_activations_are_mapped(step):
 def test_blocks_of_the_batch_combine_to_the_whole(step):
     sharded = shard_graph(step.graph)
     before_cut = _values_before_cuts(step.graph, sharded)
-    probe = Graph(step.graph.inputs, step.graph.nodes, tuple(Output(v, "result", f"r{i}") for i, v in enumerate(before_cut)))
+    probe = Graph(
+        step.graph.inputs, step.graph.nodes, tuple(Output(v, "result", f"r{i}") for i, v in enumerate(before_cut))
+    )
     whole = run_graph(probe, step.arrays)
     blocks = [run_graph(_with_batch(probe, 8, 4), arrays) for arrays in _blocks(step, 4)]
     checked = 0

@@ -1,4 +1,4 @@
-"""What the tests of passes and plans share: tracing a function, and running its graph and its plan on the same arrays."""
+"""What tests of passes and plans share: tracing a function, and running its graph and its plan on equal arrays."""
 
 from __future__ import annotations
 
