@@ -151,7 +151,7 @@ class Fuser:
     def inlined(
         self, axes: Axes, item: Item, strides: tuple[int, ...], offset: int
     ) -> list[tuple[Value, tuple[int, ...], int]] | None:
-        """Return (root, strides, offset) of a free item's operands when it is read at ``strides``; None if it cannot."""
+        """Return (root, strides, offset) of a free item's operands, it being read at ``strides``; None if it cannot."""
         if not item.inputs:
             return []
         walk = index_per_dim(axes, strides, offset, item.output.shape)

@@ -392,9 +392,9 @@ class KernelBuilder:
         image = item.output.shape if kind in ("window_put", "avg_pool2d_grad") else item.inputs[0].shape
         windows = item.inputs[0].shape if kind in ("window_put", "avg_pool2d_grad") else item.output.shape
         top, _, left, _ = params["padding"]
-        geometry: list[int] = [*params["kernel"], *params["stride"], top, left, *params.get("dilation", (1, 1))]
-        counts_border = bool(params.get("count_include_pad", True))
-        shape = PoolShape(*[image[0] * image[1], *image[2:], *geometry, *windows[2:]], count_include_pad=counts_border)
+        geometry: list[Any] = [*params["kernel"], *params["stride"], top, left, *params.get("dilation", (1, 1))]
+        counts_border = params.get("count_include_pad", True)
+        shape = PoolShape(*[image[0] * image[1], *image[2:], *geometry, *windows[2:], counts_border])
         inputs = tuple(self._contiguous(value) for value in item.inputs)
         outputs = tuple(self._contiguous(value) for value in item.outputs)
         return Window(self.name, self.origin, kind, shape, item.inputs[0].dtype, inputs, outputs)

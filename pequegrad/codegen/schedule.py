@@ -45,7 +45,8 @@ FEWEST_CHUNKS = 4
 # Nanoseconds an element, float32, in cache; what is not named here is arithmetic of one or two instructions.
 _FUNCTION_COST = {
     "exp": 0.4, "expm1": 0.5, "log": 0.45, "log1p": 0.5, "tanh": 0.45, "sigmoid": 0.5, "erf": 0.6, "pow": 1.2,
-    "sin": 0.7, "cos": 0.7, "floor_div": 0.5, "trunc_div": 0.5, "remainder": 0.6, "uniform": 0.8, "normal": 1.6, "random": 1.0,
+    "sin": 0.7, "cos": 0.7, "floor_div": 0.5, "trunc_div": 0.5, "remainder": 0.6,
+    "uniform": 0.8, "normal": 1.6, "randint": 1.0,
 }  # fmt: skip
 _ARITHMETIC_COST = 0.05
 _BYTE_COST = 0.04
