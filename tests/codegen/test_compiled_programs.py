@@ -1,0 +1,56 @@
+"""Random programs, thirty to a module, compiled: results and updated states are those of the graph in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pequegrad.passes import run_pipeline
+from pequegrad.trace.graph import Graph
+from pequegrad.trace.interpreter import run_graph
+from tests.codegen.compiling import INSTRUCTION_SETS, Compiled, target_for
+from tests.codegen.random_graphs import random_program
+from tests.codegen.tracing import Traced, compare
+
+PROGRAMS = 30
+# Seeds whose first program is this one; beyond the native instruction set one module each is enough.
+MODULES = [("native", 0), ("native", 1000), *((name, 2000) for name in INSTRUCTION_SETS[1:])]
+
+
+def together(programs: list[Traced], name: str) -> Traced:
+    """Return one graph that does the work of all."""
+    graphs = [program.graph for program in programs]
+    whole = Graph(
+        tuple(item for graph in graphs for item in graph.inputs),
+        tuple(node for graph in graphs for node in graph.nodes),
+        tuple(output for graph in graphs for output in graph.outputs),
+        name,
+    )
+    return Traced(whole.verify(), [array for program in programs for array in program.arrays])
+
+
+@pytest.mark.parametrize(("instruction_set", "first"), MODULES)
+def test_random_programs_run_as_in_numpy(instruction_set, first):
+    programs = [random_program(seed, length=20) for seed in range(first, first + PROGRAMS)]
+    traced = together(programs, f"programs_{first}")
+    expected = run_graph(traced.graph, traced.arrays)
+    compiled = Compiled(traced.graph, target_for(instruction_set))
+    for workers in (1, 2):
+        compare(expected, compiled.run(traced.arrays, workers), f"{instruction_set}, {workers} workers", rtol=1e-10)
+
+
+def test_random_programs_run_as_in_numpy_after_the_passes():
+    programs = [random_program(seed, length=20) for seed in range(3000, 3000 + PROGRAMS)]
+    programs = [Traced(run_pipeline(program.graph), program.arrays) for program in programs]
+    traced = together(programs, "optimized_programs")
+    compiled = Compiled(traced.graph, target_for("native"))
+    compare(run_graph(traced.graph, traced.arrays), compiled.run(traced.arrays, 2), "optimized programs", rtol=1e-10)
+
+
+def test_a_compiled_program_gives_the_same_bits_for_any_number_of_workers():
+    traced = together([random_program(seed, length=20) for seed in range(PROGRAMS)], "programs_0")
+    compiled = Compiled(traced.graph, target_for("native"))
+    alone = compiled.run(traced.arrays, 1)
+    for workers in (2, 3, 5):
+        for i, (a, b) in enumerate(zip(alone, compiled.run(traced.arrays, workers), strict=True)):
+            np.testing.assert_array_equal(a, b, err_msg=f"output {i}, {workers} workers")
