@@ -18,6 +18,7 @@ from .layout import merge_plan
 from .plan import (
     Access,
     Accumulate,
+    Compute,
     Contract,
     Conv2d,
     ConvShape,
@@ -77,9 +78,13 @@ class KernelHead:
 
 @dataclass(frozen=True, slots=True)
 class MapView:
-    """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each."""
+    """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each.
+
+    ``is_scalar``: over single numbers, by one worker. ``unit``: the variable that counts shares."""
 
     head: KernelHead
+    is_scalar: bool
+    unit: str
     rows: int
     decode: tuple[Loop, ...]
     lane: Loop
@@ -117,9 +122,10 @@ class StageView:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A kernel of reductions. ``loops`` are the inner axes without the lane axis."""
+    """A kernel of reductions. ``loops`` are the inner axes without the lane axis; ``unit`` counts rows."""
 
     head: KernelHead
+    unit: str
     rows: int
     decode: tuple[Loop, ...]
     loops: tuple[Loop, ...]
@@ -247,6 +253,13 @@ def _decode(variables: Sequence[str], extents: Sequence[int], used: Iterable[Lin
     return tuple(loops)
 
 
+def _counted(decode: tuple[Loop, ...]) -> tuple[str, tuple[Loop, ...]]:
+    """Return the variable that counts rows, and what is left to decode: nothing where the one index is that count."""
+    if len(decode) == 1 and decode[0].divisor == 1 and decode[0].is_outermost:
+        return decode[0].variable, ()
+    return "unit", decode
+
+
 def _reads(reader: Line | Address | str, name: str) -> bool:
     if isinstance(reader, str):
         return name in reader.split()
@@ -264,20 +277,30 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     body = kernel.body if kernel.extents else tuple(_with_axis(statement) for statement in kernel.body)
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
     writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
-    writer.hoist(body)
-    lines = writer.vector_lines(body)
+    is_scalar = math.prod(extents) == 1 and not any(isinstance(s, Compute) and "{first}" in s.expression for s in body)
+    if is_scalar:
+        writer = KernelWriter(dtypes, indices, extents, None)
+        lines = writer.scalar_lines(body)
+    else:
+        writer.hoist(body)
+        lines = writer.vector_lines(body)
     extent = extents[-1]
     rows = math.prod(extents[:-1])
     chunk = max(LEAST_SHARE, -(-extent // SHARES_PER_AXIS // LEAST_SHARE) * LEAST_SHARE)
     if rows >= SHARES_PER_AXIS:
         chunk = max(extent, 1)
+    chunks = max(1, -(-extent // chunk))
+    decode = _decode(indices[:-1], extents[:-1], lines)
+    unit, decode = _counted(decode) if chunks == 1 else ("unit", decode)
     return MapView(
         _head(kernel, writer),
+        is_scalar,
+        unit,
         rows,
-        _decode(indices[:-1], extents[:-1], lines),
+        decode,
         Loop(indices[-1], extent),
         chunk,
-        max(1, -(-extent // chunk)),
+        chunks,
         any(line.reads("count") for line in lines),
         tuple(lines),
     )
@@ -328,10 +351,13 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     inner_axes = [axis for axis in range(len(kernel.outer), len(extents)) if axis != lane]
     lines = [line for stage in stages for part in (stage.before, stage.inner, stage.after) for line in part]
     positions = [a.position for stage in stages for a in stage.accumulators]
+    decode = _decode([indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions])
+    unit, decode = ("unit", decode) if kernel.lanes_are_rows else _counted(decode)
     return RowView(
         _head(kernel, writer),
+        unit,
         math.prod(extents[axis] for axis in outer_axes),
-        _decode([indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions]),
+        decode,
         tuple(Loop(indices[axis], extents[axis]) for axis in inner_axes),
         Loop(indices[lane], extents[lane]),
         -(-extents[lane] // lanes),

@@ -166,7 +166,7 @@ def difference(expected: np.ndarray, got: np.ndarray, case: Case) -> str | None:
         distance = np.where(is_special, 0, np.abs(wide - ours))
         if case.ulps is None:
             finite = np.abs(wide[np.isfinite(wide)])
-            wrong |= distance > case.tolerance * max(1e-30, float(finite.max(initial=0.0)))
+            wrong |= distance > case.tolerance * max(1.0, float(finite.max(initial=0.0)))
         else:
             limits = ml_dtypes.finfo(expected.dtype)
             unit = np.maximum(np.abs(wide), float(limits.smallest_normal)) * float(limits.eps)
