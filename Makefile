@@ -33,7 +33,7 @@ bench: .venv/.installed-bench ## time the CPU workloads beside torch and JAX
 	$(BIN)/python -m benchmarks.cpu
 
 clean: ## remove the environment and everything built
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/results
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -261,9 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": facts,
         "threads": options.threads,
-        "workloads": {
-            name: [asdict(row) | {"seconds": row.seconds} for row in rows] for name, rows in results.items()
-        },
+        "workloads": {name: [asdict(row) | {"seconds": row.seconds} for row in rows] for name, rows in results.items()},
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
     draw({BY_NAME[name]: rows for name, rows in results.items()}, path.with_suffix(".png"), facts)

@@ -178,10 +178,7 @@ class JaxPeer:
                     second = [0.999 * v + 0.001 * g * g for v, g in zip(second, gradients)]
                     size = lr / (1 - 0.9**count)
                     root = jnp.sqrt(1 - 0.999**count)
-                    new = [
-                        p - size * m / (jnp.sqrt(v) / root + 1e-8)
-                        for p, m, v in zip(parameters, first, second)
-                    ]
+                    new = [p - size * m / (jnp.sqrt(v) / root + 1e-8) for p, m, v in zip(parameters, first, second)]
                     return new, (count, first, second)
 
         def whole_step(parameters: list[Any], state: Any, x: Any, y: Any) -> Any:

@@ -3,12 +3,17 @@
 Three questions, each answered by the median of several fresh processes: what `import pequegrad` takes beside
 `import numpy`; how long the first step takes with an empty cache, and with one that holds only the binding;
 and how soon a later process has its first loss, counted from the moment that numpy is there.
+
+Every timed process finds its bytecode cached, as an installed package's is: an environment that forbids
+writing it (PYTHONDONTWRITEBYTECODE) is overruled, and the first process of a kind is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cpu import RESULTS, ROOT, make_parser, names_in, worker_environment
+from .cpu import RESULTS, ROOT, machine, make_parser, names_in, worker_environment
 from .workloads import WORKLOADS
 
 IMPORT_TIMER = "import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
@@ -42,10 +47,12 @@ print(imported - start, time.perf_counter() - start)
 
 def run_python(code: str, *arguments: str, threads: int = 1, cache_dir: str = "") -> list[float]:
     """Run ``code`` in a fresh interpreter; return the numbers of the last line that it prints."""
+    environment = worker_environment(threads, cache_dir) if cache_dir else dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
-        env=worker_environment(threads, cache_dir) if cache_dir else None,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -69,11 +76,11 @@ def first_loss_seconds(workload: str, threads: int, repeats: int) -> dict[str, l
     other = next(other.name for other in WORKLOADS if other.name != workload)
 
     def first_loss(name: str, cache_dir: str) -> float:
-        return run_python(
-            FIRST_LOSS_TIMER, name, str(threads), cache_dir, threads=threads, cache_dir=cache_dir
-        )[1]
+        return run_python(FIRST_LOSS_TIMER, name, str(threads), cache_dir, threads=threads, cache_dir=cache_dir)[1]
 
     seconds: dict[str, list[float]] = {"empty cache": [], "binding cached": [], "warm": []}
+    with tempfile.TemporaryDirectory(prefix="benchmark-cache-") as cache_dir:
+        first_loss(workload, cache_dir)  # writes the bytecode of all that a cold step imports
     with tempfile.TemporaryDirectory(prefix="benchmark-cache-") as cache_dir:
         seconds["empty cache"].append(first_loss(workload, cache_dir))
         seconds["warm"] += [first_loss(workload, cache_dir) for _ in range(repeats)]
@@ -100,7 +107,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "startup.json"
-    path.write_text(json.dumps({"import_seconds": imports, "first_loss_seconds": losses}, indent=1) + "\n")
+    record = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "threads": options.threads,
+        "import_seconds": imports,
+        "first_loss_seconds": losses,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nwrote {path}")
 
 

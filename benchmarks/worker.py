@@ -36,9 +36,7 @@ class Worker:
 
     def prepare(self, peer: str, workload: str, threads: int, cache_dir: str) -> dict[str, Any]:
         """Import the framework; reply with the seconds that took and the variants to try."""
-        if hasattr(
-            os, "sched_setaffinity"
-        ):  # JAX takes as many threads as it sees cores, whatever it is told
+        if hasattr(os, "sched_setaffinity"):  # JAX takes as many threads as it sees cores, whatever it is told
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         start = time.perf_counter()
         self.peer = PEERS[peer](threads, cache_dir)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pequegrad.nn.functional as F
 from tqdm import tqdm
 
 import pequegrad as pg
+import pequegrad.nn.functional as F
 from pequegrad import nn, optim
 from pequegrad.data import DataLoader, TensorDataset, mnist
 from pequegrad.errors import DataError
@@ -34,6 +34,8 @@ STEPS_PER_LOSS = 10
 class Recipe:
     """What one example trains, and how."""
 
+    name: str
+    """The module's, as in ``python -m examples.NAME``."""
     title: str
     model: Callable[[], nn.Module]
     optimizer: Callable[[Any], optim.Optimizer]
@@ -51,15 +53,24 @@ class Progress:
     first_step_seconds: float
     other_seconds: float
 
+    def after(self, seconds: float) -> Progress:
+        """Return where training stands after one step more, which took ``seconds``."""
+        if self.steps == 0:
+            return Progress(1, seconds, 0.0)
+        return Progress(self.steps + 1, self.first_step_seconds, self.other_seconds + seconds)
+
     @property
-    def steps_per_second(self) -> float:
-        return (self.steps - 1) / self.other_seconds if self.other_seconds else 0.0
+    def rate(self) -> str:
+        """ ", N steps/s" without the first step, or nothing if there was no other."""
+        if self.steps < 2:
+            return ""
+        rate = (self.steps - 1) / self.other_seconds
+        return f", {rate:.{0 if rate >= 10 else 1}f} steps/s"
 
     def __str__(self) -> str:
-        return (
-            f"{self.steps} steps in {self.first_step_seconds + self.other_seconds:.2f} s of training "
-            f"({self.first_step_seconds:.2f} s for the first step, {self.other_seconds:.2f} s for the others)"
-        )
+        first, others = self.first_step_seconds, self.other_seconds
+        count = f"{self.steps} step{'s' * (self.steps > 1)}"
+        return f"{count} in {first + others:.2f} s of training (the first step {first:.2f} s, the rest {others:.2f} s)"
 
 
 def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
@@ -75,14 +86,10 @@ def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
     if options.batch_size > len(train_images):
-        parser.error(
-            f"--batch-size: at most {len(train_images)}, the training images. Got {options.batch_size}."
-        )
+        parser.error(f"--batch-size: at most {len(train_images)}, the training images. Got {options.batch_size}.")
 
     pg.manual_seed(options.seed)
-    loader = DataLoader(
-        TensorDataset(train_images, train_labels), options.batch_size, shuffle=True, drop_last=True
-    )
+    loader = DataLoader(TensorDataset(train_images, train_labels), options.batch_size, shuffle=True, drop_last=True)
     model = recipe.model()
     optimizer = recipe.optimizer(model.parameters())
 
@@ -108,13 +115,14 @@ def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
         return hits / len(test_images)
 
     with pg.stance("force_eager") if options.eager else contextlib.nullcontext():
-        print(f"{recipe.title}, batch {options.batch_size}, {'eager' if options.eager else 'compiled'}")
+        print(f"{recipe.title}, batch {options.batch_size}, {'eager' if options.eager else 'compiled'}", flush=True)
+        predict(test_images[:EVALUATION_BATCH])  # compiles it here, and not in the middle of the progress bar
         progress, goal = train(recipe, options.steps, train_step, endless(loader), accuracy)
         final = accuracy()
 
     print(f"test accuracy: {100 * final:.2f} % of {len(test_images):,} images")
-    print(f"first {GOAL:.0%}: {goal or f'not within {options.steps} steps'}")
-    print(f"in all: {progress}; {progress.steps_per_second:.0f} steps/s after the first")
+    print(f"first {100 * GOAL:.0f} %: {goal or 'not reached'}")
+    print(f"in all: {progress}{progress.rate}")
 
 
 def train(
@@ -125,25 +133,28 @@ def train(
     accuracy: Callable[[], float],
 ) -> tuple[Progress, Progress | None]:
     """Run ``steps`` steps; return where it stood at the end, and where the accuracy first was GOAL."""
-    progress, goal = Progress(0, 0.0, 0.0), None
-    layout = "{percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} steps {postfix}"
-    with tqdm(total=steps, bar_format=layout, mininterval=0.2) as bar:
-        for step in range(1, steps + 1):
-            start = time.perf_counter()
-            images, labels = next(batches)
-            loss = train_step(images, labels)
-            shown = loss.item() if step % STEPS_PER_LOSS == 0 or step in (1, steps) else None
-            seconds = time.perf_counter() - start
 
-            if step == 1:
-                progress = Progress(1, seconds, 0.0)
-            else:
-                progress = Progress(step, progress.first_step_seconds, progress.other_seconds + seconds)
-            if shown is not None:
-                text = f"loss {shown:.4f}, {progress.steps_per_second:.0f} steps/s"
-                bar.set_postfix_str(text, refresh=step == steps)
+    def timed_step() -> tuple[float | None, float]:
+        start = time.perf_counter()
+        images, labels = next(batches)
+        loss = train_step(images, labels)
+        step = progress.steps + 1
+        read = loss.item() if step % STEPS_PER_LOSS == 0 or step in (1, steps) else None
+        return read, time.perf_counter() - start
+
+    progress, goal = Progress(0, 0.0, 0.0), None
+    shown, seconds = timed_step()  # before the bar, because it may compile and say so
+    progress = progress.after(seconds)
+    layout = "{percentage:3.0f} %|{bar:30}| {n_fmt}/{total_fmt} steps{postfix}"
+    with tqdm(total=steps, initial=1, bar_format=layout, mininterval=0.2) as bar:
+        bar.set_postfix_str(f"loss {shown:.4f}{progress.rate}")
+        while progress.steps < steps:
+            shown, seconds = timed_step()
+            progress = progress.after(seconds)
             bar.update()
-            is_due = step % recipe.steps_per_evaluation == 0
+            if shown is not None:
+                bar.set_postfix_str(f"loss {shown:.4f}{progress.rate}", refresh=progress.steps == steps)
+            is_due = progress.steps % recipe.steps_per_evaluation == 0
             if goal is None and is_due and accuracy() >= GOAL:
                 goal = progress
     return progress, goal
@@ -151,9 +162,11 @@ def train(
 
 def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     """Return the command line that all MNIST examples have."""
-    parser = argparse.ArgumentParser(description=f"Train on MNIST: {recipe.title}.")
+    parser = argparse.ArgumentParser(
+        f"python -m examples.{recipe.name}", description=f"Train on MNIST: {recipe.title}."
+    )
     parser.add_argument("--eager", action="store_true", help="run step by step on NumPy, without compiling")
-    parser.add_argument("--cuda", action="store_true", help="train on a GPU")
+    parser.add_argument("--cuda", action="store_true", help="train on a GPU (not in this version)")
     parser.add_argument("--steps", type=positive, default=recipe.steps, help="training steps (%(default)s)")
     parser.add_argument("--batch-size", type=positive, default=recipe.batch_size, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and shuffling (%(default)s)")
@@ -163,10 +176,9 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
     """Parse a positive integer for argparse."""
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer; got {text}")
-    return value
+    return int(text)
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:

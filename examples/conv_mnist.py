@@ -22,6 +22,7 @@ def convnet() -> nn.Module:
 
 
 RECIPE = Recipe(
+    name="conv_mnist",
     title="convnet 1→8→16, 3×3, Adam lr 0.01",
     model=convnet,
     optimizer=lambda parameters: optim.Adam(parameters, lr=0.01),

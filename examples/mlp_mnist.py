@@ -7,6 +7,7 @@ from pequegrad import nn, optim
 from ._mnist import Recipe, main
 
 RECIPE = Recipe(
+    name="mlp_mnist",
     title="MLP 784-200-10, SGD lr 0.1",
     model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10)),
     optimizer=lambda parameters: optim.SGD(parameters, lr=0.1),

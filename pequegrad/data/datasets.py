@@ -44,8 +44,7 @@ class TensorDataset(Dataset):
         lengths = [len(tensor) for tensor in tensors]
         if len(set(lengths)) != 1:
             raise ShapeError(
-                "TensorDataset: all tensors must have the same first dimension. Got "
-                f"{', '.join(map(str, lengths))}."
+                f"TensorDataset: all tensors must have the same first dimension. Got {', '.join(map(str, lengths))}."
             )
         self.tensors = tensors
 

@@ -157,9 +157,7 @@ def collate_arrays(samples: list[Any]) -> Any:
     if isinstance(first, tuple | list):
         lengths = {len(sample) for sample in samples}
         if len(lengths) != 1:
-            raise ShapeError(
-                f"collate: every sample must have the same number of items. Got {sorted(lengths)}."
-            )
+            raise ShapeError(f"collate: every sample must have the same number of items. Got {sorted(lengths)}.")
         items = [collate_arrays(list(column)) for column in zip(*samples)]
         if isinstance(first, tuple):
             return type(first)(*items) if hasattr(first, "_fields") else tuple(items)
@@ -179,9 +177,7 @@ def collate_arrays(samples: list[Any]) -> Any:
             )
         return np.stack(arrays)
     if first is None:
-        raise DTypeError(
-            "collate: a sample is None. Return arrays, Tensors or numbers, or pass a collate_fn."
-        )
+        raise DTypeError("collate: a sample is None. Return arrays, Tensors or numbers, or pass a collate_fn.")
     return samples
 
 
@@ -218,6 +214,4 @@ def _length(value: Any, name: str) -> int:
     try:
         return len(value)
     except TypeError:
-        raise TypeError(
-            f"len(DataLoader): the {name} has no length. Give it a __len__, or do not ask."
-        ) from None
+        raise TypeError(f"len(DataLoader): the {name} has no length. Give it a __len__, or do not ask.") from None

@@ -59,18 +59,14 @@ def _default_root(wanted: str) -> Path:
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Return the uint8 array of an IDX file (magic 0x08 and ndim, big-endian extents, bytes) of ``shape``."""
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file. MNIST's folder must hold it; name another one by root= (--data)."
-        )
+        raise DataError(f"{path}: no such file. MNIST's folder must hold it; name another one by root= (--data).")
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: the file is truncated or damaged ({error}). {_CURE}") from None
     header = 4 + 4 * len(shape)
     if len(content) < header:
-        raise DataError(
-            f"{path}: an IDX header of {header} bytes was expected. Got {len(content)} bytes. {_CURE}"
-        )
+        raise DataError(f"{path}: an IDX header of {header} bytes was expected. Got {len(content)} bytes. {_CURE}")
     magic, *extents = struct.unpack(f">{1 + len(shape)}I", content[:header])
     expected_magic = 0x0800 + len(shape)
     if magic != expected_magic:
@@ -79,7 +75,5 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise DataError(f"{path}: expected shape {shape} in the header. Got {tuple(extents)}. {_CURE}")
     expected_bytes = int(np.prod(shape))
     if len(content) - header != expected_bytes:
-        raise DataError(
-            f"{path}: expected {expected_bytes} bytes of data. Got {len(content) - header}. {_CURE}"
-        )
+        raise DataError(f"{path}: expected {expected_bytes} bytes of data. Got {len(content) - header}. {_CURE}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

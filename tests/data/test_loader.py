@@ -205,9 +205,7 @@ def test_no_process_is_left_after_a_loop_is_abandoned():
 
 def test_workers_draw_different_random_numbers():
     pg.manual_seed(0)
-    values = [
-        value for batch in DataLoader(Noise(2), batch_size=1, num_workers=2) for value in batch.tolist()
-    ]
+    values = [value for batch in DataLoader(Noise(2), batch_size=1, num_workers=2) for value in batch.tolist()]
     assert values[0] != values[1]
 
 

@@ -18,10 +18,7 @@ LONGEST = 800
 
 def sources(*folders: str) -> list[Path]:
     return sorted(
-        path
-        for folder in folders
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in SUFFIXES and path.is_file()
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES and path.is_file()
     )
 
 
@@ -47,14 +44,10 @@ WORKLOAD_NAMES = {workload.name for workload in WORKLOADS} - {"conv", "tiny"} | 
 )
 def test_file_has_one_responsibility_by_its_length(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST, (
-        f"{path.relative_to(ROOT)} has {lines} lines, more than {LONGEST}. Split it by job."
-    )
+    assert lines <= LONGEST, f"{path.relative_to(ROOT)} has {lines} lines, more than {LONGEST}. Split it by job."
 
 
-@pytest.mark.parametrize(
-    "path", sources("pequegrad", "runtime"), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", sources("pequegrad", "runtime"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_knows_a_benchmark_workload(path):
     text = path.read_text(encoding="utf-8")
     words = words_of_python(text) if path.suffix == ".py" else set(re.findall(r"[a-z0-9]+", text.lower()))

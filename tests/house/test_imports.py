@@ -227,9 +227,7 @@ def test_no_own_import_hides_in_a_function(path):
     module = module_name(path)
     if room_of(module) not in MAY_IMPORT_LATE:
         lines = late_own_imports(parse(path), module, path.name == "__init__.py")
-        assert not lines, (
-            f"{path.relative_to(ROOT)}: lines {lines}. A cycle means that something is in the wrong room."
-        )
+        assert not lines, f"{path.relative_to(ROOT)}: lines {lines}. A cycle means that something is in the wrong room."
 
 
 @per_file

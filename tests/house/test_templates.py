@@ -21,7 +21,7 @@ from jinja2 import meta, nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "pequegrad" / "templates").rglob("*.j2"))
-RECORD_MODULES = ("plan", "rendering", "emit")
+RECORD_MODULES = tuple(path.stem for path in (ROOT / "pequegrad" / "codegen").glob("[!_]*.py"))
 FIRST_LINE = re.compile(r"\{#- record: ([a-z_.]+)\.([A-Za-z0-9]+) -#\}")
 
 per_template = pytest.mark.parametrize(

@@ -87,9 +87,7 @@ def test_installed_wheel_compiles_a_step_in_an_empty_environment(wheel, tmp_path
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
 
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PEQUEGRAD_", "PYTHON"))
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PEQUEGRAD_", "PYTHON"))}
     environment = clean | {"PEQUEGRAD_CACHE_DIR": str(tmp_path / "cache")}
     done = run(python, "-c", STEP, ROOT, cwd=tmp_path, env=environment)
     assert done.stdout.splitlines()[-1].startswith("trained")
