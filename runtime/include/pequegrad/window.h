@@ -1,7 +1,7 @@
 // Max and average pooling over the planes of an (…, H, W) array, and their gradients.
 //
 // Invariants: workers own whole planes and walk them in a fixed order; padding never wins a maximum and adds nothing;
-// of equal values the first in row-major order wins, and the first NaN beats all numbers. An index of type u8 is the
+// of equal values the first in row-major order wins, and of NaN, which beats all numbers, the last (as in torch). An index of type u8 is the
 // tap within the window (kh * KW + kw), any wider one the flat position within the plane, h * W + w, as in torch.
 #pragma once
 #include "gemm.h"
@@ -59,7 +59,7 @@ template <class T, class Index> PG_NOINLINE void max_pool2d_halving_row(const T*
     vec<T> value = top.first;
     vec<i32> tap{};
     auto meet = [&](vec<T> next, i32 number) {
-      vec<b8> better = gt(next, value) | (ne(next, next) & eq(value, value));
+      vec<b8> better = gt(next, value) | ne(next, next);
       value = select(better, next, value);
       tap = select(better, number, tap);
     };
@@ -121,7 +121,7 @@ void max_pool2d(const pool2d_shape& s, const T* x, T* y, Index* index, int worke
             const long w = j * s.stride_w - s.pad_w + kw * s.dil_w;
             if (w < 0 || w >= s.W) continue;
             const T next = from[h * s.W + w];
-            if (at < 0 || next > value || (next != next && value == value)) {
+            if (at < 0 || next > value || next != next) {
               value = next;
               at = h * s.W + w;
               tap_at = kh * s.KW + kw;
