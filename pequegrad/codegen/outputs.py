@@ -68,7 +68,10 @@ class Binder:
             self.fuser.add_point(copy)
 
     def _copy_of(self, value: Value) -> Item:
-        return Item("copy", REGISTRY["copy"], (), (value,), (Value(value.spec),))
+        root = self.fuser.place(value).root
+        maker = self.fuser.free.get(root) or self.fuser.items.get(root)
+        location = maker.location if maker is not None else None
+        return Item("copy", REGISTRY["copy"], (), (value,), (Value(value.spec),), location)
 
     def _find_readers(self) -> None:
         for group in self.fuser.live_groups():

@@ -308,13 +308,11 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
 
 def _with_axis(statement: Statement) -> Statement:
     """Return a statement of a 0-dimensional domain as one over a single axis of extent 1."""
-    access = getattr(statement, "access", None)
-    index = getattr(statement, "index", None)
-    if access is not None:
-        return dataclasses.replace(statement, access=Access(access.buffer, (0,), access.offset))  # type: ignore[arg-type]
-    if index is not None:
-        return dataclasses.replace(statement, index=Access(index.buffer, (1,), index.offset))  # type: ignore[call-arg, arg-type]
-    return statement
+    if isinstance(statement, Compute):
+        index = statement.index
+        return statement if index is None else dataclasses.replace(statement, index=Access(-1, (1,), index.offset))
+    access = statement.access
+    return dataclasses.replace(statement, access=Access(access.buffer, (0,), access.offset))
 
 
 def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
