@@ -9,7 +9,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 STANCES = ("default", "force_eager", "eager_on_recompile", "fail_on_recompile")
@@ -58,6 +57,12 @@ def _choice(*allowed: str) -> Any:
     return parse
 
 
+def _path(text: str) -> Any:
+    from pathlib import Path  # not at the top: it would take a tenth of the package's import
+
+    return Path(text)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -84,7 +89,7 @@ class Config:
     ``with config(field=value): ...`` overrides it for the current thread inside the block.
     """
 
-    cache_dir = Setting("PEQUEGRAD_CACHE_DIR", None, "folder of the disk cache; None: the user's cache folder", Path)
+    cache_dir = Setting("PEQUEGRAD_CACHE_DIR", None, "folder of the disk cache; None: the user's own", _path)
     cache = Setting("PEQUEGRAD_CACHE", "on", "on, off or readonly", _choice(*CACHE_MODES))
     cache_size_mb = Setting("PEQUEGRAD_CACHE_SIZE_MB", 2048, "disk cache cap in MiB; least recently used goes", _positive)
     stance = Setting("PEQUEGRAD_STANCE", "default", "what compiled functions do; one of STANCES", _choice(*STANCES))
@@ -95,10 +100,13 @@ class Config:
     cuda_arch = Setting("PEQUEGRAD_CUDA_ARCH", None, "CUDA architecture such as sm_90")
     cxx = Setting("CXX", None, "C++ compiler command; None: g++, then c++, then clang++ on PATH")
     cxxflags = Setting("CXXFLAGS", "", "extra flags for the C++ compiler")
-    cuda_home = Setting("CUDA_HOME", None, "CUDA toolkit folder", Path)
+    cuda_home = Setting("CUDA_HOME", None, "CUDA toolkit folder", _path)
     omp_num_threads = Setting("OMP_NUM_THREADS", None, "honoured when num_threads is not set", _positive)
     no_color = Setting("NO_COLOR", False, "never print colours; any value counts", bool)
     quiet = Setting("PEQUEGRAD_QUIET", False, "do not print the line per compile", _flag)
+
+    _overrides: dict[str, Any]
+    _thread: threading.local
 
     def __init__(self) -> None:
         object.__setattr__(self, "_overrides", {})

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def save(value: Any, path: str | os.PathLike[str]) -> None:
     )
     from safetensors import serialize  # only where a file is written: it would slow the package's import
 
-    entries = {
+    entries: dict[str, Any] = {
         name: {"dtype": as_dtype(array.dtype).name, "shape": array.shape, "data": _bytes(array)}
         for name, array in arrays.items()
     }
@@ -145,28 +145,18 @@ def _tensor(name: str, entry: dict[str, Any], path: Any) -> Tensor:
 
 def _write_whole(path: Path, content: bytes) -> None:
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with beside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            _give_usual_rights(beside, path)
+            if path.exists():
+                beside.chmod(path.stat().st_mode & 0o777)
             os.replace(beside, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(beside)
+                beside.unlink()
             raise
     except OSError as error:
         raise DataError(f"save: cannot write {path}: {error.strerror or error}.") from error
-
-
-def _give_usual_rights(beside: str, path: Path) -> None:
-    """Give a temporary file, which only its owner may read, the rights of the file it replaces, or of a new one."""
-    try:
-        mode = path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = 0o666 & ~mask
-    os.chmod(beside, mode)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,6 +56,14 @@ class Tensor:
         "_view", "spec", "storage",
     )  # fmt: skip
     __array_priority__ = 1000
+
+    if TYPE_CHECKING:
+        # Given by `install_methods`, from the ops' own records.
+        __add__: Any
+        _edge: Any
+
+        def __getattr__(self, name: str) -> Any: ...
+
 
     def __init__(self, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> None:
         _check_device(device)
@@ -479,21 +487,18 @@ class Tensor:
         if new.shape != self.shape:
             new = expand(new, self.shape)
         is_tracked = context.is_grad_enabled and (self.requires_grad or new.requires_grad)
+        if context.is_grad_enabled:
+            self._refuse_blind_write(is_tracked)
         if is_tracked:
             root = self
             while root._view is not None and root._view.is_differentiable:
                 root = root._view.base
             if root.requires_grad and root.edge() is root:
                 raise AutogradError(
-                    f"in-place change of a leaf tensor {root.spec} that requires grad. Do it under pequegrad.no_grad(), "
+                    f"in-place change of a leaf tensor {root.spec} that requires grad. Do it under pequegrad.no_grad() "
                     "or on a .clone()."
                 )
             view = self._view
-            if view is not None and not view.is_differentiable and not view.is_leaf and view.op.vjp is not None:
-                raise AutogradError(
-                    f"in-place change, with gradients, of a view {self.spec} that was made under no_grad: its base "
-                    "would not learn of it. Make the view outside no_grad, or change it inside."
-                )
             if view is not None and view.is_differentiable:
                 view.base.assign(view.op.put(view.base, new, **view.params))
                 return self
@@ -507,6 +512,17 @@ class Tensor:
             self._edge = None
             self._requires_grad = False
         return self
+
+    def _refuse_blind_write(self, is_tracked: Any) -> None:
+        """Raise AutogradError where a write through a view that was made under no_grad would be lost to its base."""
+        view = self._view
+        if view is None or view.is_differentiable or view.is_leaf or view.op.vjp is None:
+            return
+        if is_tracked or view.base.requires_grad:
+            raise AutogradError(
+                f"in-place change, outside no_grad, of a view {self.spec} that was made under no_grad: the gradient "
+                "of its base would not know of it. Make the view outside no_grad, or change it inside."
+            )
 
     def copy_(self, source: Any) -> Tensor:
         """Copy ``source`` into this tensor's memory."""
@@ -548,7 +564,7 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _rebuild(kind: type, array: np.ndarray, requires_grad: bool) -> Tensor:
+def _rebuild(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
     tensor = kind.__new__(kind)
     tensor._init(Storage(array), TensorSpec(array.shape, as_dtype(array.dtype)), array)
     tensor._requires_grad = requires_grad
@@ -574,7 +590,8 @@ def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> np.ndarray:
     if is_python and array.dtype == object and isinstance(data, int):
         raise DTypeError(f"Tensor: the integer {data} does not fit into int64. Use a float.")
     if dtype is not None:
-        return array.astype(dtype.numpy, copy=False)
+        with np.errstate(all="ignore"):  # a number too large for the dtype becomes inf, or wraps, as in torch
+            return array.astype(dtype.numpy, copy=False)
     if array.dtype.kind not in "biuf" and array.dtype not in [d.numpy for d in DTYPES]:
         raise DTypeError(f"Tensor: data must be numbers. Got {type(data).__name__} of dtype {array.dtype}.")
     if is_python and array.dtype == np.float64 and not _has_numpy_float64(data):

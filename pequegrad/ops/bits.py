@@ -31,8 +31,8 @@ class BitOperation(Elementwise):
 
 def _bits(torch_form: Any, *, has_bool: bool = True) -> list[Sample]:
     """Return samples of an operation on bits."""
-    x, y = np.int32([[12], [-7]]), np.int32([10, 3, 0])
-    unsigned = np.uint8([200, 15]), np.uint8([3, 2])
+    x, y = np.array([[12], [-7]], np.int32), np.array([10, 3, 0], np.int32)
+    unsigned = np.array([200, 15], np.uint8), np.array([3, 2], np.uint8)
     samples = [Sample((x, y), (), torch_form), Sample(unsigned, (), torch_form)]
     return [*samples, *truth_table(torch_form)] if has_bool else samples
 
@@ -51,7 +51,7 @@ class BitwiseAnd(BitOperation):
         return bind(BitwiseAnd, *operands(x, other, who="bitwise_and"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x & y
 
     @staticmethod
@@ -76,7 +76,7 @@ class BitwiseOr(BitOperation):
         return bind(BitwiseOr, *operands(x, other, who="bitwise_or"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x | y
 
     @staticmethod
@@ -101,7 +101,7 @@ class BitwiseXor(BitOperation):
         return bind(BitwiseXor, *operands(x, other, who="bitwise_xor"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x ^ y
 
     @staticmethod
@@ -126,12 +126,12 @@ class BitwiseNot(BitOperation):
         return bind(LogicalNot if x.dtype is bool_ else BitwiseNot, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return ~x
 
     @staticmethod
     def samples() -> list[Sample]:
-        return [Sample((x,), (), lambda torch, t: ~t) for x in (np.int32([0, -5, 9]), np.uint8([0, 200]))]
+        return [Sample((x,), (), lambda torch, t: ~t) for x in (np.array([0, -5, 9], np.int32), np.array([0, 200], np.uint8))]
 
 
 bitwise_not = BitwiseNot.call
@@ -153,7 +153,7 @@ class LeftShift(BitOperation):
         return bind(LeftShift, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.left_shift(x, y)
 
     @staticmethod
@@ -180,7 +180,7 @@ class RightShift(BitOperation):
         return bind(RightShift, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.right_shift(x, y)
 
     @staticmethod

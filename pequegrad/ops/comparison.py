@@ -26,8 +26,8 @@ class Predicate(Elementwise):
 
 def _pairs(torch_form: Any) -> list[Sample]:
     """Return samples of a comparison: NaN, infinities, ties, integers that broadcast."""
-    x, y = np.float32([1, 2, 3, np.nan, np.inf, -0.0]), np.float32([1, 3, 2, np.nan, -np.inf, 0])
-    whole = np.int64([[1], [2]]), np.int64([1, 2, 3])
+    x, y = np.array([1, 2, 3, np.nan, np.inf, -0.0], np.float32), np.array([1, 3, 2, np.nan, -np.inf, 0], np.float32)
+    whole = np.array([[1], [2]], np.int64), np.array([1, 2, 3], np.int64)
     return [Sample((x, y), (), torch_form), Sample(whole, (), torch_form)]
 
 
@@ -56,7 +56,7 @@ class Equal(Predicate):
         return bind(Equal, *operands(x, other, who="eq"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x == y
 
     @staticmethod
@@ -81,7 +81,7 @@ class NotEqual(Predicate):
         return bind(NotEqual, *operands(x, other, who="ne"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x != y
 
     @staticmethod
@@ -105,7 +105,7 @@ class Less(Predicate):
         return bind(Less, *operands(x, other, who="lt"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x < y
 
     @staticmethod
@@ -129,7 +129,7 @@ class LessEqual(Predicate):
         return bind(LessEqual, *operands(x, other, who="le"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x <= y
 
     @staticmethod
@@ -153,7 +153,7 @@ class Greater(Predicate):
         return bind(Greater, *operands(x, other, who="gt"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x > y
 
     @staticmethod
@@ -177,7 +177,7 @@ class GreaterEqual(Predicate):
         return bind(GreaterEqual, *operands(x, other, who="ge"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x >= y
 
     @staticmethod
@@ -202,7 +202,7 @@ class LogicalAnd(Predicate):
         return bind(LogicalAnd, as_bool(x), as_bool(other))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.logical_and(x, y)
 
     @staticmethod
@@ -227,7 +227,7 @@ class LogicalOr(Predicate):
         return bind(LogicalOr, as_bool(x), as_bool(other))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.logical_or(x, y)
 
     @staticmethod
@@ -252,7 +252,7 @@ class LogicalXor(Predicate):
         return bind(LogicalXor, as_bool(x), as_bool(other))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.logical_xor(x, y)
 
     @staticmethod
@@ -276,7 +276,7 @@ class LogicalNot(Predicate):
         return bind(LogicalNot, as_bool(x))
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return ~x
 
     @staticmethod
@@ -300,12 +300,12 @@ class IsNan(Predicate):
         return bind(IsNan, as_tensor(x))
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.isnan(x)
 
     @staticmethod
     def samples() -> list[Sample]:
-        arrays = np.float32([0, -1, np.nan, np.inf, -np.inf]), np.int64([0, 3])
+        arrays = np.array([0, -1, np.nan, np.inf, -np.inf], np.float32), np.array([0, 3], np.int64)
         return [Sample((x,), (), lambda torch, t: torch.isnan(t)) for x in arrays]
 
 
@@ -325,12 +325,12 @@ class IsInf(Predicate):
         return bind(IsInf, as_tensor(x))
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.isinf(x)
 
     @staticmethod
     def samples() -> list[Sample]:
-        arrays = np.float32([0, -1, np.nan, np.inf, -np.inf]), np.int64([0, 3])
+        arrays = np.array([0, -1, np.nan, np.inf, -np.inf], np.float32), np.array([0, 3], np.int64)
         return [Sample((x,), (), lambda torch, t: torch.isinf(t)) for x in arrays]
 
 
@@ -350,12 +350,12 @@ class IsFinite(Predicate):
         return bind(IsFinite, as_tensor(x))
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.isfinite(x)
 
     @staticmethod
     def samples() -> list[Sample]:
-        arrays = np.float32([0, -1, np.nan, np.inf, -np.inf]), np.int64([0, 3])
+        arrays = np.array([0, -1, np.nan, np.inf, -np.inf], np.float32), np.array([0, 3], np.int64)
         return [Sample((x,), (), lambda torch, t: torch.isfinite(t)) for x in arrays]
 
 

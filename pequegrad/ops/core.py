@@ -113,6 +113,8 @@ class Op:
 
     name: ClassVar[str] = ""
     lowering: ClassVar[Any] = None
+    call: ClassVar[Callable[..., Any]]
+    """The public function, with torch's signature."""
     methods: ClassVar[tuple[str, ...]] = ()
     """Names under which ``call`` is also a Tensor method."""
 

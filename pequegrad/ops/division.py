@@ -39,7 +39,7 @@ class Div(Elementwise):
         return bind(Div, *operands(x, other, kind="float", who="div"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x / y
 
     @staticmethod
@@ -49,8 +49,8 @@ class Div(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.float32([0.5, -1, 3])
-        edges = np.float32([1, 0, -1, np.inf, np.nan, 1]), np.float32([0, 0, 0, np.inf, 1, 2])
+        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.array([0.5, -1, 3], np.float32)
+        edges = np.array([1, 0, -1, np.inf, np.nan, 1], np.float32), np.array([0, 0, 0, np.inf, 1, 2], np.float32)
         return [Sample(arrays, (), lambda torch, a, b: a / b, (0, 1)) for arrays in ((x, y), edges)]
 
 
@@ -72,7 +72,7 @@ class FloorDivide(Elementwise):
         return bind(FloorDivide, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         refuse_zero_divisor("floor_divide", y)
         return xp.floor_divide(widened(x), widened(y)).astype(x.dtype, copy=False)
 
@@ -82,8 +82,8 @@ class FloorDivide(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.float32([5, -5, 5, -5, np.inf, 1, -1, 0, -0.0]), np.float32([3, 3, -3, -3, 2, 0, 0, 0, 3])
-        whole = np.int64([5, -5, 5, -5, 0]), np.int64([3, 3, -3, -3, 2])
+        x, y = np.array([5, -5, 5, -5, np.inf, 1, -1, 0, -0.0], np.float32), np.array([3, 3, -3, -3, 2, 0, 0, 0, 3], np.float32)
+        whole = np.array([5, -5, 5, -5, 0], np.int64), np.array([3, 3, -3, -3, 2], np.int64)
         return [Sample(arrays, (), lambda torch, a, b: torch.floor_divide(a, b)) for arrays in ((x, y), whole)]
 
 
@@ -104,7 +104,7 @@ class TruncDivide(Elementwise):
         return bind(TruncDivide, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         refuse_zero_divisor("trunc_divide", y)
         if x.dtype.kind in "iu":
             quotient = xp.floor_divide(x, y)
@@ -120,8 +120,8 @@ class TruncDivide(Elementwise):
         def torch_form(torch: Any, a: Any, b: Any) -> Any:
             return torch.div(a, b, rounding_mode="trunc")
 
-        x, y = np.float32([5, -5, 5, -5, np.inf, 1, 0]), np.float32([3, 3, -3, -3, 2, 0, 0])
-        whole = np.int64([5, -5, 5, -5, -6, 1]), np.int64([3, 3, -3, -3, 3, -2])
+        x, y = np.array([5, -5, 5, -5, np.inf, 1, 0], np.float32), np.array([3, 3, -3, -3, 2, 0, 0], np.float32)
+        whole = np.array([5, -5, 5, -5, -6, 1], np.int64), np.array([3, 3, -3, -3, 3, -2], np.int64)
         return [Sample((x, y), (), torch_form, (0, 1)), Sample(whole, (), torch_form)]
 
 
@@ -143,7 +143,7 @@ class Remainder(Elementwise):
         return bind(Remainder, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         refuse_zero_divisor("remainder", y)
         return xp.remainder(widened(x), widened(y)).astype(x.dtype, copy=False)
 
@@ -153,8 +153,8 @@ class Remainder(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.float32([5, -5, 5, -5.5, np.inf, 1, -0.0]), np.float32([3, 3, -3, -2, 2, 0, 3])
-        whole = np.int64([5, -5, 5, -5, 0]), np.int64([3, 3, -3, -3, 2])
+        x, y = np.array([5, -5, 5, -5.5, np.inf, 1, -0.0], np.float32), np.array([3, 3, -3, -2, 2, 0, 3], np.float32)
+        whole = np.array([5, -5, 5, -5, 0], np.int64), np.array([3, 3, -3, -3, 2], np.int64)
         return [
             Sample((x, y), (), lambda torch, a, b: torch.remainder(a, b), (0, 1)),
             Sample(whole, (), lambda torch, a, b: torch.remainder(a, b)),
@@ -179,7 +179,7 @@ class Fmod(Elementwise):
         return bind(Fmod, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         refuse_zero_divisor("fmod", y)
         return xp.fmod(widened(x), widened(y)).astype(x.dtype, copy=False)
 
@@ -189,8 +189,8 @@ class Fmod(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.float32([5, -5, 5, -5.5, np.inf, 1, -0.0]), np.float32([3, 3, -3, -2, 2, 0, 3])
-        whole = np.int64([5, -5, 5, -5, 0]), np.int64([3, 3, -3, -3, 2])
+        x, y = np.array([5, -5, 5, -5.5, np.inf, 1, -0.0], np.float32), np.array([3, 3, -3, -2, 2, 0, 3], np.float32)
+        whole = np.array([5, -5, 5, -5, 0], np.int64), np.array([3, 3, -3, -3, 2], np.int64)
         return [
             Sample((x, y), (), lambda torch, a, b: torch.fmod(a, b), (0, 1)),
             Sample(whole, (), lambda torch, a, b: torch.fmod(a, b)),

@@ -58,7 +58,7 @@ class Add(Elementwise):
         return bind(Add, *operands(x, other if alpha == 1 else mul(other, alpha), who="add"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x + y
 
     @staticmethod
@@ -67,7 +67,7 @@ class Add(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.float32([0.5, -1, 3])
+        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.array([0.5, -1, 3], np.float32)
         return [Sample((x, y), (), lambda torch, a, b: a + b, (0, 1))]
 
 
@@ -89,7 +89,7 @@ class Sub(Elementwise):
         return bind(Sub, x, other)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x - y
 
     @staticmethod
@@ -98,10 +98,10 @@ class Sub(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.float32([[0.5], [-1]])
+        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.array([[0.5], [-1]], np.float32)
         return [
             Sample((x, y), (), lambda torch, a, b: a - b, (0, 1)),
-            Sample((np.uint8([3, 9]), np.uint8([5, 1])), (), lambda torch, a, b: a - b),
+            Sample((np.array([3, 9], np.uint8), np.array([5, 1], np.uint8)), (), lambda torch, a, b: a - b),
         ]
 
 
@@ -122,7 +122,7 @@ class Mul(Elementwise):
         return bind(Mul, *operands(x, other, who="mul"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return x * y
 
     @staticmethod
@@ -131,7 +131,7 @@ class Mul(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.float32([[0.5], [-1]])
+        x, y = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.array([[0.5], [-1]], np.float32)
         return [Sample((x, y), (), lambda torch, a, b: a * b, (0, 1))]
 
 
@@ -153,7 +153,7 @@ class Neg(Elementwise):
         return bind(Neg, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return -x
 
     @staticmethod
@@ -162,7 +162,7 @@ class Neg(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        arrays = np.float32([-2, 0, 1.5, np.inf]), np.int64([-2, 0, 3])
+        arrays = np.array([-2, 0, 1.5, np.inf], np.float32), np.array([-2, 0, 3], np.int64)
         return [Sample((x,), (), lambda torch, t: -t, (0,) if x.dtype.kind == "f" else ()) for x in arrays]
 
 
@@ -184,7 +184,7 @@ class Abs(Elementwise):
         return bind(Abs, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.abs(x)
 
     @staticmethod
@@ -193,10 +193,10 @@ class Abs(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([-2, -0.0, 0, 1.5, np.inf, -np.inf, np.nan])
+        x = np.array([-2, -0.0, 0, 1.5, np.inf, -np.inf, np.nan], np.float32)
         return [
             Sample((x,), (), lambda torch, t: t.abs(), (0,)),
-            Sample((np.int32([-3, 0, 3]),), (), lambda torch, t: t.abs()),
+            Sample((np.array([-3, 0, 3], np.int32),), (), lambda torch, t: t.abs()),
         ]
 
 
@@ -217,7 +217,7 @@ class Sign(Elementwise):
         return x.clone() if x.dtype is bool_ else bind(Sign, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
 
     @staticmethod
@@ -226,10 +226,10 @@ class Sign(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([-2, -0.0, 0, 1.5, np.inf, -np.inf, np.nan])
+        x = np.array([-2, -0.0, 0, 1.5, np.inf, -np.inf, np.nan], np.float32)
         return [
             Sample((x,), (), lambda torch, t: t.sign(), (0,)),
-            Sample((np.uint8([0, 200]),), (), lambda torch, t: t.sign()),
+            Sample((np.array([0, 200], np.uint8),), (), lambda torch, t: t.sign()),
         ]
 
 
@@ -257,7 +257,7 @@ class Where(Elementwise):
         return TensorSpec(broadcast_shapes(condition.shape, x.shape, y.shape, who="where"), x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, condition: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, condition: Any, x: Any, y: Any) -> Any:
         return xp.where(condition, x, y)
 
     @staticmethod
@@ -272,7 +272,7 @@ class Where(Elementwise):
     @staticmethod
     def samples() -> list[Sample]:
         condition = np.array([[True], [False]])
-        x, y = np.float32([1, np.nan, 3]), np.float32([[4, 5, 6], [np.inf, 8, np.nan]])
+        x, y = np.array([1, np.nan, 3], np.float32), np.array([[4, 5, 6], [np.inf, 8, np.nan]], np.float32)
         return [Sample((condition, x, y), (), lambda torch, c, a, b: torch.where(c, a, b), (1, 2))]
 
 
@@ -295,7 +295,7 @@ class Cast(Elementwise):
         return TensorSpec(x.shape, dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dtype: DType) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dtype: DType) -> Any:
         if dtype is bool_:
             return x != 0
         if dtype is uint8 and x.dtype.kind not in "biu":
@@ -308,11 +308,11 @@ class Cast(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([-1.5, 0, 0.25, 2.75])
+        x = np.array([-1.5, 0, 0.25, 2.75], np.float32)
         return [
             Sample((x,), (("dtype", bool_),), lambda torch, t: t.bool()),
             Sample((x,), (("dtype", int32),), lambda torch, t: t.int()),
-            Sample((np.float32([-1, 300, 2.5]),), (("dtype", uint8),), lambda torch, t: t.to(torch.uint8)),
+            Sample((np.array([-1, 300, 2.5], np.float32),), (("dtype", uint8),), lambda torch, t: t.to(torch.uint8)),
             Sample((x.astype(np.float64),), (("dtype", float32),), lambda torch, t: t.float(), (0,)),
         ]
 

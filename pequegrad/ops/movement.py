@@ -62,7 +62,7 @@ class Reshape(ViewOp):
         return TensorSpec(shape, x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, shape: tuple[int, ...]) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, shape: tuple[int, ...]) -> Any:
         return x.reshape(shape)
 
     @staticmethod
@@ -155,7 +155,7 @@ class Permute(ViewOp):
         return TensorSpec(tuple(x.shape[dim] for dim in dims), x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...]) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...]) -> Any:
         return x.transpose(dims)
 
     @staticmethod
@@ -208,7 +208,7 @@ class Expand(ViewOp):
         return TensorSpec(shape, x.dtype)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, shape: tuple[int, ...]) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, shape: tuple[int, ...]) -> Any:
         return xp.broadcast_to(x, shape)
 
     @staticmethod
@@ -258,7 +258,7 @@ class Detach(ViewOp):
         return x
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return x[...]
 
     @staticmethod
@@ -294,7 +294,7 @@ class Copy(Op):
         return x
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.array(x, order="C")
 
     @staticmethod
@@ -336,7 +336,7 @@ class Full(Op):
         return TensorSpec(shape, dtype)
 
     @staticmethod
-    def numpy(xp: Any, *, shape: tuple[int, ...], value: Any, dtype: DType) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, *, shape: tuple[int, ...], value: Any, dtype: DType) -> Any:
         return xp.full(shape, value, dtype.numpy)
 
     @staticmethod

@@ -129,7 +129,7 @@ class Sum(ReductionOp):
         return bind(Sum, x, dims=reduction_dims(dim, x.ndim, "sum"), keepdim=keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return xp.sum(x, axis=dims, keepdims=keepdim, dtype=_accumulator(x)).astype(x.dtype, copy=False)
 
     @staticmethod
@@ -163,7 +163,7 @@ class Prod(ReductionOp):
         return bind(Prod, x, dims=reduction_dims(dim, x.ndim, "prod"), keepdim=keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return xp.prod(x, axis=dims, keepdims=keepdim, dtype=_accumulator(x)).astype(x.dtype, copy=False)
 
     @staticmethod
@@ -182,7 +182,7 @@ class Prod(ReductionOp):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([[1.5, -2, 3], [0, 2, 3], [0, 0, 3]])
+        x = np.array([[1.5, -2, 3], [0, 2, 3], [0, 0, 3]], np.float32)
         return [
             Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.prod(1), (0,)),
             Sample((x,), (("dims", (0,)), ("keepdim", True)), lambda torch, t: t.prod(0, True), (0,)),
@@ -208,7 +208,7 @@ class Amax(ReductionOp):
         return bind(Amax, x, dims=dims, keepdim=keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return xp.max(x, axis=dims, keepdims=keepdim)
 
     @staticmethod
@@ -217,12 +217,12 @@ class Amax(ReductionOp):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([[1, 3, 3, -1], [-2, -2, -5, 0], [np.inf, 1, np.inf, -np.inf]])
+        x = np.array([[1, 3, 3, -1], [-2, -2, -5, 0], [np.inf, 1, np.inf, -np.inf]], np.float32)
         return [
             Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.amax(1), (0,)),
             Sample((x,), (("dims", (0, 1)), ("keepdim", True)), lambda torch, t: t.amax((0, 1), True), (0,)),
             Sample(
-                (np.float32([1, np.nan]),),
+                (np.array([1, np.nan], np.float32),),
                 (("dims", (0,)), ("keepdim", False)),
                 lambda torch, t: t.amax(0),
                 (0,),
@@ -249,7 +249,7 @@ class Amin(ReductionOp):
         return bind(Amin, x, dims=dims, keepdim=keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return xp.min(x, axis=dims, keepdims=keepdim)
 
     @staticmethod
@@ -258,12 +258,12 @@ class Amin(ReductionOp):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([[1, 3, 3, -1], [-2, -2, -5, 0], [np.inf, 1, np.inf, -np.inf]])
+        x = np.array([[1, 3, 3, -1], [-2, -2, -5, 0], [np.inf, 1, np.inf, -np.inf]], np.float32)
         return [
             Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.amin(1), (0,)),
             Sample((x,), (("dims", (0, 1)), ("keepdim", True)), lambda torch, t: t.amin((0, 1), True), (0,)),
             Sample(
-                (np.float32([1, np.nan]),),
+                (np.array([1, np.nan], np.float32),),
                 (("dims", (0,)), ("keepdim", False)),
                 lambda torch, t: t.amin(0),
                 (0,),
@@ -295,7 +295,7 @@ class AnyTrue(Truth):
         return _truth(AnyTrue, x, dim, keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return xp.any(x, axis=dims, keepdims=keepdim)
 
     @staticmethod
@@ -321,7 +321,7 @@ class All(Truth):
         return _truth(All, x, dim, keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return xp.all(x, axis=dims, keepdims=keepdim)
 
     @staticmethod
@@ -347,13 +347,13 @@ class Argmax(IndexReduction):
         return _index(Argmax, x, dim, keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return _searched(xp, xp.argmax, x, dims, keepdim)
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([[1, 3, 3, -1], [-2, -5, -5, 0], [1, np.nan, 5, np.nan]])
-        whole = np.int32([[1, 7, 7], [-1, 7, -1]])
+        x = np.array([[1, 3, 3, -1], [-2, -5, -5, 0], [1, np.nan, 5, np.nan]], np.float32)
+        whole = np.array([[1, 7, 7], [-1, 7, -1]], np.int32)
         return [
             Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.argmax(1)),
             Sample((whole,), (("dims", (0,)), ("keepdim", True)), lambda torch, t: t.argmax(0, True)),
@@ -378,13 +378,13 @@ class Argmin(IndexReduction):
         return _index(Argmin, x, dim, keepdim)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         return _searched(xp, xp.argmin, x, dims, keepdim)
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([[1, 3, 3, -1], [-2, -5, -5, 0], [1, np.nan, 5, np.nan]])
-        whole = np.int32([[1, 7, 7], [-1, 7, -1]])
+        x = np.array([[1, 3, 3, -1], [-2, -5, -5, 0], [1, np.nan, 5, np.nan]], np.float32)
+        whole = np.array([[1, 7, 7], [-1, 7, -1]], np.int32)
         return [
             Sample((x,), (("dims", (1,)), ("keepdim", False)), lambda torch, t: t.argmin(1)),
             Sample((whole,), (("dims", (0,)), ("keepdim", True)), lambda torch, t: t.argmin(0, True)),

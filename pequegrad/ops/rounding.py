@@ -14,7 +14,7 @@ from .elementwise import Elementwise
 from .movement import zeros_like_spec
 from .transcendental import sampled
 
-HALVES = np.float32([-2.5, -1.5, -0.5, -0.2, 0, 0.5, 1.5, 2.5, 2.7, np.inf, np.nan])
+HALVES = np.array([-2.5, -1.5, -0.5, -0.2, 0, 0.5, 1.5, 2.5, 2.7, np.inf, np.nan], np.float32)
 
 
 class Rounding(Elementwise):
@@ -43,7 +43,7 @@ class Floor(Rounding):
         return _rounded(Floor, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.floor(x)
 
     @staticmethod
@@ -67,7 +67,7 @@ class Ceil(Rounding):
         return _rounded(Ceil, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.ceil(x)
 
     @staticmethod
@@ -91,7 +91,7 @@ class Trunc(Rounding):
         return _rounded(Trunc, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.trunc(x)
 
     @staticmethod
@@ -118,7 +118,7 @@ class Round(Rounding):
         return _rounded(Round, x * scale) / scale if decimals > 0 else _rounded(Round, x / scale) * scale
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.rint(x)
 
     @staticmethod

@@ -33,7 +33,7 @@ class Cumsum(Op):
         return x
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, dim: int, reverse: bool) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, *, dim: int, reverse: bool) -> Any:
         along = xp.flip(x, dim) if reverse else x
         sums = xp.cumsum(along, axis=dim, dtype=np.float32 if x.dtype.itemsize == 2 else x.dtype)
         return xp.ascontiguousarray(xp.flip(sums, dim) if reverse else sums).astype(x.dtype, copy=False)

@@ -29,7 +29,7 @@ class Maximum(Elementwise):
         return bind(Maximum, *operands(x, other, who="maximum"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.maximum(x, y)
 
     @staticmethod
@@ -38,10 +38,10 @@ class Maximum(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.float32([1, 2, np.nan, 1, np.inf, -1]), np.float32([1, np.nan, 1, 0, np.inf, 3])
+        x, y = np.array([1, 2, np.nan, 1, np.inf, -1], np.float32), np.array([1, np.nan, 1, 0, np.inf, 3], np.float32)
         return [
             Sample((x, y), (), lambda torch, a, b: torch.maximum(a, b), (0, 1)),
-            Sample((np.int32([[1], [5]]), np.int32([3, 7])), (), lambda torch, a, b: torch.maximum(a, b)),
+            Sample((np.array([[1], [5]], np.int32), np.array([3, 7], np.int32)), (), lambda torch, a, b: torch.maximum(a, b)),
         ]
 
 
@@ -62,7 +62,7 @@ class Minimum(Elementwise):
         return bind(Minimum, *operands(x, other, who="minimum"))
 
     @staticmethod
-    def numpy(xp: Any, x: Any, y: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, y: Any) -> Any:
         return xp.minimum(x, y)
 
     @staticmethod
@@ -71,10 +71,10 @@ class Minimum(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.float32([1, 2, np.nan, 1, np.inf, -1]), np.float32([1, np.nan, 1, 0, np.inf, 3])
+        x, y = np.array([1, 2, np.nan, 1, np.inf, -1], np.float32), np.array([1, np.nan, 1, 0, np.inf, 3], np.float32)
         return [
             Sample((x, y), (), lambda torch, a, b: torch.minimum(a, b), (0, 1)),
-            Sample((np.int32([[1], [5]]), np.int32([3, 7])), (), lambda torch, a, b: torch.minimum(a, b)),
+            Sample((np.array([[1], [5]], np.int32), np.array([3, 7], np.int32)), (), lambda torch, a, b: torch.minimum(a, b)),
         ]
 
 
@@ -109,7 +109,7 @@ class Clamp(Elementwise):
         return bind(Clamp, given[0], low, high)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, low: Any, high: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any, low: Any, high: Any) -> Any:
         return xp.minimum(xp.maximum(x, low), high)
 
     @staticmethod
@@ -126,9 +126,9 @@ class Clamp(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([0, 1, -1, 2, np.nan, 0.5, np.inf, -np.inf])
-        crossed = np.float32([0.5, 3, 1, 1]), np.float32([2, 2, 1, 2]), np.float32([1, 1, 1, 3])
-        bounds = np.float32(0), np.float32(1)
+        x = np.array([0, 1, -1, 2, np.nan, 0.5, np.inf, -np.inf], np.float32)
+        crossed = np.array([0.5, 3, 1, 1], np.float32), np.array([2, 2, 1, 2], np.float32), np.array([1, 1, 1, 3], np.float32)
+        bounds = np.array(0, np.float32), np.array(1, np.float32)
         return [
             Sample((x, *bounds), (), lambda torch, a, b, c: a.clamp(b, c), (0,)),
             Sample(crossed, (), lambda torch, a, b, c: a.clamp(b, c), (0, 1, 2)),
@@ -162,7 +162,7 @@ class Relu(Elementwise):
         return bind(Relu, x)
 
     @staticmethod
-    def numpy(xp: Any, x: Any) -> Any:  # type: ignore[override]
+    def numpy(xp: Any, x: Any) -> Any:
         return xp.maximum(x, x.dtype.type(0))
 
     @staticmethod
@@ -171,10 +171,10 @@ class Relu(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x = np.float32([-1, -0.0, 0, 2, np.nan, np.inf, -np.inf])
+        x = np.array([-1, -0.0, 0, 2, np.nan, np.inf, -np.inf], np.float32)
         return [
             Sample((x,), (), lambda torch, t: t.relu(), (0,)),
-            Sample((np.int32([-1, 2]),), (), lambda torch, t: t.relu()),
+            Sample((np.array([-1, 2], np.int32),), (), lambda torch, t: t.relu()),
         ]
 
 
