@@ -1,6 +1,6 @@
 """pequegrad: eager tensors, and whole training steps compiled ahead of time.
 
-Invariant: importing this imports what eager tensors need; `compile`, `nn`, `optim` and `data` load when first used.
+Invariant: importing this imports what eager tensors need; the rest loads when it is first used.
 """
 
 from __future__ import annotations
@@ -112,16 +112,18 @@ from .ops.views import (
     unsqueeze,
     view_as,
 )  # fmt: skip
-from .serialization import load, save
 from .tensor import Tensor, from_dlpack, from_numpy, is_tensor, tensor
 
 if TYPE_CHECKING:
     from . import data, nn, optim
     from .compiler import compile, stance
+    from .serialization import load, save
 
 _LATE = {
     "compile": ("compiler", "compile"),
     "stance": ("compiler", "stance"),
+    "load": ("serialization", "load"),
+    "save": ("serialization", "save"),
     "data": ("data", None),
     "nn": ("nn", None),
     "optim": ("optim", None),

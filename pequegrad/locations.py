@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
@@ -27,8 +26,8 @@ class Location:
 NOWHERE = Location("<unknown>", 0, "<unknown>")
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_STDLIB = os.path.abspath(sysconfig.get_paths()["stdlib"]) + os.sep
-_LIBRARIES = tuple({os.path.abspath(sysconfig.get_paths()[key]) + os.sep for key in ("purelib", "platlib")})
+_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+_LIBRARIES = ("site-packages", "dist-packages")
 # Libraries that call us back or run the user's code; a frame of theirs is not the user's line.
 _THIRD_PARTY = ("numpy", "ml_dtypes", "tqdm", "_pytest", "pluggy", "IPython", "ipykernel", "hypothesis")
 
@@ -49,9 +48,10 @@ def _classify(filename: str) -> bool:
     path = os.path.abspath(filename)
     if path.startswith(_PACKAGE):
         return False
-    for library in _LIBRARIES:
-        if path.startswith(library):
-            return path[len(library) :].split(os.sep)[0] not in _THIRD_PARTY
+    parts = path.split(os.sep)
+    for i, part in enumerate(parts[:-1]):
+        if part in _LIBRARIES:
+            return parts[i + 1] not in _THIRD_PARTY
     return not path.startswith(_STDLIB)
 
 
