@@ -104,7 +104,9 @@ def render_expression(compute: Compute, arguments: list[str], position: Callable
         if key in POSITIONS:
             return position(key)
         if key not in params:
-            raise CompilerBug(f"op {compute.op.name}: its expression {compute.expression!r} names {{{key}}}, which it has not")
+            raise CompilerBug(
+                f"op {compute.op.name}: its expression {compute.expression!r} names {{{key}}}, which it has not"
+            )
         return _parameter(params[key], compute.dtype)
 
     text = _PLACEHOLDER.sub(fill, compute.expression)

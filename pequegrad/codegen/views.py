@@ -269,7 +269,9 @@ def _reads(reader: Line | Address | str, name: str) -> bool:
 
 
 def _parameters(lines: Sequence[Line], **types: str) -> tuple[Parameter, ...]:
-    return tuple(Parameter(kind, name if any(line.reads(name) for line in lines) else "") for name, kind in types.items())
+    return tuple(
+        Parameter(kind, name if any(line.reads(name) for line in lines) else "") for name, kind in types.items()
+    )
 
 
 def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
@@ -349,7 +351,9 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     inner_axes = [axis for axis in range(len(kernel.outer), len(extents)) if axis != lane]
     lines = [line for stage in stages for part in (stage.before, stage.inner, stage.after) for line in part]
     positions = [a.position for stage in stages for a in stage.accumulators]
-    decode = _decode([indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions])
+    decode = _decode(
+        [indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions]
+    )
     unit, decode = ("unit", decode) if kernel.lanes_are_rows else _counted(decode)
     return RowView(
         _head(kernel, writer),
@@ -430,7 +434,9 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
 
 def _operand(writer: KernelWriter, access: Access, batch_indices: tuple[str, ...]) -> Address:
     strides = access.strides[: len(batch_indices)]
-    outer = KernelWriter(writer.buffer_dtypes, batch_indices, writer.extents[: len(batch_indices)], None, writer.pointers)
+    outer = KernelWriter(
+        writer.buffer_dtypes, batch_indices, writer.extents[: len(batch_indices)], None, writer.pointers
+    )
     return outer.address(Access(access.buffer, strides, access.offset))
 
 

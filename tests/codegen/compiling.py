@@ -1,4 +1,4 @@
-"""What the tests of emitted code share: many small cases in one graph, compiled once, compared with its NumPy meaning."""
+"""What the tests of emitted code share: many small cases in one graph, compiled once, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -185,4 +185,3 @@ def _words(expected: np.ndarray, got: np.ndarray, wrong: np.ndarray) -> str | No
 def assert_no_failures(found: Sequence[str]) -> None:
     """Fail with the whole list."""
     assert not found, f"{len(found)} differences:\n" + "\n".join(found[:40])
-

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
+from pequegrad.codegen.interpret import allocate
 from pequegrad.dtypes import bool_, float32, float64, int64
 from pequegrad.errors import IndexOutOfRange
 from pequegrad.trace.graph import Value
@@ -48,7 +49,9 @@ def test_products_of_all_small_sizes_and_operands_in_any_order(instruction_set):
 @SETS
 def test_batches_of_products_with_broadcast_and_strided_operands(instruction_set):
     batch = Batch("batched_products")
-    for number, (a, b) in enumerate([((3,), (3,)), ((2, 3), (1, 3)), ((2, 1), (1, 3)), ((), (4,)), ((20,), (20,)), ((0,), (0,))]):
+    for number, (a, b) in enumerate(
+        [((3,), (3,)), ((2, 3), (1, 3)), ((2, 1), (1, 3)), ((), (4,)), ((20,), (20,)), ((0,), (0,))]
+    ):
         x, y = batch.input(normal((*a, 5, 9), seed=number)), batch.input(normal((*b, 6, 9), seed=number + 9))
         product = batch.apply("matmul", [x, swapped(batch, y)])
         bias = batch.input(normal((6,)))
@@ -82,7 +85,9 @@ def out_size(shape) -> tuple[int, int]:
     _, _, H, W, _, kernel, stride, padding, dilation, _ = shape
     return tuple(
         (size + low + high - step * (k - 1) - 1) // move + 1
-        for size, low, high, step, k, move in zip((H, W), padding[::2], padding[1::2], dilation, kernel, stride, strict=True)
+        for size, low, high, step, k, move in zip(
+            (H, W), padding[::2], padding[1::2], dilation, kernel, stride, strict=True
+        )
     )  # type: ignore[return-value]
 
 
@@ -116,8 +121,13 @@ def test_convolutions_and_their_gradients_with_epilogues(instruction_set, dtype)
     assert_no_failures(batch.failures(target_for(instruction_set)))
 
 
-POOLS = [((2, 2), (2, 2), (0, 0, 0, 0), (1, 1)), ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), ((3, 2), (1, 2), (1, 0, 1, 0), (2, 1)),
-         ((2, 2), (1, 1), (0, 0, 0, 0), (1, 1))]  # fmt: skip
+# kernel, stride, padding, dilation
+POOLS = [
+    ((2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
+    ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    ((3, 2), (1, 2), (1, 0, 1, 0), (2, 1)),
+    ((2, 2), (1, 1), (0, 0, 0, 0), (1, 1)),
+]
 
 
 @SETS
@@ -136,11 +146,16 @@ def test_pools_and_their_gradients_with_ties_and_nan(instruction_set, dtype):
             batch.expect(f"max {number} {size}", [y, index])
             dy = batch.input(rng.integers(-3, 4, y.shape).astype(dtype))
             (dx,) = batch.apply("window_put", [dy, index], size=size, dilation=dilation, **params)
-            batch.expect(f"put, take {number} {size}", [dx, *batch.apply("window_take", [dx, index], dilation=dilation, **params)])
+            batch.expect(
+                f"put, take {number} {size}",
+                [dx, *batch.apply("window_take", [dx, index], dilation=dilation, **params)],
+            )
             if dtype is np.int64 or dilation != (1, 1):
                 continue
             for include in (True, False):
-                (mean,) = batch.apply("avg_pool2d", [batch.input(normal((2, 3, *size), dtype))], count_include_pad=include, **params)
+                (mean,) = batch.apply(
+                    "avg_pool2d", [batch.input(normal((2, 3, *size), dtype))], count_include_pad=include, **params
+                )
                 (back,) = batch.apply("avg_pool2d_grad", [mean], size=size, count_include_pad=include, **params)
                 batch.expect(f"mean {number} {size} {include}", [mean, back], None, NEAR[dtype])
     assert_no_failures(batch.failures(target_for(instruction_set)))
@@ -218,8 +233,6 @@ def test_an_index_out_of_range_stops_the_step_and_leaves_its_states_alone(name, 
     compiled = Compiled(batch.graph(), target_for("native"))
     good = [array.copy() if array.dtype != np.int64 else np.array([0, 2, 3]) for array in batch.arrays]
     np.testing.assert_array_equal(compiled.run(good, workers)[1], np.arange(4) + 1)
-    from pequegrad.codegen.interpret import allocate
-
     passed = allocate(compiled.plan, batch.arrays)
     with pytest.raises(IndexOutOfRange, match="index 4 is outside a dimension of size 4"):
         compiled.module.run(passed, workers)
@@ -235,7 +248,10 @@ def test_random_draws_follow_numpys_counters_for_any_length(instruction_set):
             for dtype in (float32, float64):
                 batch.expect(f"uniform {shape}", batch.apply("random_uniform", [state], shape=shape, dtype=dtype))
                 batch.expect(
-                    f"normal {shape}", batch.apply("random_normal", [state], shape=shape, dtype=dtype), None, NEAR[dtype.numpy.type]
+                    f"normal {shape}",
+                    batch.apply("random_normal", [state], shape=shape, dtype=dtype),
+                    None,
+                    NEAR[dtype.numpy.type],
                 )
             params = {"shape": shape, "dtype": int64, "low": -2, "range": 1000}
             batch.expect(f"whole {shape}", batch.apply("random_int", [state], **params))

@@ -10,12 +10,12 @@ import math
 
 import numpy as np
 import pytest
-from tests.codegen.compiling import INSTRUCTION_SETS, Batch, Compiled, assert_no_failures, target_for
-from tests.codegen.test_samples import NO_KERNEL
 
 from pequegrad.dtypes import DTYPES, as_dtype
 from pequegrad.errors import DTypeError, NotCompilable, ShapeError
 from pequegrad.ops.core import REGISTRY, Expression, Reduction, TensorSpec
+from tests.codegen.compiling import INSTRUCTION_SETS, Batch, Compiled, assert_no_failures, target_for
+from tests.codegen.test_samples import NO_KERNEL
 
 OPS = {
     name: op
@@ -23,15 +23,70 @@ OPS = {
     if op.__module__.startswith("pequegrad.") and not isinstance(op.lowering, NotCompilable) and name not in NO_KERNEL
 }
 # Their public functions turn integers into floats first.
-FLOATS_ONLY = {"erf", "sigmoid", "rsqrt", "reciprocal", "floor", "ceil", "trunc", "round", "avg_pool2d", "avg_pool2d_grad"}
+FLOATS_ONLY = {
+    "erf",
+    "sigmoid",
+    "rsqrt",
+    "reciprocal",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "avg_pool2d",
+    "avg_pool2d_grad",
+}
 # Their public functions refuse bools.
-NO_BOOLS = {"relu", "floor_divide", "trunc_divide", "remainder", "fmod", "matmul", "window_take", "window_put", "max_pool2d", "cumsum"}
+NO_BOOLS = {
+    "relu",
+    "floor_divide",
+    "trunc_divide",
+    "remainder",
+    "fmod",
+    "matmul",
+    "window_take",
+    "window_put",
+    "max_pool2d",
+    "cumsum",
+}
 # Of two zeros either may win, in NumPy too.
 ZEROS_ALIKE = {"maximum", "minimum", "clamp", "relu", "amax", "amin"}
 # Approximations: ours and NumPy's are each off by one or two units.
-ULPS = {"exp": 4, "expm1": 4, "log": 4, "log1p": 4, "sin": 4, "cos": 4, "tanh": 4, "sigmoid": 4, "erf": 4, "pow": 4, "rsqrt": 2}
+ULPS = {
+    "exp": 4,
+    "expm1": 4,
+    "log": 4,
+    "log1p": 4,
+    "sin": 4,
+    "cos": 4,
+    "tanh": 4,
+    "sigmoid": 4,
+    "erf": 4,
+    "pow": 4,
+    "rsqrt": 2,
+}
 SUMS = ("sum", "prod", "cumsum", "scatter_add", "matmul", "conv2d", "avg_pool2d", "window_put", "random_normal")
-FLOATS = [0.0, -0.0, 1, -1, 0.5, -0.5, 2, -3, 1e-3, -1e3, 2.5, 88, -100, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-40, 3e-38]
+FLOATS = [
+    0.0,
+    -0.0,
+    1,
+    -1,
+    0.5,
+    -0.5,
+    2,
+    -3,
+    1e-3,
+    -1e3,
+    2.5,
+    88,
+    -100,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1e30,
+    -1e30,
+    1e-40,
+    3e-38,
+]
 
 
 def allowance(name: str, dtype: np.dtype) -> tuple[float | None, float]:
@@ -44,7 +99,7 @@ def allowance(name: str, dtype: np.dtype) -> tuple[float | None, float]:
 def takes(name: str, dtype: np.dtype, arrays: list[np.ndarray], params: dict) -> bool:
     """Whether the public functions apply the op to such arrays."""
     op = OPS[name]
-    if dtype.kind in "biu" and name in FLOATS_ONLY or dtype.kind == "b" and (name in NO_BOOLS or "conv2d" in name):
+    if (dtype.kind in "biu" and name in FLOATS_ONLY) or (dtype.kind == "b" and (name in NO_BOOLS or "conv2d" in name)):
         return False
     samples = [array for sample in op.samples() for array in sample.arrays]
     if samples and dtype.kind != "b" and all(array.dtype.kind == "b" for array in samples):
@@ -84,7 +139,9 @@ def numbers(rng: np.random.Generator, dtype: np.dtype, shape: tuple[int, ...], n
         pool = np.array([False, True])
     elif dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        pool = np.array([0, 1, 2, 3, 7, 100, limits.max, limits.min, limits.max // 2, *((-1, -2, -9) if dtype.kind == "i" else ())])
+        pool = np.array(
+            [0, 1, 2, 3, 7, 100, limits.max, limits.min, limits.max // 2, *((-1, -2, -9) if dtype.kind == "i" else ())]
+        )
         if operand == 1 and name in ("floor_divide", "trunc_divide", "remainder", "fmod"):
             pool = pool[(pool != 0) & (pool != -1)]
         elif operand == 1 and "shift" in name:
@@ -116,7 +173,9 @@ def place(batch: Batch, make, layout: str):
         return batch.apply("expand", [batch.input(make((17,)))], shape=(3, 17))[0]
     if layout == "column":
         return batch.apply("expand", [batch.input(make((3, 1)))], shape=(3, 17))[0]
-    return batch.input(make({"matrix": (3, 17), "number": (), "one": (1,), "empty": (0, 3), "deep": (2, 3, 4, 5)}[layout]))
+    return batch.input(
+        make({"matrix": (3, 17), "number": (), "one": (1,), "empty": (0, 3), "deep": (2, 3, 4, 5)}[layout])
+    )
 
 
 # Layouts of up to three operands; each op meets the first and two others in turn.
@@ -164,7 +223,9 @@ def add_casts(batch: Batch, dtype: np.dtype) -> None:
     """Add casts to every dtype, of numbers that the other can hold."""
     rng = np.random.default_rng(6)
     for to in DTYPES:
-        shared = np.array([0, 1, 2, 3, 90, 100]) if to.kind != "float" else np.array([0, 1, 3, 7, 100, 0.1, 2.0**-20, 200.5])
+        shared = (
+            np.array([0, 1, 2, 3, 90, 100]) if to.kind != "float" else np.array([0, 1, 3, 7, 100, 0.1, 2.0**-20, 200.5])
+        )
         if dtype.kind in "fV" and to.kind == "int":
             shared = np.concatenate([shared, [0.9, 2.5, 99.99]])
         if dtype.kind in "fV" and to.kind == "bool":
@@ -181,7 +242,14 @@ def add_reductions(batch: Batch, dtype: np.dtype) -> None:
     """Add every reduction over several dimensions and layouts, with ties, NaN, and nothing to reduce."""
     rng = np.random.default_rng(7)
     cases = [("long", (0,)), ("number", ()), ("one", (0,)), ("permuted", (0,)), ("permuted", (1,)), ("strided", (0, 1))]
-    cases += [("deep", (1, 3)), ("deep", (0, 2)), ("deep", (1,)), ("deep", (0, 1, 2, 3)), ("row", (0,)), ("column", (1,))]
+    cases += [
+        ("deep", (1, 3)),
+        ("deep", (0, 2)),
+        ("deep", (1,)),
+        ("deep", (0, 1, 2, 3)),
+        ("row", (0,)),
+        ("column", (1,)),
+    ]
     cases += [("flipped", (1,)), ("empty", (0,)), ("empty", (1,))]
     for name, op in OPS.items():
         if not isinstance(op.lowering, Reduction):
