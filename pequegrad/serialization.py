@@ -1,14 +1,13 @@
 """Tensors to a file and back, in the safetensors format: never pickle, so loading runs no code.
 
 Invariant: a file appears under its name only when it is complete. A flat dict of tensors is a plain safetensors file,
-readable by other frameworks; how anything deeper nests stands in the file's metadata.
+readable by other frameworks; order and nesting stand in its metadata.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import threading
@@ -43,10 +42,10 @@ def save(value: Any, path: str | os.PathLike[str]) -> None:
     """
     arrays: dict[str, np.ndarray] = {}
     structure = _encode(value, (), arrays)
-    is_flat = isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(part, Tensor | np.ndarray) for key, part in value.items()
-    )
-    content = _pack(arrays, None if is_flat else {STRUCTURE: json.dumps(structure)})
+    from safetensors.numpy import save as pack  # only where a file is written: it would slow the package's import
+
+    whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    content = pack(whole, {STRUCTURE: json.dumps(structure)})
     _write_whole(Path(path), content)
 
 
@@ -55,17 +54,22 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises DataError for a file that is missing, truncated or not in the safetensors format.
     """
+    from safetensors import SafetensorError, deserialize
+
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"load: cannot read {path}: {error.strerror or error}.") from error
     try:
-        tensors, metadata = _unpack(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = deserialize(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+    except (SafetensorError, ValueError) as error:
         raise DataError(
             f"load: {path} is not a whole safetensors file: {error}. It is truncated, or was written by something else."
         ) from error
-    structure = metadata.get(STRUCTURE)
+    tensors = {name: _tensor(name, entry, path) for name, entry in entries}
+    structure = header.get("__metadata__", {}).get(STRUCTURE)
     if structure is None:
         return tensors
     try:
@@ -118,51 +122,12 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     return parts if kind == "list" else tuple(parts)
 
 
-# --- the format: 8 bytes of length, a header in JSON, then the tensors' bytes one after another ----------------------
-
-
-def _pack(arrays: dict[str, np.ndarray], metadata: dict[str, str] | None) -> bytes:
-    """Return the file's bytes. Wide elements go first, so that each tensor lies aligned."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    ordered = sorted(arrays.items(), key=lambda entry: -entry[1].itemsize)
-    offset = 0
-    for name, array in ordered:
-        end = offset + array.nbytes
-        dtype = _NAMES[as_dtype(array.dtype).name]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(_little_endian(array).tobytes() for _, array in ordered)])
-
-
-def _unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors by name, and the metadata; raise ValueError, KeyError or TypeError for anything else."""
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > len(content) - 8:
-        raise ValueError(f"its header is said to have {length} bytes, and the file has {len(content)}")
-    header = json.loads(content[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
-    tensors, covered, data = {}, 0, memoryview(content)[8 + length :]
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise ValueError(f"{name} has dtype {entry['dtype']}, and pequegrad has {', '.join(_DTYPES)}")
-        if start != covered or end > len(data) or end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(
-                f"the bytes {start} to {end} of {len(data)} cannot be those of {name}, {dtype.name}{shape}"
-            )
-        array = np.frombuffer(data[start:end], dtype.numpy).reshape(shape)
-        tensors[name] = Tensor(_little_endian(array))
-        covered = end
-    if covered != len(data):
-        raise ValueError(f"{len(data) - covered} bytes belong to no tensor")
-    return {name: tensors[name] for name in header}, metadata
-
-
-def _little_endian(array: np.ndarray) -> np.ndarray:
-    """Return ``array`` with its bytes in the format's order, or from it: least significant first."""
-    return array.byteswap() if sys.byteorder == "big" else array
+def _tensor(name: str, entry: dict[str, Any], path: Any) -> Tensor:
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise DataError(f"load: {path}: {name} has dtype {entry['dtype']}. Expected one of {', '.join(_DTYPES)}.")
+    array = np.frombuffer(entry["data"], dtype.numpy).reshape(entry["shape"])
+    return Tensor(array.byteswap() if sys.byteorder == "big" else array)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
