@@ -91,12 +91,18 @@ class Config:
 
     cache_dir = Setting("PEQUEGRAD_CACHE_DIR", None, "folder of the disk cache; None: the user's own", _path)
     cache = Setting("PEQUEGRAD_CACHE", "on", "on, off or readonly", _choice(*CACHE_MODES))
-    cache_size_mb = Setting("PEQUEGRAD_CACHE_SIZE_MB", 2048, "disk cache cap in MiB; least recently used goes", _positive)
+    cache_size_mb = Setting(
+        "PEQUEGRAD_CACHE_SIZE_MB", 2048, "disk cache cap in MiB; least recently used goes", _positive
+    )
     stance = Setting("PEQUEGRAD_STANCE", "default", "what compiled functions do; one of STANCES", _choice(*STANCES))
     logs = Setting("PEQUEGRAD_LOGS", frozenset(), "comma list of LOG_TOPICS, or help", _topics)
     debug_nans = Setting("PEQUEGRAD_DEBUG_NANS", False, "check every eager result for NaN", _flag)
-    num_threads = Setting("PEQUEGRAD_NUM_THREADS", None, "worker threads; None: OMP_NUM_THREADS or the cores", _positive)
-    recompile_limit = Setting("PEQUEGRAD_RECOMPILE_LIMIT", 16, "signatures per compiled function before it raises", _positive)
+    num_threads = Setting(
+        "PEQUEGRAD_NUM_THREADS", None, "worker threads; None: OMP_NUM_THREADS or the cores", _positive
+    )
+    recompile_limit = Setting(
+        "PEQUEGRAD_RECOMPILE_LIMIT", 16, "signatures per compiled function before it raises", _positive
+    )
     cuda_arch = Setting("PEQUEGRAD_CUDA_ARCH", None, "CUDA architecture such as sm_90")
     cxx = Setting("CXX", None, "C++ compiler command; None: g++, then c++, then clang++ on PATH")
     cxxflags = Setting("CXXFLAGS", "", "extra flags for the C++ compiler")

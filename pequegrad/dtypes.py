@@ -52,7 +52,12 @@ float64 = DType("float64", np.dtype(np.float64), "float", 7, "f64")
 DTYPES = (bool_, uint8, int32, int64, float16, bfloat16, float32, float64)
 _KIND_RANK = {"bool": 0, "int": 1, "float": 2}
 _BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES}
-_BY_NAME = {dtype.name: dtype for dtype in DTYPES} | {"float": float32, "double": float64, "long": int64, "half": float16}
+_BY_NAME = {dtype.name: dtype for dtype in DTYPES} | {
+    "float": float32,
+    "double": float64,
+    "long": int64,
+    "half": float16,
+}
 _PYTHON = {bool: bool_, int: int64, float: float32}
 
 
@@ -100,9 +105,7 @@ def result_type(operands: list[tuple[DType, int | None]]) -> DType:
                 level = dtype if level is None else promote(level, dtype)
         if level is None:
             continue
-        if result is None:
-            result = level
-        elif _KIND_RANK[level.kind] > _KIND_RANK[result.kind]:
+        if result is None or _KIND_RANK[level.kind] > _KIND_RANK[result.kind]:
             result = level
     if result is None:
         raise DTypeError("result_type needs at least one operand. Got none.")

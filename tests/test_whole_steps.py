@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
+
 import pequegrad as pg
 import pequegrad.nn.functional as F
-import pytest
 from pequegrad import nn, optim
 
 

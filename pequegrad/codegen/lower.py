@@ -72,10 +72,17 @@ class _Lowering:
         return annotate_grids(replace(plan, workers=count))
 
     def _check(self, graph: Graph) -> None:
+        literals: dict[Value, Any] = {}
         for node in graph.nodes:
             where = f"{node.location}: " if node.location is not None else ""
             if isinstance(node.op.lowering, NotCompilable):
                 raise NotCompilable(f"{where}{node.op.name}: {node.op.lowering.reason}")
+            known = tuple(literals.get(value) for value in node.inputs)
+            if node.op.is_constant or (node.op.view and node.inputs[0] in literals):
+                literals[node.outputs[0]] = known[0] if known else dict(node.params).get("value")
+            reason = node.op.refusal(tuple(value.spec for value in node.inputs), known)
+            if reason is not None:
+                raise NotCompilable(f"{where}{node.op.name}: {reason}")
             for value in (*node.inputs, *node.outputs):
                 if value.dtype.name not in self.target.dtypes:
                     raise NotCompilable(

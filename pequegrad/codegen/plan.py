@@ -54,8 +54,10 @@ class Buffer:
         count = 1
         for extent in self.shape:
             count *= extent
-        return count if not self.layout.pad or not self.shape else (
-            count // self.shape[self.layout.order[-1]] * (self.shape[self.layout.order[-1]] + self.layout.pad)
+        return (
+            count
+            if not self.layout.pad or not self.shape
+            else (count // self.shape[self.layout.order[-1]] * (self.shape[self.layout.order[-1]] + self.layout.pad))
         )
 
     @property
@@ -366,7 +368,9 @@ def statements(kernel: Kernel) -> tuple[Any, ...]:
     if isinstance(kernel, Map):
         return kernel.body
     if isinstance(kernel, Row):
-        return tuple(s for stage in kernel.stages for part in (stage.inner, stage.accumulate, stage.outer) for s in part)
+        return tuple(
+            s for stage in kernel.stages for part in (stage.inner, stage.accumulate, stage.outer) for s in part
+        )
     if isinstance(kernel, Contract | Conv2d):
         return kernel.epilogue
     return ()

@@ -131,7 +131,10 @@ class BitwiseNot(BitOperation):
 
     @staticmethod
     def samples() -> list[Sample]:
-        return [Sample((x,), (), lambda torch, t: ~t) for x in (np.array([0, -5, 9], np.int32), np.array([0, 200], np.uint8))]
+        return [
+            Sample((x,), (), lambda torch, t: ~t)
+            for x in (np.array([0, -5, 9], np.int32), np.array([0, 200], np.uint8))
+        ]
 
 
 bitwise_not = BitwiseNot.call

@@ -54,7 +54,7 @@ class Expression:
     """Elementwise: one C expression, valid for scalars and for SIMD lanes alike.
 
     Placeholders: ``{0}``, ``{1}`` … are the operands (already of the op's input dtypes), ``{name}`` a parameter
-    rendered as a C literal, ``{T}`` the C type name of the result (pg::f32 …), ``{T0}`` that of operand 0, 
+    rendered as a C literal, ``{T}`` the C type name of the result (pg::f32 …), ``{T0}`` that of operand 0,
     ``{index}`` the linear row-major index of the element in the node's result (int64 lanes), ``{first}`` that of the
     first lane (a scalar), and ``{coordinate}`` index / inner % extent, for parameters of those names.
     """
@@ -156,6 +156,14 @@ class Op:
         raise NotImplementedError
 
     @staticmethod
+    def refusal(specs: tuple[TensorSpec, ...], literals: tuple[Any, ...]) -> str | None:
+        """Return why a kernel could not do what `numpy` does for these operands, or None.
+
+        ``literals``: for each operand that is a constant of one number, that number; else None.
+        """
+        return None
+
+    @staticmethod
     def samples() -> list[Sample]:
         """Arguments for the automatic tests; at least one."""
         return []
@@ -191,7 +199,9 @@ class Interpreter:
     has_data: ClassVar[bool] = True
     """False while tracing: then even a tensor that has elements must not be read, for its value would be frozen."""
 
-    def evaluate(self, op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], specs: tuple[TensorSpec, ...]) -> Sequence[Any]:
+    def evaluate(
+        self, op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], specs: tuple[TensorSpec, ...]
+    ) -> Sequence[Any]:
         """Return one payload (ndarray or graph value) per result."""
         arrays = [tensor.array for tensor in inputs]
         with np.errstate(all="ignore"):
@@ -472,7 +482,9 @@ def operands(*values: Any, kind: str = "any", who: str = "") -> tuple[Any, ...]:
         elif isinstance(value, np.generic | np.ndarray):
             standings.append((as_dtype(value.dtype), value.ndim))
         else:
-            raise DTypeError(f"{who or 'operand'}: expected a Tensor, array or number. Got {type(value).__name__}: {value!r}.")
+            raise DTypeError(
+                f"{who or 'operand'}: expected a Tensor, array or number. Got {type(value).__name__}: {value!r}."
+            )
     dtype = result_type(standings)
     if kind == "float" and not dtype.is_floating_point:
         dtype = float32

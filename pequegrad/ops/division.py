@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import Expression, Sample, bind, operands
+from .core import Expression, Sample, TensorSpec, bind, operands
 from .elementwise import Elementwise, refuse_bool, widened
 from .movement import zeros_like_spec
 
@@ -18,6 +18,18 @@ def refuse_zero_divisor(who: str, divisor: Any) -> None:
     """Raise ZeroDivisionError where an integer array, which has no inf to answer with, contains 0."""
     if divisor.dtype.kind in "iu" and not divisor.all():
         raise ZeroDivisionError(f"{who}: integer division by zero. Mask the zeros with where(), or use floats.")
+
+
+class IntegerDivision(Elementwise):
+    """Family: divisions whose integer form raises at a zero, which a kernel cannot."""
+
+    @staticmethod
+    def refusal(specs: tuple[TensorSpec, ...], literals: tuple[Any, ...]) -> str | None:
+        if specs[0].dtype.is_floating_point or literals[1]:
+            return None
+        return (
+            "an integer division whose divisor may be zero must be able to raise. Divide by a constant, or use floats."
+        )
 
 
 class Div(Elementwise):
@@ -57,7 +69,7 @@ class Div(Elementwise):
 div = divide = true_divide = Div.call
 
 
-class FloorDivide(Elementwise):
+class FloorDivide(IntegerDivision):
     """Quotient rounded towards minus infinity, as Python's ``//``."""
 
     name = "floor_divide"
@@ -82,7 +94,10 @@ class FloorDivide(Elementwise):
 
     @staticmethod
     def samples() -> list[Sample]:
-        x, y = np.array([5, -5, 5, -5, np.inf, 1, -1, 0, -0.0], np.float32), np.array([3, 3, -3, -3, 2, 0, 0, 0, 3], np.float32)
+        x, y = (
+            np.array([5, -5, 5, -5, np.inf, 1, -1, 0, -0.0], np.float32),
+            np.array([3, 3, -3, -3, 2, 0, 0, 0, 3], np.float32),
+        )
         whole = np.array([5, -5, 5, -5, 0], np.int64), np.array([3, 3, -3, -3, 2], np.int64)
         return [Sample(arrays, (), lambda torch, a, b: torch.floor_divide(a, b)) for arrays in ((x, y), whole)]
 
@@ -90,7 +105,7 @@ class FloorDivide(Elementwise):
 floor_divide = FloorDivide.call
 
 
-class TruncDivide(Elementwise):
+class TruncDivide(IntegerDivision):
     """Quotient rounded towards 0, as in C."""
 
     name = "trunc_divide"
@@ -128,7 +143,7 @@ class TruncDivide(Elementwise):
 trunc_divide = TruncDivide.call
 
 
-class Remainder(Elementwise):
+class Remainder(IntegerDivision):
     """Remainder with the sign of the divisor, as Python's ``%``."""
 
     name = "remainder"
@@ -164,7 +179,7 @@ class Remainder(Elementwise):
 remainder = Remainder.call
 
 
-class Fmod(Elementwise):
+class Fmod(IntegerDivision):
     """Remainder with the sign of the dividend, as C's fmod."""
 
     name = "fmod"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import DType, as_dtype, bool_, float32, int64
-from ..errors import DTypeError, NotCompilable, ShapeError
-from .core import Family, Op, Sample, TensorSpec, View, as_tensor, bind, normalize_dim
-from .sharding import REPLICATED, Mapped, Partial, Replicated, Sharding
+from ..errors import DTypeError, ShapeError
+from .core import Op, Sample, TensorSpec, View, as_tensor, bind, normalize_dim
+from .sharding import REPLICATED, Mapped, Sharding
 
 
 class ViewOp(Op):

@@ -41,7 +41,11 @@ class Maximum(Elementwise):
         x, y = np.array([1, 2, np.nan, 1, np.inf, -1], np.float32), np.array([1, np.nan, 1, 0, np.inf, 3], np.float32)
         return [
             Sample((x, y), (), lambda torch, a, b: torch.maximum(a, b), (0, 1)),
-            Sample((np.array([[1], [5]], np.int32), np.array([3, 7], np.int32)), (), lambda torch, a, b: torch.maximum(a, b)),
+            Sample(
+                (np.array([[1], [5]], np.int32), np.array([3, 7], np.int32)),
+                (),
+                lambda torch, a, b: torch.maximum(a, b),
+            ),
         ]
 
 
@@ -74,7 +78,11 @@ class Minimum(Elementwise):
         x, y = np.array([1, 2, np.nan, 1, np.inf, -1], np.float32), np.array([1, np.nan, 1, 0, np.inf, 3], np.float32)
         return [
             Sample((x, y), (), lambda torch, a, b: torch.minimum(a, b), (0, 1)),
-            Sample((np.array([[1], [5]], np.int32), np.array([3, 7], np.int32)), (), lambda torch, a, b: torch.minimum(a, b)),
+            Sample(
+                (np.array([[1], [5]], np.int32), np.array([3, 7], np.int32)),
+                (),
+                lambda torch, a, b: torch.minimum(a, b),
+            ),
         ]
 
 
@@ -127,7 +135,11 @@ class Clamp(Elementwise):
     @staticmethod
     def samples() -> list[Sample]:
         x = np.array([0, 1, -1, 2, np.nan, 0.5, np.inf, -np.inf], np.float32)
-        crossed = np.array([0.5, 3, 1, 1], np.float32), np.array([2, 2, 1, 2], np.float32), np.array([1, 1, 1, 3], np.float32)
+        crossed = (
+            np.array([0.5, 3, 1, 1], np.float32),
+            np.array([2, 2, 1, 2], np.float32),
+            np.array([1, 1, 1, 3], np.float32),
+        )
         bounds = np.array(0, np.float32), np.array(1, np.float32)
         return [
             Sample((x, *bounds), (), lambda torch, a, b, c: a.clamp(b, c), (0,)),

@@ -97,15 +97,18 @@ def allowance(name: str, dtype: np.dtype) -> tuple[float | None, float]:
 
 
 def takes(name: str, dtype: np.dtype, arrays: list[np.ndarray], params: dict) -> bool:
-    """Whether the public functions apply the op to such arrays."""
+    """Whether the public functions apply the op to such arrays, and a kernel may."""
     op = OPS[name]
     if (dtype.kind in "biu" and name in FLOATS_ONLY) or (dtype.kind == "b" and (name in NO_BOOLS or "conv2d" in name)):
         return False
     samples = [array for sample in op.samples() for array in sample.arrays]
     if samples and dtype.kind != "b" and all(array.dtype.kind == "b" for array in samples):
         return False
+    specs = tuple(TensorSpec(a.shape, as_dtype(a.dtype)) for a in arrays)
+    if op.refusal(specs, (None,) * len(specs)):
+        return False
     try:
-        inferred = op.infer(*(TensorSpec(a.shape, as_dtype(a.dtype)) for a in arrays), **params)
+        inferred = op.infer(*specs, **params)
         with np.errstate(all="ignore"):
             result = op.numpy(np, *arrays, **params)
     except (TypeError, ValueError, ZeroDivisionError, DTypeError, ShapeError):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from pequegrad.codegen.expressions import literal, render_expression
 from pequegrad.codegen.plan import Compute
 from pequegrad.dtypes import bool_, float32, float64, int32, int64, uint8
@@ -48,5 +49,5 @@ def test_placeholders_are_operands_types_index_and_parameters():
 
 
 def test_an_unknown_placeholder_names_the_op_and_the_name():
-    with pytest.raises(CompilerBug, match="add.*slope"):
+    with pytest.raises(CompilerBug, match=r"add.*slope"):
         render_expression(compute("{0} * {slope}"), ["a", "b"], str)
