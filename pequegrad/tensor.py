@@ -64,7 +64,6 @@ class Tensor:
 
         def __getattr__(self, name: str) -> Any: ...
 
-
     def __init__(self, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> None:
         _check_device(device)
         array = data.array.copy() if isinstance(data, Tensor) else _to_array(data, copy=True)

@@ -103,7 +103,9 @@ class Graph:
                 if output.target not in states or output.target in updated:
                     raise CompilerBug(f"graph: update {output.name} has no state of its own to write to")
                 if output.target.spec != output.value.spec:
-                    raise CompilerBug(f"graph: update {output.name} is {output.value.spec}, its state {output.target.spec}")
+                    raise CompilerBug(
+                        f"graph: update {output.name} is {output.value.spec}, its state {output.target.spec}"
+                    )
                 updated.add(output.target)
         return self
 
@@ -125,7 +127,9 @@ def format_graph(graph: Graph, *, locations: bool = False) -> str:
         params = "".join(f" {key}={format_param(value)}" for key, value in node.params)
         left = ", ".join(f"{name(value)}: {value.spec}" for value in node.outputs)
         right = ", ".join(name(value) for value in node.inputs)
-        suffix = f"  # {node.location}{' (backward)' if node.is_backward else ''}" if locations and node.location else ""
+        suffix = (
+            f"  # {node.location}{' (backward)' if node.is_backward else ''}" if locations and node.location else ""
+        )
         lines.append(f"  {left} = {node.op.name}({right}){params}{suffix}")
     for output in graph.outputs:
         target = f" -> {names[output.target]}" if output.target is not None else ""

@@ -368,9 +368,9 @@ def test_value_that_differs_from_trace_to_trace_raises_with_the_line(traced):
 
 
 def test_returned_python_value_that_changes_raises(traced):
-    values = iter(range(10))
+    take = iter(range(10)).__next__
     with pytest.raises(TraceError, match="returned Python value"):
-        traced(lambda x: (x, next(values)))(X)
+        traced(lambda x: (x, take()))(X)
 
 
 def test_large_captured_array_raises_with_the_cure(traced):
