@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pequegrad as pg
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.core import REGISTRY, Op, TensorSpec
+from pequegrad.trace.graph import GraphBuilder, Output
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,3 +76,29 @@ def test_the_op_example_is_a_whole_op():
             assert np.allclose(compiled(x).numpy(), softsign.call(x).numpy())
     finally:
         REGISTRY.pop("softsign", None)
+
+
+def test_the_pass_example_is_a_whole_pass(monkeypatch):
+    names: dict[str, object] = {}
+    exec(compile(EXAMPLES[2], "README.md", "exec"), names)
+    monkeypatch.setattr(Op, "idempotent", False, raising=False)
+    monkeypatch.setattr(REGISTRY["floor"], "idempotent", True, raising=False)
+
+    builder = GraphBuilder()
+    value = builder.add_input(TensorSpec((2,), pg.float32), "argument", "x")
+    for name in ("neg", "neg", "floor", "floor"):
+        (value,) = builder.apply(REGISTRY[name], (value,), {})
+    builder.outputs.append(Output(value, "result", "y"))
+
+    after = names["drop_repeated_applications"](builder.build()).verify()
+    assert [node.op.name for node in after.nodes] == ["neg", "neg", "floor"]
+    assert after.outputs[0].value is after.nodes[-1].outputs[0]
+
+
+# The map has its test above, and names in its prose a folder that only an installed package has.
+PATH_IN_TEXT = re.compile(r"`((?:pequegrad|runtime|tests)/[\w/.]+)`")
+
+
+@pytest.mark.parametrize("path", sorted(set(PATH_IN_TEXT.findall(README.replace(MAP, "")))))
+def test_each_path_in_the_text_exists(path):
+    assert (ROOT / path).exists()
