@@ -51,11 +51,12 @@ class PhaseView:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """The whole file."""
+    """The whole file. ``arguments``: what ``step.argument`` of each number is, for people."""
 
     name: str
     headers: tuple[str, ...]
     functions: tuple[str, ...]
+    arguments: tuple[str, ...]
     phases: tuple[PhaseView, ...]
     kernel_count: int
     arena_bytes: int
@@ -105,7 +106,7 @@ def render(plan: StepPlan, target: Target) -> str:
     headers = dict.fromkeys(header for kernel in plan.kernels for header in HEADERS[kernel.family])
     if any(isinstance(s, Compute) and isinstance(s.op.lowering, Family) for k in plan.kernels for s in statements(k)):
         headers[PHILOX] = None
-    step = StepView(plan.name, tuple(headers), tuple(texts), tuple(phases), number, arena_bytes(plan))
+    step = StepView(plan.name, tuple(headers), tuple(texts), _arguments(plan), tuple(phases), number, arena_bytes(plan))
     text = environment.get_template("step.j2").render(step=step)
     wrapped = "\n".join(part.rstrip() for line in text.split("\n") for part in _wrapped(line))
     return re.sub(r"\n{3,}", "\n\n", wrapped).strip() + "\n"
@@ -164,6 +165,17 @@ def _identifier(name: str) -> str:
 
 def _comment(head: KernelHead) -> str:
     return "".join(f"// {line}\n" for line in head.comment)
+
+
+def _arguments(plan: StepPlan) -> tuple[str, ...]:
+    lines = []
+    for slot, number in enumerate(plan.slots):
+        buffer = plan.buffers[number]
+        extents = ",".join(map(str, buffer.shape))
+        # A key of the user's dict stands in the name of what lay under it, and may print as more than one line.
+        name = " ".join(buffer.name.split())
+        lines.append(f"step.argument {slot}: {buffer.scope} {name}, {buffer.dtype.name}[{extents}]")
+    return tuple(lines)
 
 
 def _pointer_text(plan: StepPlan, pointer: Pointer) -> str:

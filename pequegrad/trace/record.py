@@ -17,6 +17,7 @@ from ..errors import TraceError
 from ..ops.core import use_interpreter
 from ..tensor import Tensor
 from .graph import Graph, Input, Output
+from .naming import input_names
 from .state import (
     FromArgument,
     FromConstant,
@@ -104,11 +105,11 @@ def _finish(tracer: Tracer, result: Any, keep_grads: bool) -> Trace:
         if standin.tensor.storage.data is not standin.initial:
             written[standin.initial] = standin.tensor.storage.data
     inputs = []
-    for item in builder.inputs:
+    names = input_names(builder.inputs, tracer.sources, tracer.modules.values(), tracer.optimizers.values())
+    for item, name in zip(builder.inputs, names, strict=True):
         if item.value in written:
-            builder.outputs.append(Output(written[item.value], "update", f"new_{item.name}", item.value))
-            item = Input(item.value, "state", item.name)
-        inputs.append(item)
+            builder.outputs.append(Output(written[item.value], "update", f"new_{name}", item.value))
+        inputs.append(Input(item.value, "state" if item.value in written else item.role, name))
     graph = Graph(tuple(inputs), tuple(builder.nodes), tuple(builder.outputs), builder.name).verify()
     bindings = tuple(
         InputBinding(item.name, item.value.spec, source, item.value in written)
