@@ -1,4 +1,4 @@
-// Elementary functions on vec<f32> (own branch-free polynomials), vec<f64> (lane by lane) and scalars.
+// Elementary functions on vec<f32> (own branch-free polynomials) and vec<f64> (lane by lane).
 //
 // Invariants: right on infinities, NaN, -0 and subnormals; vec<f32> within 2 ULP (sigmoid 2.5; measured in
 // tests/runtime/test_math.py); maximum and minimum return NaN if either side is NaN; sign(NaN) is NaN, as in NumPy.
@@ -8,58 +8,6 @@
 #include "vec.h"
 
 namespace pg {
-
-// ---- scalars -----------------------------------------------------------------------------------------------------------
-
-#define PG_DEFINE_SCALAR_1(NAME, F32, F64)                                                                         \
-  PG_INLINE f32 NAME(f32 x) { return F32(x); }                                                                     \
-  PG_INLINE f64 NAME(f64 x) { return F64(x); }
-PG_DEFINE_SCALAR_1(exp, __builtin_expf, __builtin_exp)
-PG_DEFINE_SCALAR_1(expm1, __builtin_expm1f, __builtin_expm1)
-PG_DEFINE_SCALAR_1(log, __builtin_logf, __builtin_log)
-PG_DEFINE_SCALAR_1(log1p, __builtin_log1pf, __builtin_log1p)
-PG_DEFINE_SCALAR_1(sqrt, __builtin_sqrtf, __builtin_sqrt)
-PG_DEFINE_SCALAR_1(sin, __builtin_sinf, __builtin_sin)
-PG_DEFINE_SCALAR_1(cos, __builtin_cosf, __builtin_cos)
-PG_DEFINE_SCALAR_1(tanh, __builtin_tanhf, __builtin_tanh)
-PG_DEFINE_SCALAR_1(erf, __builtin_erff, __builtin_erf)
-PG_DEFINE_SCALAR_1(floor, __builtin_floorf, __builtin_floor)
-PG_DEFINE_SCALAR_1(ceil, __builtin_ceilf, __builtin_ceil)
-PG_DEFINE_SCALAR_1(round, __builtin_rintf, __builtin_rint)
-PG_DEFINE_SCALAR_1(trunc, __builtin_truncf, __builtin_trunc)
-PG_INLINE f32 pow(f32 x, f32 y) { return __builtin_powf(x, y); }
-PG_INLINE f64 pow(f64 x, f64 y) { return __builtin_pow(x, y); }
-
-// Integer power as NumPy computes it; a negative exponent gives 0 unless the base is 1 or -1.
-PG_INLINE i64 pow(i64 x, i64 y) {
-  if (y < 0) return x == 1 ? 1 : x == -1 ? (y & 1 ? -1 : 1) : 0;
-  u64 r = 1, square_ = u64(x);
-  for (; y; y >>= 1, square_ *= square_)
-    if (y & 1) r *= square_;
-  return i64(r);
-}
-PG_INLINE i32 pow(i32 x, i32 y) { return i32(pow(i64(x), i64(y))); }
-PG_INLINE u8 pow(u8 x, u8 y) { return u8(pow(i64(x), i64(y))); }
-
-template <class T> PG_INLINE T reciprocal(T x) { return T(1) / x; }
-template <class T> PG_INLINE T rsqrt(T x) { return T(1) / sqrt(x); }
-template <class T> PG_INLINE T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
-template <class T> PG_INLINE T square(T x) { return T(x * x); }
-template <class T> PG_INLINE bool isnan(T x) { return x != x; }
-template <class T> PG_INLINE bool isinf(T x) { return x == x && x - x != x - x; }
-template <class T> PG_INLINE bool isfinite(T x) { return x - x == x - x; }
-template <class T> PG_INLINE T abs(T x) {
-  if constexpr (is_float<T>) return sizeof(T) == 4 ? T(__builtin_fabsf(f32(x))) : T(__builtin_fabs(f64(x)));
-  else return x < 0 ? T(0 - u64(x)) : x;
-}
-template <class T> PG_INLINE T sign(T x) { return x != x ? x : T(T(x > 0) - T(x < 0)); }
-template <class T> PG_INLINE T maximum(T a, T b) { return a > b || a != a ? a : b; }
-template <class T> PG_INLINE T minimum(T a, T b) { return a < b || a != a ? a : b; }
-
-// The signed integer as wide as a float.
-template <class T> struct bits_type { typedef i32 type; };
-template <> struct bits_type<f64> { typedef i64 type; };
-template <class T> using bits_of = typename bits_type<T>::type;
 
 // ---- every numeric vector --------------------------------------------------------------------------------------------
 

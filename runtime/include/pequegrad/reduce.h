@@ -36,15 +36,6 @@ template <class T, class F> PG_INLINE T reduce_lanes(vec<T> v, F combine) {
   return T(v.part[0][0]);
 }
 
-template <class T> PG_INLINE constexpr T highest_value() {
-  if constexpr (is_float<T>) return T(__builtin_inff());
-  else return T(-1) < T(0) ? T(~(T(1) << (sizeof(T) * 8 - 1))) : T(~T(0));
-}
-template <class T> PG_INLINE constexpr T lowest_value() {
-  if constexpr (is_float<T>) return -T(__builtin_inff());
-  else return T(-1) < T(0) ? T(T(1) << (sizeof(T) * 8 - 1)) : T(0);
-}
-
 template <class T> PG_INLINE T reduce_add(vec<T> v) {
   return reduce_lanes(v, [](vec<T> a, vec<T> b) { return a + b; });
 }
@@ -63,28 +54,6 @@ template <class T> PG_INLINE T reduce_max(vec<T> v, long count) { return reduce_
 template <class T> PG_INLINE T reduce_min(vec<T> v, long count) { return reduce_min(select(lane_mask(count), v, highest_value<T>())); }
 
 // ---- argmax, argmin ----------------------------------------------------------------------------------------------------
-
-// The best value so far and where it was; index -1 while nothing has been seen.
-template <class T> struct best {
-  T value;
-  i64 index;
-};
-
-// Whether (value, index) beats the other: NaN beats numbers, then the value, then the lower index.
-template <class T> PG_INLINE bool beats_max(best<T> a, best<T> b) {
-  if (a.index < 0 || b.index < 0) return b.index < 0 && a.index >= 0;
-  bool a_nan = a.value != a.value, b_nan = b.value != b.value;
-  if (a_nan || b_nan) return a_nan && (!b_nan || a.index < b.index);
-  return a.value > b.value || (a.value == b.value && a.index < b.index);
-}
-template <class T> PG_INLINE bool beats_min(best<T> a, best<T> b) {
-  if (a.index < 0 || b.index < 0) return b.index < 0 && a.index >= 0;
-  bool a_nan = a.value != a.value, b_nan = b.value != b.value;
-  if (a_nan || b_nan) return a_nan && (!b_nan || a.index < b.index);
-  return a.value < b.value || (a.value == b.value && a.index < b.index);
-}
-template <class T> PG_INLINE best<T> argmax_combine(best<T> a, best<T> b) { return beats_max(b, a) ? b : a; }
-template <class T> PG_INLINE best<T> argmin_combine(best<T> a, best<T> b) { return beats_min(b, a) ? b : a; }
 
 // One candidate a lane. Feed each lane rising indices, then reduce.
 template <class T> struct best_lanes {

@@ -1,8 +1,9 @@
-// Loads, stores, arithmetic, comparisons and casts of vec<T>, and the same names on scalars, so that one expression text serves both.
+// Loads, stores, arithmetic, comparisons and casts of vec<T>, under the names that scalar.h has for scalars.
 //
 // Invariants: a partial access (count < PG_LANES) never touches memory beyond count, and its other lanes read zero;
 // integers wrap; integer division by zero gives 0.
 #pragma once
+#include "scalar.h"
 #include "types.h"
 
 #define PG_EACH_PART(T) PG_UNROLL for (int p = 0; p < lanes<T>::parts; ++p)
@@ -322,10 +323,6 @@ template <class T, class Index> PG_INLINE void scatter(T* base, vec<Index> offse
   for (long l = 0; l < count && l < PG_LANES; ++l) to[offset_values[l]] = lane_values[l];
 }
 
-// One element, as the type it computes in.
-template <class T> PG_INLINE value_of<T> load_scalar(const T* p) { return value_of<T>(*p); }
-template <class T> PG_INLINE void store_scalar(T* p, value_of<not_deduced<T>> value) { *p = T(value); }
-
 // ---- arithmetic --------------------------------------------------------------------------------------------------------
 
 #define PG_DEFINE_ARITHMETIC(OP)                                                                                   \
@@ -367,65 +364,10 @@ template <class T> PG_INLINE vec<T> operator>>(vec<T> a, vec<T> b) {
   return a;
 }
 
-PG_INLINE bool bitwise_not(bool a) { return !a; }
-template <class T> PG_INLINE T bitwise_not(T a) { return T(~a); }
 template <class T> PG_INLINE vec<T> bitwise_not(vec<T> a) { return ~a; }
-
-// Shifts as NumPy defines them: by the width or more, all bits leave; a negative count is such a count.
-template <class T> PG_INLINE T shift_left(T a, T b) { return u64(b) < sizeof(T) * 8 ? T(u64(a) << u64(b)) : T(0); }
-template <class T> PG_INLINE T shift_right(T a, T b) {
-  const T width = T(sizeof(T) * 8);
-  return T(a >> (u64(b) < u64(width) ? b : T(width - 1))) & (T(-1) < T(0) || u64(b) < u64(width) ? T(-1) : T(0));
-}
 
 template <class T> PG_INLINE vec<T> operator<<(vec<T> a, int bits) { return a << splat<T>(value_of<T>(bits)); }
 template <class T> PG_INLINE vec<T> operator>>(vec<T> a, int bits) { return a >> splat<T>(value_of<T>(bits)); }
-
-template <class T> constexpr bool is_float = false;
-template <> constexpr bool is_float<f32> = true;
-template <> constexpr bool is_float<f64> = true;
-
-// Integer quotients as NumPy gives them: x / 0 is 0, the lowest number / -1 is itself.
-template <class T> PG_INLINE T trunc_div(T a, T b) {
-  if constexpr (is_float<T>) {
-    T q = a / b;
-    return sizeof(T) == 4 ? T(__builtin_truncf(f32(q))) : T(__builtin_trunc(f64(q)));
-  } else {
-    if (b == 0) return 0;
-    if (T(-1) < T(0) && b == T(-1)) return T(0 - u64(a));
-    return T(a / b);
-  }
-}
-
-template <class T> PG_INLINE T fmod(T a, T b) {
-  if constexpr (is_float<T>) return sizeof(T) == 4 ? T(__builtin_fmodf(f32(a), f32(b))) : T(__builtin_fmod(f64(a), f64(b)));
-  else return (b == 0 || (T(-1) < T(0) && b == T(-1))) ? T(0) : T(a % b);
-}
-
-// Remainder with the sign of the divisor, as Python, NumPy and torch define it; a zero has that sign too.
-template <class T> PG_INLINE T remainder(T a, T b) {
-  T r = fmod(a, b);
-  if (r != 0 && (b < 0) != (r < 0)) return T(r + b);
-  if constexpr (is_float<T>) {
-    if (r == 0) return sizeof(T) == 4 ? T(__builtin_copysignf(0, f32(b))) : T(__builtin_copysign(0, f64(b)));
-  }
-  return r;
-}
-
-template <class T> PG_INLINE T floor_div(T a, T b) {
-  if constexpr (is_float<T>) {
-    if (b == 0) return a / b;
-    T rest = fmod(a, b), q = (a - rest) / b;
-    if (rest != 0 && (b < 0) != (rest < 0)) q -= 1;
-    if (q == 0) return sizeof(T) == 4 ? T(__builtin_copysignf(0, f32(a / b))) : T(__builtin_copysign(0, f64(a / b)));
-    T down = sizeof(T) == 4 ? T(__builtin_floorf(f32(q))) : T(__builtin_floor(f64(q)));
-    return q - down > T(0.5) ? down + 1 : down;
-  } else {
-    T q = trunc_div(a, b);
-    if (b != 0 && fmod(a, b) != 0 && (a < 0) != (b < 0)) q = T(q - 1);
-    return q;
-  }
-}
 
 // A function without a vector form, lane by lane.
 template <class T, class F> PG_INLINE vec<T> map_lanes(vec<T> a, F f) {
@@ -495,7 +437,6 @@ template <class T, class Wide> PG_INLINE vec<b8> mask_from(Wide low, Wide high) 
 }
 
 #define PG_DEFINE_COMPARISON(NAME, OP)                                                                             \
-  template <class T> PG_INLINE bool NAME(T a, T b) { return a OP b; }                                              \
   template <class T> PG_INLINE vec<b8> NAME(vec<T> a, vec<T> b) {                                                  \
     return mask_from<T>(a.part[0] OP b.part[0], a.part[lanes<T>::parts - 1] OP b.part[lanes<T>::parts - 1]);       \
   }                                                                                                                \
@@ -515,16 +456,11 @@ template <> PG_INLINE vec<b8> gt<b8>(vec<b8> a, vec<b8> b) { return a & ~b; }
 template <> PG_INLINE vec<b8> le<b8>(vec<b8> a, vec<b8> b) { return b | ~a; }
 template <> PG_INLINE vec<b8> ge<b8>(vec<b8> a, vec<b8> b) { return a | ~b; }
 
-PG_INLINE bool logical_and(bool a, bool b) { return a && b; }
-PG_INLINE bool logical_or(bool a, bool b) { return a || b; }
-PG_INLINE bool logical_xor(bool a, bool b) { return a != b; }
-PG_INLINE bool logical_not(bool a) { return !a; }
 PG_INLINE vec<b8> logical_and(vec<b8> a, vec<b8> b) { return a & b; }
 PG_INLINE vec<b8> logical_or(vec<b8> a, vec<b8> b) { return a | b; }
 PG_INLINE vec<b8> logical_xor(vec<b8> a, vec<b8> b) { return a ^ b; }
 PG_INLINE vec<b8> logical_not(vec<b8> a) { return ~a; }
 
-template <class T> PG_INLINE T select(bool mask, T a, T b) { return mask ? a : b; }
 template <class T> PG_INLINE vec<T> select(vec<b8> mask, vec<T> a, vec<T> b) {
   PG_EACH_PART(T) a.part[p] = widen_mask<T>(mask, p) != 0 ? a.part[p] : b.part[p];
   return a;
@@ -534,25 +470,6 @@ template <class T> PG_INLINE vec<T> select(vec<b8> mask, value_of<not_deduced<T>
 template <class T> PG_INLINE vec<T> select(bool mask, vec<T> a, vec<T> b) { return mask ? a : b; }
 
 // ---- casts -------------------------------------------------------------------------------------------------------------
-
-// What cast<T> returns is what T computes in: bool for b8, f32 (rounded to T) for f16 and bf16.
-template <class To> struct scalar_cast {
-  template <class From> static PG_INLINE value_of<To> from(From x) { return value_of<To>(x); }
-};
-// Out of u8's range a float's low byte is kept, as NumPy on x86 does, by way of i32.
-template <> template <> PG_INLINE u8 scalar_cast<u8>::from<f32>(f32 x) { return u8(i32(x)); }
-template <> template <> PG_INLINE u8 scalar_cast<u8>::from<f64>(f64 x) { return u8(i32(x)); }
-template <> struct scalar_cast<b8> {
-  template <class From> static PG_INLINE bool from(From x) { return x != From(0); }
-};
-template <> struct scalar_cast<f16> {
-  template <class From> static PG_INLINE f32 from(From x) { return f32(f16(f32(x))); }
-};
-template <> struct scalar_cast<bf16> {
-  template <class From> static PG_INLINE f32 from(From x) { return f32(bf16(f32(x))); }
-};
-
-template <class To, class From> PG_INLINE value_of<To> cast(From x) { return scalar_cast<To>::from(x); }
 
 template <class T> struct cast_to {
   template <class From> static PG_INLINE vec<T> from(vec<From> x) { return convert<T>(x); }
