@@ -1,4 +1,4 @@
-"""Tensors made from nothing: counters, ranges, constants, and the triangular masks made of them.
+"""Tensors made from nothing: counters, ranges, constants; and the triangles and diagonals that counters mark.
 
 Invariant: what is made here is the same in every block, worker and target; it depends on parameters alone.
 """
@@ -14,9 +14,9 @@ from ..dtypes import DType, as_dtype, float32, float64, int64
 from ..errors import DeviceError, DTypeError, ShapeError
 from .core import Expression, Op, Sample, TensorSpec, as_tensor, bind, normalize_dim
 from .elementwise import where
-from .movement import full, permute, shape_argument
-from .sharding import REPLICATED, Sharding
-from .slicing import narrow, pad
+from .movement import Copy, ViewOp, full, permute, reshape, shape_argument
+from .sharding import REPLICATED, Mapped, Sharding
+from .slicing import pad
 
 
 class Iota(Op):
@@ -185,27 +185,92 @@ def triu(x: Any, diagonal: int = 0) -> Any:
     return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal - 1), full((), 0, dtype=x.dtype), x)
 
 
-def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
-    """Return the elements with index ``dim2`` - index ``dim1`` = ``offset`` as a new last dimension; a copy."""
-    x = as_tensor(x)
-    first, second = normalize_dim(dim1, x.ndim, "diagonal"), normalize_dim(dim2, x.ndim, "diagonal")
-    if first == second:
-        raise ShapeError(f"diagonal: dim1 and dim2 must differ. Got {dim1} and {dim2} for shape {x.shape}.")
-    others = tuple(d for d in range(x.ndim) if d not in (first, second))
-    matrices = permute(x, (*others, first, second))
-    rows, columns = matrices.shape[-2:]
-    start, length = max(-offset, 0), max(min(rows - max(-offset, 0), columns - max(offset, 0)), 0)
-    is_on = iota((1, columns), 1) - iota((rows, 1), 0) == offset
-    # One element of each row is on the diagonal, so the sum over the row is that element.
-    on_rows = where(is_on, matrices, full((), 0, dtype=x.dtype)).sum(-1, dtype=x.dtype)
-    return narrow(on_rows, -1, start if length else 0, length)
+class Diagonal(ViewOp):
+    """The elements whose index along ``dim2`` is ``offset`` more than along ``dim1``, as a new last dimension."""
+
+    name = "diagonal"
+    methods = ("diagonal",)
+
+    @staticmethod
+    def call(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+        """Return the elements with index ``dim2`` - index ``dim1`` = ``offset`` as a new last dimension; a view."""
+        x = as_tensor(x)
+        first, second = normalize_dim(dim1, x.ndim, "diagonal"), normalize_dim(dim2, x.ndim, "diagonal")
+        if first == second:
+            raise ShapeError(f"diagonal: dim1 and dim2 must differ. Got {dim1} and {dim2} for shape {x.shape}.")
+        return bind(Diagonal, x, offset=int(offset), dim1=first, dim2=second)
+
+    @staticmethod
+    def infer(x: TensorSpec, *, offset: int, dim1: int, dim2: int) -> TensorSpec:  # type: ignore[override]
+        others, (_, _, length) = _diagonal_of(x.shape, offset, dim1, dim2)
+        return TensorSpec((*(x.shape[d] for d in others), length), x.dtype)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, *, offset: int, dim1: int, dim2: int) -> Any:
+        others, (row, column, length) = _diagonal_of(x.shape, offset, dim1, dim2)
+        matrices = x.transpose(*others, dim1, dim2)
+        # einsum's view can be written to; that of numpy.diagonal cannot.
+        return xp.einsum("...ii->...i", matrices[..., row : row + length, column : column + length])
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return (Diagonal.put(full(saved.spec().shape, 0, dtype=saved.spec().dtype), g, **saved.params),)
+
+    @staticmethod
+    def put(base: Any, new: Any, *, offset: int, dim1: int, dim2: int) -> Any:  # type: ignore[override]
+        others, (row, _, length) = _diagonal_of(base.shape, offset, dim1, dim2)
+        if not length:
+            return bind(Copy, base)
+        order = (*others, dim1, dim2)
+        rows, columns = base.shape[dim1], base.shape[dim2]
+        by_row = pad(new, (row, rows - row - length))
+        by_row = reshape(by_row, (*by_row.shape, 1))
+        is_on = iota((1, columns), 1) - iota((rows, 1), 0) == offset
+        return permute(where(is_on, by_row, permute(base, order)), tuple(np.argsort(order).tolist()))
+
+    @staticmethod
+    def access(shape: Any, strides: Any, offset: int, /, **params: Any) -> Any:
+        dim1, dim2 = params["dim1"], params["dim2"]
+        others, (row, column, length) = _diagonal_of(shape, params["offset"], dim1, dim2)
+        start = offset + row * strides[dim1] + column * strides[dim2] if length else offset
+        seen = (*(shape[d] for d in others), length)
+        return seen, (*(strides[d] for d in others), strides[dim1] + strides[dim2]), start
+
+    @staticmethod
+    def shard(inputs: Any, specs: Any, *, offset: int, dim1: int, dim2: int) -> Sharding | None:  # type: ignore[override]
+        (sharding,) = inputs
+        if not isinstance(sharding, Mapped):
+            return sharding
+        others, _ = _diagonal_of(specs[0].shape, offset, dim1, dim2)
+        return Mapped(others.index(sharding.dim)) if sharding.dim in others else None
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+        above, below = (("offset", 1), ("dim1", 1), ("dim2", 2)), (("offset", -1), ("dim1", 2), ("dim2", 0))
+        return [
+            Sample((x,), above, lambda torch, t: t.diagonal(1, 1, 2), (0,)),
+            Sample((x,), below, lambda torch, t: t.diagonal(-1, 2, 0), (0,)),
+        ]
+
+
+diagonal = Diagonal.call
+
+
+def _diagonal_of(
+    shape: tuple[int, ...], offset: int, dim1: int, dim2: int
+) -> tuple[tuple[int, ...], tuple[int, int, int]]:
+    """Return the other dimensions, and the diagonal's first row, first column and length."""
+    row, column = max(-offset, 0), max(offset, 0)
+    length = max(min(shape[dim1] - row, shape[dim2] - column), 0)
+    return tuple(d for d in range(len(shape)) if d not in (dim1, dim2)), (row, column, length)
 
 
 def diag(x: Any, diagonal_offset: int = 0) -> Any:
-    """Return the diagonal of a matrix, or the matrix with a vector on its diagonal."""
+    """Return a copy of the diagonal of a matrix, or the matrix with a vector on its diagonal."""
     x = as_tensor(x)
     if x.ndim == 2:
-        return diagonal(x, diagonal_offset)
+        return bind(Copy, diagonal(x, diagonal_offset))
     if x.ndim != 1:
         raise ShapeError(f"diag: expected 1 or 2 dimensions. Got shape {x.shape}. Use diagonal.")
     extent = x.shape[0] + abs(diagonal_offset)

@@ -17,7 +17,7 @@ from tests.ops.comparing import assert_gradients_by_differences, assert_like_tor
 
 X = np.sin(np.arange(2 * 3 * 4, dtype=np.float32)).reshape(2, 3, 4)
 
-OPS = ["slice", "slice_update", "pad", "concat", "iota"]
+OPS = ["slice", "slice_update", "pad", "concat", "iota", "diagonal"]
 
 
 @pytest.mark.parametrize("name", OPS)
