@@ -95,7 +95,7 @@ int main() {
   product(peak, 1024, 1024, 1024, false, false);
   product(peak, 1024, 1024, 1024, false, true);
   product(peak, 256, 256, 4096, false, true);
-  convolution(peak, {512, 1, 28, 28, 8, 3, 3, 1, 1, 0, 0, 1, 1, 1, 26, 26});
-  convolution(peak, {512, 8, 13, 13, 16, 3, 3, 1, 1, 0, 0, 1, 1, 1, 11, 11});
-  convolution(peak, {16, 64, 32, 32, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 32, 32});
+  convolution(peak, {512, 1, 28, 28, 8, 3, 3, 1, 1, 0, 0, 1, 1, 1, 26, 26, 16});
+  convolution(peak, {512, 8, 13, 13, 16, 3, 3, 1, 1, 0, 0, 1, 1, 1, 11, 11, 16});
+  convolution(peak, {16, 64, 32, 32, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 32, 32, 16});
 }

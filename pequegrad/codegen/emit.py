@@ -23,9 +23,6 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 # Columns of emitted text.
 WIDTH = 140
 ALIGNMENT = 64
-# conv.h's: how many chunk sums of a weight gradient there are at most, and their elements together.
-MOST_WEIGHT_CHUNKS = 16
-WEIGHT_CHUNK_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +183,8 @@ def _pointer_text(plan: StepPlan, pointer: Pointer) -> str:
 
 
 def _partial_bytes(kernel: Conv2d) -> int:
-    """Bytes of the chunk sums of a weight gradient; the formula is conv.h's, conv2d_weight_partials."""
-    shape = kernel.shape
-    elements = shape.O * (shape.C // shape.groups) * shape.KH * shape.KW
-    chunks = max(1, min(shape.N, MOST_WEIGHT_CHUNKS, max(1, WEIGHT_CHUNK_ELEMENTS // max(elements, 1))))
-    return chunks * elements * kernel.dtype.itemsize
+    """Bytes of the chunk sums of a weight gradient."""
+    return kernel.shape.weight_chunks * kernel.shape.weight_elements * kernel.dtype.itemsize
 
 
 def _partial_offsets(plan: StepPlan) -> dict[int, int]:

@@ -369,6 +369,8 @@ class KernelBuilder:
         top, _, left, _ = params["padding"]
         geometry: list[int] = [*params["stride"], top, left, *params["dilation"], params["groups"]]
         shape = ConvShape(*[*x, w[0], w[2], w[3], *geometry, y[2], y[3]])
+        if kind == "grad_weight":
+            shape = replace(shape, weight_chunks=schedule.weight_chunks(shape))
         epilogue = self._single_body(item)
         axes = self.group.axes
         walks = [[[i for i, axis in enumerate(axes) if axis[1] == tag]] for tag in ("n", "c", "s")]

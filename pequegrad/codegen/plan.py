@@ -232,6 +232,12 @@ class ConvShape:
     groups: int
     OH: int
     OW: int
+    weight_chunks: int = 1
+    """In how many chunks of samples the gradient of the weight is summed."""
+
+    @property
+    def weight_elements(self) -> int:
+        return self.O * (self.C // self.groups) * self.KH * self.KW
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from .plan import (
     Compute,
     Contract,
     Conv2d,
+    ConvShape,
     Index,
     Kernel,
     Load,
@@ -42,6 +43,11 @@ FEW_ROWS = 64
 MOST_CHUNKS = 64
 FEWEST_CHUNKS = 4
 
+MOST_WEIGHT_CHUNKS = 16
+"""Most chunks of samples in which the gradient of a convolution's weight is summed: enough for 16 workers."""
+WEIGHT_CHUNK_ELEMENTS = 2**20
+"""Most elements of all of these chunks' sums together, 4 MiB of float32; a single chunk may be larger."""
+
 # Nanoseconds an element, float32, in cache; what is not named here is arithmetic of one or two instructions.
 _FUNCTION_COST = {
     "exp": 0.4, "expm1": 0.5, "log": 0.45, "log1p": 0.5, "tanh": 0.45, "sigmoid": 0.5, "erf": 0.6, "pow": 1.2,
@@ -52,6 +58,11 @@ _ARITHMETIC_COST = 0.05
 _BYTE_COST = 0.04
 _MULTIPLY_ADD_COST = 0.012
 _KERNEL_COST = 150.0
+
+
+def weight_chunks(shape: ConvShape) -> int:
+    """Return in how many chunks of samples the gradient of a convolution's weight is summed."""
+    return max(1, min(shape.N, MOST_WEIGHT_CHUNKS, WEIGHT_CHUNK_ELEMENTS // max(shape.weight_elements, 1)))
 
 
 def op_cost(op: type[Op]) -> float:

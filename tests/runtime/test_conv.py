@@ -7,6 +7,9 @@ import ctypes
 import numpy as np
 import pytest
 
+from pequegrad.codegen.plan import ConvShape
+from pequegrad.codegen.schedule import weight_chunks
+
 # N, C, H, W, O, KH, KW, stride, pad, dilation, groups
 SHAPES = [
     (3, 1, 28, 28, 8, 3, 3, (1, 1), (0, 0), (1, 1), 1),
@@ -53,7 +56,8 @@ def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int):
     x = random.normal(size=(n, c, h, w)).astype(dtype)
     weight = random.normal(size=(o, c // groups, kh, kw)).astype(dtype)
     dy = random.normal(size=(n, o, out_h, out_w)).astype(dtype)
-    record = (ctypes.c_long * 16)(n, c, h, w, o, kh, kw, *stride, *pad, *dilation, groups, out_h, out_w)
+    sizes = (n, c, h, w, o, kh, kw, *stride, *pad, *dilation, groups, out_h, out_w)
+    record = (ctypes.c_long * 17)(*sizes, weight_chunks(ConvShape(*sizes)))
     suffix = "f32" if dtype == np.float32 else "f64"
     scratch_of = getattr(library, f"conv_scratch_{suffix}")
     scratch_of.restype = library.conv_partials.restype = ctypes.c_long

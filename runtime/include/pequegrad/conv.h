@@ -5,8 +5,8 @@
 // whole padded rows ("wide" positions: row * pitch + column): every tap of the filter is one constant offset, the
 // product needs no im2col, and the few columns between rows are computed and dropped.
 //
-// Invariants: every output element is one sum in a fixed order; the weight's gradient is summed in a number of chunks
-// that depends on the shape alone and combined in rising order: the bits do not depend on the number of workers.
+// Invariants: every output element is one sum in a fixed order; the weight's gradient is summed in a given number of
+// chunks, combined in rising order: the bits do not depend on the number of workers.
 // Every worker brings its own scratch, aligned to 64 bytes. A non-finite input may turn more of the weight's gradient
 // to NaN than the formula asks, since dropped columns enter its sums multiplied by zero.
 #pragma once
@@ -15,9 +15,11 @@
 
 namespace pg {
 
-// x (N, C, H, W), w (O, C / groups, KH, KW), y (N, O, OH, OW).
+// x (N, C, H, W), w (O, C / groups, KH, KW), y (N, O, OH, OW). The weight's gradient is summed in `weight_chunks` chunks
+// of samples, at least one; the plan decides how many.
 struct conv2d_shape {
   long N, C, H, W, O, KH, KW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups, OH, OW;
+  long weight_chunks = 1;
 };
 
 template <class T> PG_INLINE void copy_contiguous(T* to, const T* from, long count) {
@@ -294,18 +296,10 @@ template <class T> struct conv2d_weight_tile {
 #endif
 };
 
-// Chunks of samples, each summed apart: min(N, 16, max(1, 2^20 / weight elements)).
-inline long conv2d_weight_chunks(const conv2d_shape& s) {
-  const long elements = s.O * conv2d_sum_length(s);
-  long chunks = elements > 0 ? 1048576 / elements : 1;
-  chunks = chunks < 1 ? 1 : chunks > 16 ? 16 : chunks;
-  return s.N < chunks ? (s.N > 0 ? s.N : 1) : chunks;
-}
-
 // Samples that one pass takes together: as many as keep image and gradient within 256 KiB, at most a chunk.
 template <class T> inline long conv2d_weight_samples(const conv2d_shape& s) {
   const conv2d_image m = conv2d_image_of(s);
-  const long chunks = conv2d_weight_chunks(s), chunk = (s.N + chunks - 1) / chunks;
+  const long chunks = s.weight_chunks, chunk = (s.N + chunks - 1) / chunks;
   const long bytes = (s.C / s.groups * m.channel + 64 + s.O / s.groups * round_up(m.positions, PG_LANES)) * long(sizeof(T));
   const long fit = 262144 / (bytes > 0 ? bytes : 1);
   return fit < 1 ? 1 : fit < chunk ? fit : (chunk > 0 ? chunk : 1);
@@ -320,7 +314,7 @@ template <class T> inline long conv2d_grad_weight_scratch(const conv2d_shape& s)
 }
 
 // Elements of T in the array of partial sums: chunks * O * C/groups * KH * KW.
-inline long conv2d_weight_partials(const conv2d_shape& s) { return conv2d_weight_chunks(s) * s.O * conv2d_sum_length(s); }
+inline long conv2d_weight_partials(const conv2d_shape& s) { return s.weight_chunks * s.O * conv2d_sum_length(s); }
 
 // out[r * out_row + j] += sum over samples and positions of dy[r][q] * image[q + offsets[j]], j < taps.
 template <class T, int ROWS, int TAPS>
@@ -371,7 +365,7 @@ void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* parti
   typedef conv2d_weight_tile<T> tile;
   const conv2d_image m = conv2d_image_of(s);
   const long K = conv2d_sum_length(s), channels = s.C / s.groups, per_group = s.O / s.groups;
-  const long chunks = conv2d_weight_chunks(s), most = conv2d_weight_samples<T>(s);
+  const long chunks = s.weight_chunks, most = conv2d_weight_samples<T>(s);
   const long length = round_up(m.positions, PG_LANES), image_size = channels * m.channel + 64;
   // With few chunks the output channels are parted too, so that 16 workers find work.
   const long row_tiles = (per_group + tile::rows - 1) / tile::rows, wanted = (16 + chunks * s.groups - 1) / (chunks * s.groups);
@@ -424,7 +418,7 @@ void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* parti
 // each worker its share. No hand-over crosses a row.
 template <class T, class Epilogue>
 void conv2d_combine_weight(const conv2d_shape& s, const T* partials, long run, int worker, int workers, Epilogue&& epilogue) {
-  const long elements = s.O * conv2d_sum_length(s), chunks = conv2d_weight_chunks(s);
+  const long elements = s.O * conv2d_sum_length(s), chunks = s.weight_chunks;
   long begin, end;
   share(elements, PG_LANES, worker, workers, begin, end);
   for (long i = begin, count; i < end; i += count) {
