@@ -5,24 +5,34 @@ Invariant: a DType is one of the eight module-level instances, compared by ident
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from .errors import DTypeError
+from .records import Frozen
 
 
-@dataclass(frozen=True, eq=False)
-class DType:
+class DType(Frozen):
     """An element type. ``kind`` is 'bool', 'int' or 'float'; ``rank`` orders the lattice inside and across kinds."""
 
     name: str
-    numpy: np.dtype
     kind: str
     rank: int
     c_name: str
+
+    def __init__(self, name: str, kind: str, rank: int, c_name: str) -> None:
+        self.set_fields(name=name, kind=kind, rank=rank, c_name=c_name)
+
+    @cached_property
+    def numpy(self) -> np.dtype:
+        """The NumPy dtype of the same name. Found at first use: bfloat16's comes with a library that loads slowly."""
+        if self.name == "bfloat16":
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(self.name)
 
     @property
     def itemsize(self) -> int:
@@ -40,18 +50,18 @@ class DType:
         return self.name if self.name != "bool" else "bool_"
 
 
-bool_ = DType("bool", np.dtype(np.bool_), "bool", 0, "b8")
-uint8 = DType("uint8", np.dtype(np.uint8), "int", 1, "u8")
-int32 = DType("int32", np.dtype(np.int32), "int", 2, "i32")
-int64 = DType("int64", np.dtype(np.int64), "int", 3, "i64")
-float16 = DType("float16", np.dtype(np.float16), "float", 4, "f16")
-bfloat16 = DType("bfloat16", np.dtype(ml_dtypes.bfloat16), "float", 5, "bf16")
-float32 = DType("float32", np.dtype(np.float32), "float", 6, "f32")
-float64 = DType("float64", np.dtype(np.float64), "float", 7, "f64")
+bool_ = DType("bool", "bool", 0, "b8")
+uint8 = DType("uint8", "int", 1, "u8")
+int32 = DType("int32", "int", 2, "i32")
+int64 = DType("int64", "int", 3, "i64")
+float16 = DType("float16", "float", 4, "f16")
+bfloat16 = DType("bfloat16", "float", 5, "bf16")
+float32 = DType("float32", "float", 6, "f32")
+float64 = DType("float64", "float", 7, "f64")
 
 DTYPES = (bool_, uint8, int32, int64, float16, bfloat16, float32, float64)
 _KIND_RANK = {"bool": 0, "int": 1, "float": 2}
-_BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES}
+_BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES if dtype is not bfloat16}
 _BY_NAME = {dtype.name: dtype for dtype in DTYPES} | {
     "float": float32,
     "double": float64,
@@ -73,7 +83,8 @@ def as_dtype(value: Any) -> DType:
     if isinstance(value, type) and value in _PYTHON:
         return _PYTHON[value]
     try:
-        found = _BY_NUMPY.get(np.dtype(value))
+        given = np.dtype(value)
+        found = _BY_NUMPY.get(given) or (bfloat16 if given == bfloat16.numpy else None)
     except TypeError:
         found = None
     if found is None:

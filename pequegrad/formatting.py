@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .dtypes import bfloat16
+from .dtypes import as_dtype, bfloat16
 
 EDGE_ITEMS = 3
 FULL_UP_TO = 1000
@@ -26,7 +26,7 @@ def format_number(value: Any) -> str:
         return str(int(value))
     if not np.isfinite(value):
         return str(float(value))
-    if value.dtype == bfloat16.numpy:
+    if as_dtype(value.dtype) is bfloat16:
         value = _shortest(value)
     if value == 0 or PLAIN_FROM <= abs(float(value)) < PLAIN_BELOW:
         return np.format_float_positional(value, trim="-")

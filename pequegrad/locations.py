@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from types import CodeType, FrameType
 
+from .records import Record
 
-@dataclass(frozen=True, slots=True)
-class Location:
+
+class Location(Record):
     """A line of user code."""
 
+    __slots__ = ("file", "line", "function")  # noqa: RUF023 (the order of __init__)
     file: str
     line: int
     function: str
+
+    def __init__(self, file: str, line: int, function: str) -> None:
+        self.set_fields(file=file, line=line, function=function)
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}"

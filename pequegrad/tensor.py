@@ -6,9 +6,7 @@ version of the storage, the tape, and (while tracing) the functional form in ste
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,20 +19,30 @@ from .ops import composite, indexing, movement
 from .ops.core import REGISTRY, Op, TensorSpec, as_tensor, bind, context, grad_mode, record, set_tensor_type
 from .ops.elementwise import Cast
 from .ops.movement import Copy, expand
+from .records import Frozen
 from .storage import Storage
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ViewOf:
+class ViewOf(Frozen):
     """How a view arises from its base: ``op(base, **params)``."""
 
+    __slots__ = ("base", "is_differentiable", "is_leaf", "op", "params")
     base: Any
     op: type[Op]
     params: dict[str, Any]
     is_differentiable: bool
     """False where it was made under no_grad, by detach, or became a leaf: no history comes through the base."""
-    is_leaf: bool = False
+    is_leaf: bool
     """Whether the user made the view a leaf, by setting its requires_grad."""
+
+    def __init__(
+        self, base: Any, op: type[Op], params: dict[str, Any], is_differentiable: bool, is_leaf: bool = False
+    ) -> None:
+        self.set_fields(base=base, op=op, params=params, is_differentiable=is_differentiable, is_leaf=is_leaf)
+
+    def as_leaf(self) -> ViewOf:
+        """Return the same view, made a leaf by the user."""
+        return ViewOf(self.base, self.op, self.params, is_differentiable=False, is_leaf=True)
 
 
 class _FusedGradient:
@@ -223,7 +231,7 @@ class Tensor:
             )
         if self._view is not None and self._view.is_differentiable:
             # A view of a tensor without history becomes a leaf of its own; a write through another must not undo it.
-            self._view = dataclasses.replace(self._view, is_differentiable=False, is_leaf=True)
+            self._view = self._view.as_leaf()
         self._requires_grad = bool(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -470,7 +478,7 @@ class Tensor:
         self.storage, self.spec, self._array, self._payload = value.storage, value.spec, value.array, value._payload
         self._view, self._payload_version = value._view, value._payload_version
         if self._view is not None and self._view.is_differentiable:
-            self._view = dataclasses.replace(self._view, is_differentiable=False, is_leaf=True)
+            self._view = self._view.as_leaf()
         self._edge_version = value._edge_version
 
     # --- in place -----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Invariant: half-precision operands are accumulated in float32 and rounded once.
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,9 @@ from .creation import diagonal
 from .movement import expand, permute, reshape
 from .sharding import REPLICATED, Mapped, Partial, Sharding
 from .views import transpose, unsqueeze
+
+LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
+"""Indices of einsum: those that an equation names, and those that its ellipsis stands for."""
 
 
 class Matmul(Op):
@@ -166,7 +168,7 @@ def tensordot(x: Any, other: Any, dims: Any = 2) -> Any:
     else:
         left, right = ([part] if isinstance(part, int) else list(part) for part in dims)
     left, right = [dim % x.ndim for dim in left], [dim % other.ndim for dim in right]
-    letters = iter(string.ascii_letters)
+    letters = iter(LETTERS)
     first = [next(letters) for _ in range(x.ndim)]
     second = [next(letters) for _ in range(other.ndim)]
     for a, b in zip(left, right, strict=True):
@@ -224,8 +226,8 @@ def _parse(equation: str, ndims: list[int]) -> tuple[list[str], str]:
         if hidden > 10:
             raise ShapeError(f"einsum {equation!r}: an ellipsis stands for at most 10 dimensions. Got {hidden}.")
         widest = max(widest, hidden)
-        inputs.append(part.replace("...", string.digits[:hidden][::-1]))
-    ellipsis = string.digits[:widest][::-1]
+        inputs.append(part.replace("...", DIGITS[:hidden][::-1]))
+    ellipsis = DIGITS[:widest][::-1]
     if arrow:
         output = right.replace("...", ellipsis)
     else:

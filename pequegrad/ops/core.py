@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,15 +18,28 @@ import numpy as np
 from ..config import config
 from ..dtypes import DType, as_dtype, bool_, float32, int64, result_type
 from ..errors import AutogradError, CompilerBug, DTypeError, NotANumberError, NotCompilable, ShapeError
+from ..records import Record
 from .sharding import Sharding
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(Record):
     """Shape and element type of a value; all that an op's rule may depend on."""
 
+    __slots__ = ("shape", "dtype")  # noqa: RUF023 (the order of __init__)
     shape: tuple[int, ...]
     dtype: DType
+
+    # Made, compared and hashed for every op that runs: without the loops of the base class.
+
+    def __init__(self, shape: tuple[int, ...], dtype: DType) -> None:
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "dtype", dtype)
+
+    def __eq__(self, other: Any) -> bool:
+        return type(other) is TensorSpec and self.shape == other.shape and self.dtype is other.dtype
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.dtype))
 
     @property
     def ndim(self) -> int:
@@ -49,8 +61,7 @@ class TensorSpec:
 # --- how an op reaches machine code: data, read by codegen/lower.py -------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(Record):
     """Elementwise: one C expression, valid for scalars and for SIMD lanes alike.
 
     Placeholders: ``{0}``, ``{1}`` … are the operands (already of the op's input dtypes), ``{name}`` a parameter
@@ -59,44 +70,64 @@ class Expression:
     first lane (a scalar), and ``{coordinate}`` index / inner % extent, for parameters of those names.
     """
 
+    __slots__ = ("text",)
     text: str
 
+    def __init__(self, text: str) -> None:
+        self.set_fields(text=text)
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
+
+class Reduction(Record):
     """A reduction over the dimensions ``params["dims"]`` with a monoid: sum, prod, max, min, any, all,
     argmax or argmin (index within the reduced dimensions, row-major, lowest on ties, NaN wins)."""
 
+    __slots__ = ("monoid",)
     monoid: str
 
+    def __init__(self, monoid: str) -> None:
+        self.set_fields(monoid=monoid)
 
-@dataclass(frozen=True, slots=True)
-class View:
+
+class View(Record):
     """No arithmetic: a re-reading of the input through `Op.access` (strides), or a predicated copy (pad)."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Family:
+
+class Family(Record):
     """A kernel family of its own in codegen/plan.py, such as contract, conv2d, pool, gather."""
 
+    __slots__ = ("name",)
     name: str
+
+    def __init__(self, name: str) -> None:
+        self.set_fields(name=name)
 
 
 Lowering = Expression | Reduction | View | Family | NotCompilable
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Record):
     """Arguments for the automatic tests of an op: arrays, parameters, and the name torch has for it.
 
     ``torch`` is a callable ``(torch, *tensors) -> tensor(s)``, or None where torch has no such thing.
     ``differentiable`` names the inputs whose gradients are compared.
     """
 
+    __slots__ = ("arrays", "params", "torch", "differentiable")  # noqa: RUF023 (the order of __init__)
     arrays: tuple[np.ndarray, ...]
-    params: tuple[tuple[str, Any], ...] = ()
-    torch: Callable[..., Any] | None = None
-    differentiable: tuple[int, ...] = ()
+    params: tuple[tuple[str, Any], ...]
+    torch: Callable[..., Any] | None
+    differentiable: tuple[int, ...]
+
+    def __init__(
+        self,
+        arrays: tuple[np.ndarray, ...],
+        params: tuple[tuple[str, Any], ...] = (),
+        torch: Callable[..., Any] | None = None,
+        differentiable: tuple[int, ...] = (),
+    ) -> None:
+        self.set_fields(arrays=arrays, params=params, torch=torch, differentiable=differentiable)
 
 
 REGISTRY: dict[str, type[Op]] = {}
@@ -327,24 +358,43 @@ def use_interpreter(interpreter: Interpreter) -> Iterator[None]:
 _order = itertools.count()
 
 
-@dataclass(slots=True, eq=False)
 class TapeNode:
-    """One recorded application: what backward needs to go through it, in the order of recording."""
+    """One recorded application: what backward needs to go through it, in the order of recording.
 
-    op: type[Op]
-    params: dict[str, Any]
-    inputs: tuple[Any, ...] | None
-    input_specs: tuple[TensorSpec, ...]
-    versions: tuple[int, ...]
-    storages: tuple[Any, ...]
-    """Per input: whose version that is. Assigning to ``.data`` gives a tensor another storage."""
-    edges: tuple[Any, ...]
-    """Per input: the (TapeNode, result index) it came from, the leaf tensor itself, or None."""
-    output_specs: tuple[TensorSpec, ...]
-    outputs: tuple[Any, ...] | None = None
-    output_versions: tuple[int, ...] = ()
-    location: Any = None
-    order: int = field(default_factory=_order.__next__)
+    Per input, ``storages`` tells whose version ``versions`` has, for assigning to ``.data`` gives a tensor another
+    storage; and ``edges`` has the (TapeNode, result index) it came from, the leaf tensor itself, or None.
+    """
+
+    __slots__ = (
+        "edges", "input_specs", "inputs", "location", "op", "order", "output_specs", "output_versions", "outputs",
+        "params", "storages", "versions",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        op: type[Op],
+        params: dict[str, Any],
+        inputs: tuple[Any, ...],
+        input_specs: tuple[TensorSpec, ...],
+        versions: tuple[int, ...],
+        storages: tuple[Any, ...],
+        edges: tuple[Any, ...],
+        output_specs: tuple[TensorSpec, ...],
+        location: Any,
+    ) -> None:
+        self.op = op
+        self.params = params
+        self.inputs: tuple[Any, ...] | None = inputs
+        self.input_specs = input_specs
+        self.versions = versions
+        self.storages = storages
+        self.edges = edges
+        self.output_specs = output_specs
+        self.outputs: tuple[Any, ...] | None = None
+        self.output_versions: tuple[int, ...] = ()
+        self.location = location
+        self.order = next(_order)
 
     def free(self) -> None:
         """Drop the saved tensors; a second backward through here is then an error."""

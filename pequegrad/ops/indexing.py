@@ -7,13 +7,13 @@ Ints are taken before the index arrays are placed (torch, not NumPy: ``x[0, :, [
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..dtypes import bool_, int64
 from ..errors import DTypeError, IndexOutOfRange, ShapeError, TraceError
+from ..records import Frozen
 from .core import EAGER, as_tensor, bind, broadcast_shapes, context, is_tensor
 from .creation import iota
 from .elementwise import where
@@ -22,13 +22,16 @@ from .movement import Reshape, expand, permute, reshape
 from .slicing import slice_
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Indexed:
+class _Indexed(Frozen):
     """A key, half done: the view that its basic parts show, and the index arrays still to be applied to it."""
 
+    __slots__ = ("arrays", "view")
     view: Any
     arrays: tuple[tuple[int, Any], ...]
     """(first dimension of the view, int64 index of one dimension or bool mask of several)."""
+
+    def __init__(self, view: Any, arrays: tuple[tuple[int, Any], ...]) -> None:
+        self.set_fields(view=view, arrays=arrays)
 
 
 def getitem(x: Any, key: Any) -> Any:

@@ -5,26 +5,33 @@ Invariant: a rule speaks of one axis at a time; axes nest by applying rules agai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(Record):
     """Block i of the value needs only block i, along dimension ``dim``, of what it is made from."""
 
+    __slots__ = ("dim",)
     dim: int
 
+    def __init__(self, dim: int) -> None:
+        self.set_fields(dim=dim)
 
-@dataclass(frozen=True, slots=True)
-class Replicated:
+
+class Replicated(Record):
     """The same for every block: weights, constants, the learning rate."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Partial:
+
+class Partial(Record):
     """Every block makes a share; shares combine with ``monoid`` (sum, prod, max, min, any, all)."""
 
+    __slots__ = ("monoid",)
     monoid: str
+
+    def __init__(self, monoid: str) -> None:
+        self.set_fields(monoid=monoid)
 
 
 Sharding = Mapped | Replicated | Partial
