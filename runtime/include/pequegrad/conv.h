@@ -7,8 +7,8 @@
 //
 // Invariants: every output element is one sum in a fixed order; the weight's gradient is summed in a given number of
 // chunks, combined in rising order: the bits do not depend on the number of workers.
-// Every worker brings its own scratch, aligned to 64 bytes. A non-finite input may turn more of the weight's gradient
-// to NaN than the formula asks, since dropped columns enter its sums multiplied by zero.
+// Every worker brings its own scratch, aligned to 64 bytes. Where the fast way would multiply zeros that the formula does
+// not have (borders of dy, columns between rows) by an infinity or a NaN, the sums are made in a plain way instead.
 #pragma once
 #include "gemm.h"
 #include "reduce.h"
@@ -127,6 +127,16 @@ struct scratch_cursor {
   }
 };
 
+// Whether all of `count` elements are finite: v - v is zero or NaN.
+template <class T> PG_NOINLINE bool all_finite(const T* p, long count) {
+  vec<T> bad = splat<T>(T(0));
+  for (long i = 0; i < count; i += PG_LANES) {
+    const vec<T> v = load_plain(p + i, count - i);
+    bad += v - v;
+  }
+  return reduce_add(bad) == T(0);
+}
+
 // ---- forward ------------------------------------------------------------------------------------------------------------
 
 // Bytes, with K = C/groups*KH*KW, image as above, P = positions rounded up to lanes, each term rounded up to 64:
@@ -226,6 +236,25 @@ PG_NOINLINE void conv2d_pack_phases(const conv2d_shape& s, const conv2d_border& 
   }
 }
 
+// dx of input channels c to c + rows of group g, from one sample's dy, element by element into out[row][h][w].
+template <class T>
+PG_NOINLINE void conv2d_grad_input_plain(const conv2d_shape& s, const T* dy, const T* w, long g, long c, long rows, T* out) {
+  const long channels = s.C / s.groups, per_group = s.O / s.groups;
+  for (long r = 0; r < rows; ++r)
+    for (long h = 0; h < s.H; ++h)
+      for (long column = 0; column < s.W; ++column) {
+        T sum = 0;
+        for (long o = g * per_group; o < (g + 1) * per_group; ++o)
+          for (long kh = 0; kh < s.KH; ++kh)
+            for (long kw = 0; kw < s.KW; ++kw) {
+              const long u = h + s.pad_h - kh * s.dil_h, v = column + s.pad_w - kw * s.dil_w;
+              if (u < 0 || v < 0 || u % s.stride_h || v % s.stride_w || u / s.stride_h >= s.OH || v / s.stride_w >= s.OW) continue;
+              sum += dy[(o * s.OH + u / s.stride_h) * s.OW + v / s.stride_w] * w[((o * channels + c + r) * s.KH + kh) * s.KW + kw];
+            }
+        out[(r * s.H + h) * s.W + column] = sum;
+      }
+}
+
 // dx, handed over as epilogue(n, input channel, position = h * W + w, vec<T>, count).
 template <class T, class Epilogue>
 void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue) {
@@ -245,6 +274,7 @@ void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratc
   T* gathered = cursor.take<T>(tile::rows * plane);
   __builtin_memset(image, 0, (per_group * m.channel + 64) * sizeof(T));
   long copied = -1, packed_group = -1;
+  bool is_plain = false;
   for (long unit = begin; unit < end; ++unit) {
     const long sample = unit / row_tiles, n = sample % s.N, g = sample / s.N, t = unit % row_tiles;
     if (sample != copied)
@@ -256,10 +286,14 @@ void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratc
         }
     copied = sample;
     const long row = even_cut(channels, row_tiles, t), rows = even_cut(channels, row_tiles, t + 1) - row;
-    if (packed_group != g) conv2d_pack_phases(s, m, w, g, packed, offsets);
+    if (packed_group != g) {
+      conv2d_pack_phases(s, m, w, g, packed, offsets);
+      is_plain = !all_finite(w + g * channels * most, channels * most);
+    }
     packed_group = g;
+    if (is_plain) conv2d_grad_input_plain(s, dy + n * s.O * s.OH * s.OW, w, g, row, rows, gathered);
     long start = 0;
-    for (long phase = 0; phase < phases; ++phase) {
+    for (long phase = 0; phase < phases && !is_plain; ++phase) {
       const conv2d_phase f = conv2d_phase_of(s, phase);
       const long K = f.taps * per_group;
       if (f.tall > 0 && f.broad > 0)
@@ -274,8 +308,9 @@ void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratc
           for (long j = 0; j < f.broad; ++j) to[j * s.stride_w] = from[j];
         }
     }
-    const T* result = phases == 1 ? stage : gathered;
-    const long result_row = phases == 1 ? stage_row : plane, pitch = phases == 1 ? m.pitch : s.W;
+    const bool is_staged = phases == 1 && !is_plain;
+    const T* result = is_staged ? stage : gathered;
+    const long result_row = is_staged ? stage_row : plane, pitch = is_staged ? m.pitch : s.W;
     for (long r = 0; r < rows; ++r)
       conv2d_each_row(s.H, s.W, pitch, [&](long position, long wide, long length) {
         const T* from = result + r * result_row + wide;
@@ -358,6 +393,23 @@ PG_INLINE void conv2d_weight_rows(long rows, long samples, long length, const T*
   else conv2d_weight_kernel<T, 1, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
 }
 
+// The same sums for all of `rows` and `K` taps, over the OH x OW real positions alone.
+template <class T>
+PG_NOINLINE void conv2d_weight_plain(const conv2d_shape& s, long pitch, long samples, long rows, const T* dy, long dy_sample,
+                                     long dy_row, const T* image, long image_sample, const long* offsets, T* out) {
+  const long K = conv2d_sum_length(s);
+  for (long r = 0; r < rows; ++r)
+    for (long k = 0; k < K; ++k) {
+      vec<T> sum = splat<T>(T(0));
+      for (long n = 0; n < samples; ++n)
+        for (long i = 0; i < s.OH; ++i) {
+          const T *from = dy + n * dy_sample + r * dy_row + i * pitch, *seen = image + n * image_sample + offsets[k] + i * pitch;
+          for (long j = 0; j < s.OW; j += PG_LANES) sum += load_plain(from + j, s.OW - j) * load_plain(seen + j, s.OW - j);
+        }
+      out[r * K + k] += reduce_add(sum);
+    }
+}
+
 // Fills this worker's part of `partials` (conv2d_weight_partials(s) elements). After a barrier, conv2d_combine_weight
 // adds the chunks up.
 template <class T>
@@ -386,31 +438,39 @@ void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* parti
     long o_end = even_cut(row_tiles, parts, part + 1) * tile::rows;
     if (o_end > per_group) o_end = per_group;
     T* const sums = partials + (chunk * s.O + g * per_group) * K;
-    __builtin_memset(sums + o_begin * K, 0, (o_end - o_begin) * K * sizeof(T));
-    if (s.OH <= 0 || s.OW <= 0) continue;
-    const long last = even_cut(s.N, chunks, chunk + 1);
-    for (long n = even_cut(s.N, chunks, chunk); n < last; n += most) {
-      const long samples = last - n < most ? last - n : most;
-      for (long i = 0; i < samples; ++i) {
-        conv2d_copy_image(s, m, x + ((n + i) * s.C + g * channels) * s.H * s.W, images + i * image_size);
-        for (long o = o_begin; o < o_end; ++o) {
-          const T* from = dy + ((n + i) * s.O + g * per_group + o) * s.OH * s.OW;
-          T* to = gradients + (i * per_group + o) * length;
-          conv2d_each_row(s.OH, s.OW, m.pitch, [&](long position, long wide, long count) { copy_contiguous(to + wide, from + position, count); });
+    const long last = s.OH > 0 && s.OW > 0 ? even_cut(s.N, chunks, chunk + 1) : 0;
+    bool is_plain = false;
+    do {
+      __builtin_memset(sums + o_begin * K, 0, (o_end - o_begin) * K * sizeof(T));
+      for (long n = even_cut(s.N, chunks, chunk); n < last; n += most) {
+        const long samples = last - n < most ? last - n : most;
+        for (long i = 0; i < samples; ++i) {
+          conv2d_copy_image(s, m, x + ((n + i) * s.C + g * channels) * s.H * s.W, images + i * image_size);
+          for (long o = o_begin; o < o_end; ++o) {
+            const T* from = dy + ((n + i) * s.O + g * per_group + o) * s.OH * s.OW;
+            T* to = gradients + (i * per_group + o) * length;
+            conv2d_each_row(s.OH, s.OW, m.pitch, [&](long position, long wide, long count) { copy_contiguous(to + wide, from + position, count); });
+          }
+        }
+        if (is_plain) {
+          conv2d_weight_plain<T>(s, m.pitch, samples, o_end - o_begin, gradients + o_begin * length, per_group * length, length, images,
+                                 image_size, offsets, sums + o_begin * K);
+          continue;
+        }
+        for (long k = 0; k < K;) {
+          const long taps = K - k > 3 ? long(tile::taps) : 3, used = K - k < taps ? K - k : taps;
+          for (long o = o_begin; o < o_end;) {
+            const long rows = o_end - o >= 4 ? 4 : o_end - o >= 2 ? 2 : 1;
+            const T* g_rows = gradients + o * length;
+            if (taps == 3) conv2d_weight_rows<T, 3>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
+            else conv2d_weight_rows<T, tile::taps>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
+            o += rows;
+          }
+          k += used;
         }
       }
-      for (long k = 0; k < K;) {
-        const long taps = K - k > 3 ? long(tile::taps) : 3, used = K - k < taps ? K - k : taps;
-        for (long o = o_begin; o < o_end;) {
-          const long rows = o_end - o >= 4 ? 4 : o_end - o >= 2 ? 2 : 1;
-          const T* g_rows = gradients + o * length;
-          if (taps == 3) conv2d_weight_rows<T, 3>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
-          else conv2d_weight_rows<T, tile::taps>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
-          o += rows;
-        }
-        k += used;
-      }
-    }
+      is_plain = !is_plain && !all_finite(sums + o_begin * K, (o_end - o_begin) * K);
+    } while (is_plain);
   }
 }
 
