@@ -9,7 +9,6 @@ gradients of all its results.
 from __future__ import annotations
 
 import functools
-import heapq
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,6 +34,8 @@ def backward(
     input is returned (None where the outputs do not depend on it) and no ``.grad`` is touched.
     Saved tensors are freed unless ``retain_graph`` or ``create_graph``.
     """
+    import heapq  # not at the top: programs that only evaluate start without it
+
     pending: dict[TapeNode, list[Any]] = {}
     heap: list[tuple[int, TapeNode]] = []
     leaves: dict[int, tuple[Any, Any]] = {}
