@@ -13,6 +13,7 @@
 //   product_tile_128x64  128 x 64,  25 KiB   n <= 64, or too few tiles of 128
 //   product_tile_64       64 x 64,  18 KiB   the usual one for layers of a few hundred units; the largest for f64 and i64
 //   product_tile_32       32 x 32,  18 KiB   small products
+//   product_tile_32x128   32 x 128, 21 KiB   m <= 32, n large: convolutions of few channels
 //   product_tile_16x128   16 x 128, 18 KiB   m <= 16
 // With fewer tiles than multiprocessors and K >= 512, split K: product_chunks, then product_combine as a body of its own.
 #pragma once
@@ -31,6 +32,7 @@ typedef product_tile<128, 128, 16, 8, 8> product_tile_128;
 typedef product_tile<128, 64, 16, 8, 4> product_tile_128x64;
 typedef product_tile<64, 64, 16, 4, 4> product_tile_64;
 typedef product_tile<32, 32, 32, 2, 2> product_tile_32;
+typedef product_tile<32, 128, 16, 4, 4> product_tile_32x128;
 typedef product_tile<16, 128, 16, 2, 4> product_tile_16x128;
 
 __device__ __forceinline__ constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -46,31 +48,33 @@ template <class T, int W> struct __align__(sizeof(T) * W) packed {
 
 // W neighbours from global memory, aligned to W elements.
 template <int W, class T> __device__ __forceinline__ void load_packed(const T* p, value_of<T> (&to)[W]) {
-  pg_note_load(p, sizeof(T) * W);
+  pg_sim_note_load(p, sizeof(T) * W);
   const packed<T, W> all = *reinterpret_cast<const packed<T, W>*>(p);
 #pragma unroll
   for (int i = 0; i < W; ++i) to[i] = value_of<T>(all.element[i]);
 }
 
-// W neighbours of shared memory, aligned to W elements.
+// W neighbours of shared memory, aligned to W elements; the simulator counts them as one access.
+template <int W, class T, class Shared> __device__ __forceinline__ packed<T, W>* shared_vector(Shared& shared, int at) {
+#if !defined(__CUDACC__)
+  if (W > 1) {
+    T* const first = shared;
+    if (pg_sim::running.count_traffic) pg_sim::note_shared(first + at, sizeof(T) * W);
+    return reinterpret_cast<packed<T, W>*>(first + at);
+  }
+#endif
+  return reinterpret_cast<packed<T, W>*>(&shared[at]);
+}
 template <int W, class T, class Shared> __device__ __forceinline__ void read_shared(Shared& shared, int at, T (&to)[W]) {
-#if defined(__CUDACC__)
-  const packed<T, W> all = *reinterpret_cast<const packed<T, W>*>(&shared[at]);
+  const packed<T, W> all = *shared_vector<W, T>(shared, at);
 #pragma unroll
   for (int i = 0; i < W; ++i) to[i] = all.element[i];
-#else
-  for (int i = 0; i < W; ++i) to[i] = shared[at + i];
-#endif
 }
 template <int W, class T, class Shared> __device__ __forceinline__ void write_shared(Shared& shared, int at, const T (&from)[W]) {
-#if defined(__CUDACC__)
   packed<T, W> all;
 #pragma unroll
   for (int i = 0; i < W; ++i) all.element[i] = from[i];
-  *reinterpret_cast<packed<T, W>*>(&shared[at]) = all;
-#else
-  for (int i = 0; i < W; ++i) shared[at + i] = from[i];
-#endif
+  *shared_vector<W, T>(shared, at) = all;
 }
 
 // sum + a * b; integers wrap.
