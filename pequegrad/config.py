@@ -161,4 +161,14 @@ class Config:
         return self.num_threads or self.omp_num_threads or available
 
 
+def environment() -> dict[str, str]:
+    """Return all variables of the environment as they are now: what a step that reads one depends on."""
+    return dict(os.environ)
+
+
+def is_environment(value: Any) -> bool:
+    """Whether ``value`` is Python's way to the environment: ``os.environ`` or ``os.getenv``."""
+    return value is os.environ or value is os.getenv
+
+
 config = Config()

@@ -17,23 +17,10 @@ from ..dtypes import DType, as_dtype
 from ..errors import DTypeError, StateDictError, TraceError
 from ..ops.core import as_tensor, context, grad_mode
 from ..tensor import Tensor
+from .members import Changes, Members, changes
 from .parameter import Parameter
 
 M = TypeVar("M", bound="Module")
-
-
-class Changes:
-    """The process-wide count of changes to modules; every change sets a value that was never there before."""
-
-    __slots__ = ("_next", "count")
-
-    def __init__(self) -> None:
-        self._next = itertools.count(1)
-        self.count = 0
-
-    def bump(self) -> None:
-        """Count one change; two threads never leave the same number behind."""
-        self.count = next(self._next)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -55,13 +42,12 @@ class RemovableHandle:
     def remove(self) -> None:
         """Remove the hook; a second time is harmless."""
         self._hooks.pop(self.id, None)
-        Module.changes.bump()
 
 
 class Module:
     """Base of all layers and models. Subclasses call ``super().__init__()`` first and define ``forward``."""
 
-    changes: ClassVar[Changes] = Changes()
+    changes: ClassVar[Changes] = changes
     """``changes.count`` differs from its former value whenever any module may have changed."""
 
     training: bool
@@ -75,12 +61,12 @@ class Module:
     def __init__(self) -> None:
         self.__dict__.update(
             training=True,
-            _parameters={},
-            _buffers={},
-            _modules={},
+            _parameters=Members(),
+            _buffers=Members(),
+            _modules=Members(),
             _non_persistent_buffers=set(),
-            _forward_hooks={},
-            _forward_pre_hooks={},
+            _forward_hooks=Members(),
+            _forward_pre_hooks=Members(),
         )
 
     # --- running ------------------------------------------------------------------------------------------
@@ -113,7 +99,6 @@ class Module:
     def _add_hook(self, hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> RemovableHandle:
         handle = RemovableHandle(hooks)
         hooks[handle.id] = hook
-        Module.changes.bump()
         return handle
 
     # --- attributes ---------------------------------------------------------------------------------------
@@ -220,7 +205,6 @@ class Module:
         if param is not None and not isinstance(param, Parameter):
             raise DTypeError(f"register_parameter({name!r}): expected a Parameter or None. Got {type(param).__name__}.")
         self._parameters[name] = param
-        Module.changes.bump()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Add a tensor that is state but not trained. ``persistent=False`` keeps it out of state_dict."""
@@ -241,7 +225,6 @@ class Module:
             raise DTypeError(f"add_module({name!r}): expected a Module or None. Got {type(module).__name__}.")
         self._check_new(name, self._modules)
         self._modules[name] = module
-        Module.changes.bump()
 
     register_module = add_module
 
@@ -396,10 +379,10 @@ class Module:
         for tensor in itertools.chain(self.parameters(), self.buffers()):
             if not tensor.dtype.is_floating_point or tensor.dtype is dtype:
                 continue
-            gradient = tensor.grad
-            tensor.grad = None
             tensor.data = tensor.detach().to(dtype)
-            tensor.grad = None if gradient is None else gradient.to(dtype)
+            # Not .grad, which raises for one that was fused into a compiled step.
+            if isinstance(tensor._grad, Tensor):
+                tensor._grad = tensor._grad.to(dtype)
         Module.changes.bump()
 
     def float(self: M) -> M:

@@ -23,6 +23,9 @@ from ..tensor import Tensor
 State = dict[str, Any]
 Group = dict[str, Any]
 
+_NOT_BUILT_IN = ("params", "initial_lr")
+"""What no update of ours reads from a group as a value."""
+
 
 def like(value: Any, tensor: Tensor) -> Any:
     """Return a hyperparameter to compute with ``tensor``: a number as it is, a traced float64 in the tensor's dtype."""
@@ -170,9 +173,10 @@ class Optimizer:
     def static_fields(self, group: Group) -> dict[str, Any]:
         """Return what of ``group`` a compiled step has built in; while it compares equal, the step holds.
 
-        All defaults but the ``rates``; of those only whether the ``switches`` are zero.
+        All but the parameters and the ``rates``, and of those whether the ``switches`` are zero. A schedule's own
+        notes do not count.
         """
-        fields = {name: group[name] for name in self.defaults if name not in self.rates}
+        fields = {name: value for name, value in group.items() if name not in (*self.rates, *_NOT_BUILT_IN)}
         # A rate given as a Tensor is read as state; another Tensor, or a number, in its place is another program.
         fields |= {f"{name} is tensor": id(group[name]) for name in self.rates if isinstance(group[name], Tensor)}
         return fields | {f"{name} != 0": is_on(group, name) for name in self.switches}

@@ -13,6 +13,7 @@ from types import CodeType
 
 GLOBAL, FREE, LOCAL = "global", "free", "local"
 _REFLECTIVE = frozenset({"getattr", "vars", "asdict", "astuple", "__dict__", "attrgetter", "hasattr"})
+_NAMES_GLOBALS = "globals"
 _KEEPS_TOP = frozenset({"COPY", "DUP_TOP", "NOP", "CACHE", "EXTENDED_ARG", "PUSH_NULL", "PRECALL", "NOT_TAKEN"})
 
 
@@ -48,6 +49,7 @@ def lines_of(code: CodeType) -> dict[int, Line]:
     reads: dict[int, dict[Chain, None]] = {}
     stores: dict[int, dict[Chain, None]] = {}
     names: dict[int, set[str]] = {}
+    constants: dict[int, set[str]] = {}
     chain: Chain | None = None
     constant: tuple[object] | None = None
     for instruction in dis.get_instructions(code):
@@ -55,7 +57,7 @@ def lines_of(code: CodeType) -> dict[int, Line]:
         line = line_at.get(instruction.offset, code.co_firstlineno)
         here = reads.setdefault(line, {})
         if isinstance(value, str):
-            names.setdefault(line, set()).add(value)
+            (constants if name == "LOAD_CONST" else names).setdefault(line, set()).add(value)
         if name in _KEEPS_TOP:
             continue
         if name in ("LOAD_ATTR", "LOAD_METHOD") and chain is not None:
@@ -82,6 +84,9 @@ def lines_of(code: CodeType) -> dict[int, Line]:
             for root in _roots(code, name, value):
                 chain = root
                 here[root] = None
+    for line, used in names.items():
+        if _NAMES_GLOBALS in used:  # globals()["name"], under whichever constants stand there
+            reads.setdefault(line, {}).update({Chain(GLOBAL, key): None for key in constants.get(line, ())})
     return {
         line: Line(tuple(found), tuple(stores.get(line, ())), bool(names.get(line, set()) & _REFLECTIVE))
         for line, found in reads.items()

@@ -6,18 +6,22 @@ call has raised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import TraceError
 from ..locations import definition
+from ..pytree import leaf_paths
 from ..tensor import Tensor
 from .graph import Location
 from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
 from .record import find_difference, record_call
-from .signature import Call
-from .state import Trace, read_number
+from .signature import Call, argument_name
+from .state import FreshLeaf, Trace, read_number
 from .tracer import Tracer
 from .watch import Watch
 
@@ -52,6 +56,12 @@ class _ObservingTracer(Tracer):
 def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: bool) -> Captured:
     """Return the trace of ``function`` for the arguments of ``call``. Raises TraceError for what cannot be repeated."""
     where = definition(getattr(getattr(function, "__wrapped__", function), "__code__", None))
+    for path, leaf in zip(leaf_paths(call.structure), call.leaves):
+        if isinstance(leaf, Iterator):
+            raise TraceError(
+                f"{where}: {argument_name(path)} of {name} is an iterator ({type(leaf).__name__}): what it gives would be "
+                "frozen in the compiled step. Pass its next item, or a list."
+            )
     pinned: frozenset[int] = frozenset()
     before: Watch | None = None
     try:
@@ -59,8 +69,15 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
             tracer = _ObservingTracer(name)
             watch = Watch(function, tracer)
             before = before or watch
-            first = _record(function, call, name, keep_grads, pinned, tracer, watch)
-            wanted = _aliased_arguments(first, call) | pinned
+            try:
+                first = _record(function, call, name, keep_grads, pinned, tracer, watch)
+            except Exception:
+                # Perhaps only since an argument and a captured tensor, which are one, were two in the trace.
+                if tracer.entangled <= pinned:
+                    raise
+                pinned |= tracer.entangled
+                continue
+            wanted = _aliased_arguments(first, call) | pinned | tracer.entangled
             if wanted == pinned:
                 break
             pinned = wanted
@@ -76,7 +93,16 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
     optimizers = [s for s in tracer.snapshots.values() if isinstance(s, OptimizerSnapshot)]
     changes = next(map(_change_counter, second.modules), None)
     guards = Guards(second, again.guards(), modules, optimizers, changes)
-    return Captured(replace(second, modules=(), optimizers=()), guards, {i: call.tensors[i] for i in pinned})
+    leaves = tuple([_own_leaf(*pair) for pair in zip(first.result_leaves, second.result_leaves)])
+    return Captured(
+        replace(second, modules=(), optimizers=(), result_leaves=leaves), guards, {i: call.tensors[i] for i in pinned}
+    )
+
+
+def _own_leaf(first: Any, second: Any) -> Any:
+    """Return the leaf to give back: what was made anew in each trace, and can be changed, is copied at each call."""
+    is_fresh = isinstance(second, np.ndarray | set | bytearray | deque) and first is not second
+    return FreshLeaf(second) if is_fresh else second
 
 
 def _change_counter(module: Any) -> Any:

@@ -6,15 +6,20 @@ everything else by identity through a weak reference.
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
 import random
+import sys
+import threading
 import types
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..config import environment, is_environment
 from ..dtypes import DType
 from ..errors import TraceError
 from ..tensor import Tensor
@@ -24,7 +29,49 @@ ARRAY_LIMIT = 1 << 20
 """Bytes of an array that is compared by its contents at each call; larger ones are refused."""
 
 _PLAIN = (bool, int, str, bytes, type(None), DType)
+# Objects of the standard library whose methods are not the user's code, so that what they read is not watched.
+OPEN_CONTAINERS = (types.SimpleNamespace, collections.UserDict, collections.UserList, collections.ChainMap)
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
+
+
+class _Strong:
+    """In the place of a weak reference, for objects that allow none (``__slots__``, tuples)."""
+
+    __slots__ = ("__weakref__", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+class Holding(threading.local):
+    """The strong references that were made in this thread since a trace began; None outside of one."""
+
+    made: list[weakref.ref[_Strong]] | None = None
+
+    def release(self) -> None:
+        """Drop those to objects that nobody else refers to: they were made in the trace and died with it."""
+        is_any = True
+        while is_any:
+            is_any = False
+            holders: dict[int, list[_Strong]] = {}
+            for reference in self.made or ():
+                holder = reference()
+                if holder is not None and holder.value is not None:
+                    holders.setdefault(id(holder.value), []).append(holder)
+            holder = None
+            for group in holders.values():
+                # One reference of each holder, and one as the argument of the count.
+                if sys.getrefcount(group[0].value) <= len(group) + 1:
+                    is_any = True
+                    for holder in group:
+                        holder.value = None
+        self.made = None
+
+
+holding = Holding()
 
 
 class Same:
@@ -34,14 +81,21 @@ class Same:
 
     def __init__(self, value: Any) -> None:
         try:
-            self._ref: Any = weakref.ref(value)
+            self._ref: Callable[[], Any] = weakref.ref(value)
         except TypeError:
-            self._ref = lambda: value
+            self._ref = _Strong(value)
+            if holding.made is not None:
+                holding.made.append(weakref.ref(self._ref))
         self._hash = id(value)
 
     def get(self) -> Any:
         """Return the object, or None when it is gone."""
         return self._ref()
+
+    @property
+    def reference(self) -> Callable[[], Any]:
+        """``get``, as fast as can be."""
+        return self._ref
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Same):
@@ -92,7 +146,13 @@ class _Reader:
             return _read_array(value)
         if isinstance(value, np.generic | enum.Enum):
             return (kind, repr(value))
-        if isinstance(value, list | tuple | dict | set | frozenset):
+        if isinstance(value, bytearray):
+            return (kind, bytes(value))
+        if isinstance(value, OPEN_CONTAINERS):
+            return (Same(value), self._read_container(vars(value)))
+        if is_environment(value):
+            return ("environment", frozenset(environment().items()))
+        if isinstance(value, list | tuple | dict | set | frozenset | collections.deque):
             return self._read_container(value)
         if isinstance(value, functools.partial):
             return (kind, self.read(value.func), self.read(value.args), self.read(value.keywords))
@@ -124,7 +184,7 @@ def _read_array(array: np.ndarray) -> Any:
 
 def is_random_source(value: Any) -> bool:
     """Whether ``value`` is a Python or NumPy random generator."""
-    return isinstance(value, _RANDOM)
+    return isinstance(value, _RANDOM) and not isinstance(value, random.SystemRandom)
 
 
 def random_state(value: Any) -> str:

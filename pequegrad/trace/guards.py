@@ -6,16 +6,20 @@ Invariant: `Guards.failure` is None exactly when a new trace would read the same
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from operator import is_not
 from typing import Any
 
+import numpy as np
+
 from ..errors import TraceError
-from .fingerprint import Same, TooLarge, describe, fingerprint
+from .fingerprint import OPEN_CONTAINERS, Same, TooLarge, describe, fingerprint
 from .state import FromTensor, Trace
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_MUTABLE = (list, dict, set, bytearray)
+_OPTIMIZER_PARTS = ("defaults", "param_groups", "state")
+_MUTABLE = (list, dict, set, bytearray, deque, np.ndarray, *OPEN_CONTAINERS)
 
 
 class ModuleSnapshot:
@@ -43,9 +47,10 @@ class ModuleSnapshot:
         """Whether it can change without the module noticing: a list or an array among its attributes."""
         module = self._ref.get()
         return module is not None and any(
-            isinstance(value, _MUTABLE) or type(value).__name__ == "ndarray"
+            isinstance(value, _MUTABLE)
             for key, value in vars(module).items()
-            if key not in _TABLES and key != "_non_persistent_buffers"
+            # A module's own tables count their changes, but not a plain dict that was put in the place of one.
+            if (key not in _TABLES or type(value) is dict) and key != "_non_persistent_buffers"
         )
 
     def failure(self) -> str | None:
@@ -84,6 +89,8 @@ class OptimizerSnapshot:
         self._members = self._read_members(optimizer)
         self._fields = self._read_fields(optimizer)
         self._raw = self._read_raw(optimizer)
+        values = [value for _, fields in self._built_in(optimizer) for value in fields.values()]
+        self._is_open = any(isinstance(value, _MUTABLE) for value in values)
 
     @staticmethod
     def _read_members(optimizer: Any) -> list[Any]:
@@ -98,12 +105,27 @@ class OptimizerSnapshot:
         return members
 
     @staticmethod
-    def _read_fields(optimizer: Any) -> list[Any]:
-        return [optimizer.static_fields(group) for group in optimizer.param_groups]
+    def _built_in(optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
+        """Return, per place, the values that the step has built in."""
+        places = [(f".param_groups[{i}]", optimizer.static_fields(g)) for i, g in enumerate(optimizer.param_groups)]
+        return [*places, ("", {key: value for key, value in vars(optimizer).items() if key not in _OPTIMIZER_PARTS})]
+
+    def _read_fields(self, optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
+        try:
+            return [
+                (place, {key: fingerprint(value) for key, value in fields.items()})
+                for place, fields in self._built_in(optimizer)
+            ]
+        except TooLarge as error:
+            raise TraceError(
+                f"{self._name} holds {error}: too much to check at each call of a compiled function. Keep it elsewhere."
+            ) from None
 
     @staticmethod
     def _read_raw(optimizer: Any) -> list[Any]:
-        return [value for group in optimizer.param_groups for value in group.values()]
+        raw = [value for group in optimizer.param_groups for value in group.values()]
+        raw += vars(optimizer).values()
+        return raw
 
     def failure(self) -> str | None:
         """Return what changed, or None."""
@@ -114,16 +136,16 @@ class OptimizerSnapshot:
         if len(members) != len(self._members) or any(map(is_not, members, self._members)):
             return f"parameters, groups or state of {self._name} were replaced"
         raw = self._read_raw(optimizer)
-        if len(raw) == len(self._raw) and not any(map(is_not, raw, self._raw)):
+        if not self._is_open and len(raw) == len(self._raw) and not any(map(is_not, raw, self._raw)):
             return None
         fields = self._read_fields(optimizer)
         if fields == self._fields:
             self._raw = raw
             return None
-        for i, (before, now) in enumerate(zip(self._fields, fields)):
+        for (place, before), (_, now) in zip(self._fields, fields):
             for key in {**before, **now}:
                 if before.get(key) != now.get(key):
-                    return f"{self._name}.param_groups[{i}]: {key}: {before.get(key)!r} → {now.get(key)!r}"
+                    return f"{self._name}{place}: {key}: {_plain(before.get(key))} → {_plain(now.get(key))}"
         return f"param_groups of {self._name} changed"
 
 

@@ -7,6 +7,7 @@ is alive.
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from .. import pytree
 from ..errors import TraceError
 from ..ops.core import use_interpreter
 from ..tensor import Tensor
+from .fingerprint import fingerprint, holding
 from .graph import Graph, Input, Output
 from .naming import input_names
 from .state import (
@@ -62,6 +64,8 @@ def record_call(
             trace = _finish(tracer, result, keep_grads)
         is_finished = True
     finally:
+        if not is_finished:
+            holding.made = None
         tracer.restore(is_finished=is_finished)
     del result, standins
     _check_nothing_escaped(tracer)
@@ -99,7 +103,7 @@ def _finish(tracer: Tracer, result: Any, keep_grads: bool) -> Trace:
             returned[id(leaf)] = len(builder.outputs)
             builder.outputs.append(Output(tracer.value_of(leaf), "result", f"result{len(builder.outputs)}"))
         recipes.append(ResultLeaf(output=returned[id(leaf)]))
-    gradients = _gradient_actions(tracer, keep_grads)
+    gradients = _gradient_actions(tracer, keep_grads, returned)
     written = {slot.initial: slot.current for slot in tracer.slots.values() if slot.current is not slot.initial}
     for standin in tracer.standins:
         if standin.tensor.storage.data is not standin.initial:
@@ -147,12 +151,12 @@ def _existing_root(tracer: Tracer, tensor: Tensor) -> tuple[Any, tuple[Any, ...]
         views.append((tensor._view.op, tensor._view.params))
         tensor = tensor._view.base
     if tensor._array is not None:
-        return FromTensor(tensor), tuple(reversed(views))
+        return tracer.gradient_source(tensor) or FromTensor(tensor), tuple(reversed(views))
     index = tracer.standin_of(tensor)
     return (FromArgument(index), tuple(reversed(views))) if index >= 0 else (None, ())
 
 
-def _gradient_actions(tracer: Tracer, keep_grads: bool) -> tuple[GradientAction, ...]:
+def _gradient_actions(tracer: Tracer, keep_grads: bool, returned: dict[int, int]) -> tuple[GradientAction, ...]:
     builder = tracer.builder
     actions = []
     for tensor, grad in tracer.gradients.values():
@@ -162,9 +166,15 @@ def _gradient_actions(tracer: Tracer, keep_grads: bool) -> tuple[GradientAction,
         if grad is None:
             actions.append(GradientAction(owner, "none"))
         elif grad._array is not None:
-            actions.append(GradientAction(owner, "bind", tensor=grad))
+            source = tracer.gradient_source(grad)
+            if source is None:
+                actions.append(GradientAction(owner, "bind", tensor=grad))
+            elif source.owner is not tensor and (source.argument < 0 or source.argument != tracer.standin_of(tensor)):
+                actions.append(GradientAction(owner, "bind", tensor=source))
         elif id(tensor) in tracer.zeroed and not keep_grads:
             actions.append(GradientAction(owner, "fused"))
+        elif id(grad) in returned:  # the result and the gradient are one tensor, as they are eagerly
+            actions.append(GradientAction(owner, "store", output=returned[id(grad)]))
         else:
             actions.append(GradientAction(owner, "store", output=len(builder.outputs)))
             builder.outputs.append(Output(tracer.value_of(grad), "result", f"result{len(builder.outputs)}"))
@@ -222,4 +232,6 @@ def _same_leaf(mine: Any, theirs: Any) -> bool:
         return False
     if isinstance(mine, bool | int | float | str | bytes | complex | np.generic):
         return repr(mine) == repr(theirs)
+    if isinstance(mine, np.ndarray | set | bytearray | deque):
+        return fingerprint(mine) == fingerprint(theirs)
     return True  # an object of its own in each trace: what it says cannot be compared

@@ -6,6 +6,8 @@ Invariant: two calls of equal key run the same step; the key holds no tensor, so
 from __future__ import annotations
 
 import enum
+import functools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +16,15 @@ import numpy as np
 
 from .. import pytree
 from ..dtypes import DType
+from ..locations import user_location
 from ..ops.core import as_tensor, context
 from ..tensor import Tensor
+from .fingerprint import OPEN_CONTAINERS, TooLarge, fingerprint
 
 _BY_VALUE = (str, bytes, int, bool, type(None), DType, enum.Enum, type, slice, range)
+
+_BY_CONTENTS = (list, dict, deque, bytearray, functools.partial, *OPEN_CONTAINERS)
+"""Containers that pytree does not take apart."""
 
 
 class Identity:
@@ -123,6 +130,14 @@ def static_key(value: Any) -> Any:
         return (kind, repr(value))
     if isinstance(value, set | frozenset):
         return (kind, frozenset(static_key(item) for item in value))
+    if isinstance(value, _BY_CONTENTS):
+        try:
+            return (kind, fingerprint(value))
+        except TooLarge as error:
+            raise TooLarge(
+                f"{user_location()}: an argument is {error}: too much to compare at each call of a compiled function. "
+                "Pass what the step needs of it, or make that a tensor before."
+            ) from None
     return Identity(value)
 
 

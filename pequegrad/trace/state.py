@@ -72,17 +72,24 @@ class InputBinding:
 @dataclass(frozen=True, slots=True)
 class ResultLeaf:
     """A tensor that the function returned: a new array, or (``root`` given) a tensor that existed before, read
-    through a chain of views. ``root`` is a FromTensor or FromArgument; ``views`` are (op, params), innermost first."""
+    through a chain of views. ``root`` is a FromTensor, FromArgument or FromGradient; ``views`` are (op, params), innermost first."""
 
     output: int = -1
-    root: FromTensor | FromArgument | None = None
+    root: FromTensor | FromArgument | FromGradient | None = None
     views: tuple[tuple[type[Op], dict[str, Any]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FreshLeaf:
+    """A Python container or array that the function makes anew: each call returns a copy of its own."""
+
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class GradientAction:
     """What happens to a ``.grad`` after each call. ``kind``: "none", "fused", "store" (the result ``output``) or
-    "bind" (the existing tensor ``tensor``)."""
+    "bind" (the existing tensor ``tensor``, or as a FromGradient the one that is some ``.grad`` at the call)."""
 
     owner: FromTensor | FromArgument
     kind: str

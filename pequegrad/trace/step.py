@@ -6,6 +6,7 @@ of the real tensors, and raises every written storage's version by one.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from ..tensor import FUSED_GRADIENT, Tensor
 from .graph import Graph
 from .interpreter import run_graph
 from .state import (
+    FreshLeaf,
     FromArgument,
     FromConstant,
     FromGradient,
@@ -82,6 +84,7 @@ class BoundStep:
         self._owners = {id(_owner(storage.data)) for storage in self._written}
         self._check_states()
         self._actions = _prepare(trace.gradients)
+        self._moves_gradients = any(isinstance(action[3], FromGradient) for action in self._actions)
         leaves = trace.result_leaves
         is_leaf = trace.result_structure is pytree.LEAF
         self._is_single = is_leaf and isinstance(leaves[0], ResultLeaf) and leaves[0].root is None
@@ -153,7 +156,7 @@ class BoundStep:
                 slots[slot] = array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
             staged = self._stage(slots, tensors)
             for index, owner, key in self._scalars:
-                self._numbers[index] = owner[key] if type(key) is str else read_number(owner, key)
+                self._numbers[index] = float(owner[key] if type(key) is str else read_number(owner, key))
             results = [np.empty(shape, dtype) for shape, dtype, _ in self._results]
             slots += results
             self._execute(slots)
@@ -167,8 +170,9 @@ class BoundStep:
                 if binding.is_written:
                     self._gradient_of(binding.source, tensors).storage.version += 1
             made = [Tensor._wrap(array, spec) for array, (_, _, spec) in zip(results, self._results)]
+            result = made[0] if self._is_single else self._rebuild(made, tensors)
             self._set_gradients(made, tensors)
-        return made[0] if self._is_single else self._rebuild(made, tensors)
+        return result
 
     def _stage(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[int, np.ndarray]]:
         """Fill the slots whose memory is only known now or is not contiguous; return what is to be copied back."""
@@ -233,7 +237,12 @@ class BoundStep:
         return (source.owner if source.argument < 0 else tensors[source.argument])._grad
 
     def _set_gradients(self, made: list[Tensor], tensors: Sequence[Tensor]) -> None:
-        for owner, index, output, tensor in self._actions:
+        actions = self._actions
+        if self._moves_gradients:  # all are read before any is replaced
+            actions = [
+                (o, i, n, self._gradient_of(t, tensors) if isinstance(t, FromGradient) else t) for o, i, n, t in actions
+            ]
+        for owner, index, output, tensor in actions:
             target = owner if index < 0 else tensors[index]
             target._grad = made[output] if output >= 0 else tensor
 
@@ -243,11 +252,16 @@ class BoundStep:
 
     @staticmethod
     def _leaf(leaf: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
+        if isinstance(leaf, FreshLeaf):
+            return copy.deepcopy(leaf.value)
         if not isinstance(leaf, ResultLeaf):
             return leaf
         if leaf.root is None:
             return made[leaf.output]
-        tensor = tensors[leaf.root.index] if isinstance(leaf.root, FromArgument) else leaf.root.tensor
+        if isinstance(leaf.root, FromGradient):
+            tensor = BoundStep._gradient_of(leaf.root, tensors)
+        else:
+            tensor = tensors[leaf.root.index] if isinstance(leaf.root, FromArgument) else leaf.root.tensor
         if leaf.views:
             with use_interpreter(EAGER), grad_mode(False):
                 for op, params in leaf.views:

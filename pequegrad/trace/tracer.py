@@ -22,6 +22,7 @@ from ..ops.core import EAGER, Interpreter, Op, TensorSpec, context, grad_mode, u
 from ..ops.movement import Full
 from ..storage import Storage
 from ..tensor import Tensor
+from .fingerprint import holding
 from .graph import GraphBuilder, Location, Node, Value
 from .state import FromArgument, FromConstant, FromGradient, FromScalar, FromTensor, Source
 
@@ -70,6 +71,7 @@ class Tracer(Interpreter):
         self.gradient_reads: dict[int, tuple[Tensor, bool]] = {}
         self.modules: dict[int, Any] = {}
         self.optimizers: dict[int, Any] = {}
+        self.entangled: set[int] = set()
         self.scalar_reads: list[tuple[Any, Any, Any, Location]] = []
         self._gradient_owner: dict[int, tuple[Storage, Tensor]] = {}
         self._scalars: dict[tuple[int, Any], Tensor] = {}
@@ -103,11 +105,19 @@ class Tracer(Interpreter):
         """Return which tensor of the call this stand-in is for, or -1."""
         return next((standin.index for standin in self.standins if standin.tensor is tensor), -1)
 
+    def _note_argument(self, tensor: Tensor) -> None:
+        """Remember the arguments that the function also reaches in another way, and might differentiate by."""
+        for standin in self.standins:
+            if standin.real is tensor or (standin.real.storage is tensor.storage and standin.real.requires_grad):
+                self.entangled.add(standin.index)
+
     def _capture(self, tensor: Tensor) -> Slot:
         """Return the slot of a real root tensor's storage; a new one becomes a state input."""
         storage = tensor.storage
         slot = self.slots.get(id(storage))
         if slot is None:
+            if tensor.requires_grad:
+                self._note_argument(tensor)
             owner = self._gradient_owner.get(id(storage))
             source: Source = FromTensor(tensor)
             name = f"state{len(self.slots)}"
@@ -244,7 +254,9 @@ class Tracer(Interpreter):
         if known is not None:
             return known[1]
         owner = tensor
-        if tensor._array is None:
+        if tensor._array is not None:
+            self._note_argument(tensor)
+        else:
             standin = next((standin for standin in self.standins if standin.tensor is tensor), None)
             if standin is None:
                 return None
@@ -256,9 +268,22 @@ class Tracer(Interpreter):
         return grad
 
     def set_grad(self, tensor: Tensor, grad: Any) -> None:
+        if tensor._array is not None and id(tensor) not in self.gradients:
+            self._note_argument(tensor)
         if grad is None:
             self.zeroed.add(id(tensor))
         self.gradients[id(tensor)] = (tensor, grad)
+
+    def gradient_source(self, grad: Tensor) -> FromGradient | None:
+        """Return whose ``.grad`` a tensor of the outside world was when the step began, or None."""
+        owner = self._gradient_owner.get(id(grad.storage))
+        if owner is None or (owner[1]._grad is not grad and grad is not self._real(owner[1])._grad):
+            return None
+        index = self.standin_of(owner[1])
+        return FromGradient(None if index >= 0 else owner[1], index)
+
+    def _real(self, tensor: Tensor) -> Tensor:
+        return next((standin.real for standin in self.standins if standin.tensor is tensor), tensor)
 
     # --- who else is there ----------------------------------------------------------------------------------
 
@@ -322,6 +347,7 @@ class Tracer(Interpreter):
         self._scalars.clear()
         self._replayed.clear()
         self.standins.clear()
+        holding.release()
 
 
 def current_tracer() -> Tracer | None:

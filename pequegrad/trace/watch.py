@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import datetime
+import functools
 import gc
+import io
+import operator
+import os
 import random
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
@@ -18,89 +24,38 @@ from typing import Any
 
 import numpy as np
 
-from ..locations import is_user_file
+from ..config import is_environment
+from ..locations import is_user_file, user_location
 from ..tensor import Tensor
 from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
-from .fingerprint import Same, TooLarge, describe, fingerprint, is_module, is_random_source, random_state
+from .callees import Callees
+from .fingerprint import Same, TooLarge, holding, is_module, is_random_source, random_state
 from .graph import Location
+from .reads import GONE, MISSING, NAMES, Read, static_attribute, static_item
 from .tracer import Tracer
 
-_MISSING = object()
-_GONE = object()
+_NOW = ("now", "utcnow", "today")
+_CLOCK = (
+    "this line reads a clock or the system's random bytes, which would be frozen in the compiled step. Pass the value "
+    "as an argument, or read it outside the compiled function."
+)
+_ATTRGETTER = (
+    "this line reads attributes through operator.attrgetter, where a compiled step cannot see which, so that a change "
+    "of them would not take effect. Write them out, as in object.name."
+)
+_ITERATOR = (
+    "this line uses an iterator from outside: what it gives would be frozen in the compiled step. Take the next item "
+    "outside and pass it as an argument."
+)
 _NO_LINE = Line((), (), False)
-
-
-class Read:
-    """One value that was read: where it is reached from, what it was, and the line that read it first."""
-
-    __slots__ = ("_expected", "_fast", "_root", "_shown", "_steps", "location", "text")
-
-    def __init__(self, root: Callable[[], Any], steps: Any, value: Any, text: str, location: Location) -> None:
-        self._root = root
-        self._steps = steps
-        self._expected = fingerprint(value)
-        # Where identity says enough, comparing it spares the fingerprint.
-        self._fast = self._expected.get if isinstance(self._expected, Same) else None
-        if isinstance(value, int | float | str):
-            self._fast = lambda: value
-        self._shown = describe(value)
-        self.text = text
-        self.location = location
-
-    def value(self) -> Any:
-        """Return what it is now: _MISSING if the way to it ends early, _GONE if its root does not live any more."""
-        value = self._root()
-        for is_attribute, key in self._steps:
-            if value is _GONE or value is _MISSING:
-                return value
-            value = static_attribute(value, key) if is_attribute else static_item(value, key)
-        return value
-
-    def failure(self) -> str | None:
-        """Return what changed, for people, or None."""
-        value = self.value()
-        if self._fast is not None and value is self._fast() and value is not None:
-            return None
-        if value is _GONE:  # it was made in the trace, or nobody can read it any more
-            return None
-        now = None if value is _MISSING else fingerprint(value)
-        if value is not _MISSING and now == self._expected:
-            return None
-        return f"{self.text} ({self.location}): {self._shown} → {'missing' if value is _MISSING else describe(value)}"
-
-
-def static_attribute(value: Any, name: Any) -> Any:
-    """Return ``value.name`` where that runs no code (no property, no ``__getattr__``), else _MISSING."""
-    if isinstance(value, types.ModuleType):
-        return vars(value).get(name, _MISSING)
-    if isinstance(value, type):
-        found = next((vars(kind)[name] for kind in value.__mro__ if name in vars(kind)), _MISSING)
-        return _MISSING if hasattr(type(found), "__get__") else found
-    if is_module(value):
-        state = vars(value)
-        for table in ("_parameters", "_buffers", "_modules"):
-            if name in state[table]:
-                return state[table][name]
-    found = next((vars(kind)[name] for kind in type(value).__mro__ if name in vars(kind)), _MISSING)
-    if isinstance(found, types.MemberDescriptorType):
-        try:
-            return found.__get__(value)
-        except AttributeError:
-            return _MISSING
-    if hasattr(type(found), "__set__"):
-        return _MISSING
-    state = getattr(value, "__dict__", None) if "__getattribute__" not in vars(type(value)) else None
-    if isinstance(state, dict) and name in state:
-        return state[name]
-    return _MISSING if hasattr(type(found), "__get__") else found
-
-
-def static_item(value: Any, key: Any) -> Any:
-    """Return ``value[key]`` of a plain container, else _MISSING."""
-    if type(value) in (dict, list, tuple):
-        with contextlib.suppress(KeyError, IndexError, TypeError):
-            return value[key]
-    return _MISSING
+_TOO_MUCH = (
+    "too much to compare at each call of a compiled function. Pass it as an argument, or make it a tensor before "
+    "(pequegrad.from_numpy), which is read anew at each call."
+)
+_CLOCKS = frozenset(
+    {time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns}
+    | {time.process_time, time.process_time_ns, time.localtime, time.gmtime, os.urandom}
+)
 
 
 class Watch:
@@ -111,6 +66,8 @@ class Watch:
         self._function = getattr(function, "__wrapped__", function)
         self._reads: dict[Any, Read | None] = {}
         self._written: set[tuple[int, Any]] = set()
+        self._stores: dict[Any, tuple[Any, Any, str, Location]] = {}
+        self._callees = Callees()
         self._kept: list[Any] = []
         self._generators: dict[int, tuple[Any, str, Location]] = {}
         self._module_lines: dict[tuple[str, str], Location] = {}
@@ -128,6 +85,10 @@ class Watch:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch what user code does in this thread inside the block."""
+        if isinstance(self._function, functools.partial):
+            function, line = self._function, user_location()
+            self._add(lambda: function, (), function, "the function", line, (id(function), ()))
+        holding.made = []
         before = sys.gettrace()
         sys.settrace(self._on_call)
         try:
@@ -135,6 +96,10 @@ class Watch:
         finally:
             sys.settrace(before)
             self._check_random()
+            too_large = self._callees.finish()
+            if too_large is not None:
+                self._problem = self._problem or f"{too_large}: {_TOO_MUCH}"
+            self._keep_stores()
             # Kept only so that no id was used twice; among them are tensors of the trace.
             self._kept.clear()
             self._functions.clear()
@@ -143,7 +108,10 @@ class Watch:
         code = frame.f_code
         if code.co_filename == "<string>" and code.co_name.startswith("__"):
             return None  # the methods that dataclasses write themselves
-        return self._on_event if is_user_file(code.co_filename) else None
+        if not is_user_file(code.co_filename):
+            return None
+        self._callees.note(frame)
+        return self._on_event
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event in ("line", "return"):
@@ -171,20 +139,27 @@ class Watch:
                 continue
             if chain.kind == LOCAL:
                 local, chain = _rebased(local, chain)
+                if not chain.steps and is_module(local.get(chain.name)):
+                    self._tracer.module_called(local[chain.name])
             for root, start, label in self._roots(frame, local, chain):
                 self._follow(frame, number, chain, root, start, label, line.is_reflective)
         if is_after:
             return
         for chain in line.stores:
-            for _, start, label in self._roots(frame, values, chain, wants_value=bool(chain.steps)):
+            for root, start, label in self._roots(frame, values, chain, wants_value=bool(chain.steps)):
                 value, last = start, label
                 for is_attribute, key in chain.steps[:-1]:
                     value = static_attribute(value, key) if is_attribute else static_item(value, key)
                 if chain.steps:
                     last = (id(value), chain.steps[-1][1])
                     self._kept.append(value)
+                    if not is_module(value):
+                        root = _object_reader(Same(value))
                 if (last, ()) not in self._reads:
                     self._written.add(last)
+                if value is not MISSING and not (chain.steps and is_module(value)):
+                    place = Location(frame.f_code.co_filename, number, frame.f_code.co_name)
+                    self._stores.setdefault(last, (root, chain.steps[-1:], str(chain), place))
 
     def _roots(
         self, frame: FrameType, local: dict[str, Any], chain: Chain, wants_value: bool = True
@@ -194,8 +169,10 @@ class Watch:
         if chain.kind == GLOBAL:
             names = frame.f_globals
             if name not in names:
-                return []
-            return [(lambda: names.get(name, _MISSING), names[name], (id(names), name))]
+                if hasattr(builtins, name) or not name.isidentifier():
+                    return []
+                return [(lambda: names.get(name, MISSING), MISSING, (id(names), name))]
+            return [(lambda: names.get(name, MISSING), names[name], (id(names), name))]
         if name not in local or name == "__class__":
             return []
         value = local[name]
@@ -228,23 +205,40 @@ class Watch:
         done = 0
         owner, last = value, label
         for is_attribute, key in chain.steps:
-            if isinstance(value, Tensor) or _is_library(value):
+            if isinstance(value, Tensor):
                 break
+            if _is_library(value):
+                found = static_attribute(value, key) if is_attribute else None
+                self._refuse_opaque(found, location)
+                if not (is_environment(found) or found is datetime.datetime or found is datetime.date):
+                    break
+            if (value is datetime.datetime or value is datetime.date) and key in _NOW:
+                self._refuse(location, _CLOCK)
             if is_module(value):
                 self._tracer.module_called(value)
                 self._module_lines.setdefault((type(value).__name__, str(key)), location)
             following = static_attribute(value, key) if is_attribute else static_item(value, key)
-            if following is _MISSING:
-                break
             if (id(value), key) in self._written:
                 return
+            if following is MISSING:
+                if is_attribute and not is_module(value) and not isinstance(value, type | types.ModuleType):
+                    self._add_missing(root, chain, done + 1, location, label)
+                break
             owner, value, last = value, following, (id(value), key)
             done += 1
         self._kept.append(owner)
         if is_reflective:
             self._read_all_attributes(root, chain.steps[:done], value, str(chain), location, label)
-        if (done == 0 and chain.kind == LOCAL) or _is_library(value) or (is_module(owner) and done):
-            return  # a local of the trace's own; or in a module, whose snapshot holds it
+        self._refuse_opaque(value, location)
+        if is_module(value):
+            self._tracer.module_called(value)
+        is_held = is_module(owner) and done and static_attribute(type(owner), chain.steps[done - 1][1]) is MISSING
+        if done == 0 and chain.kind == LOCAL:
+            return  # made in the trace, or an argument
+        if _holds_iterator(value):
+            self._refuse(location, _ITERATOR)
+        if _is_library(value) or is_held:
+            return  # nobody rebinds it; or it is in a module, whose snapshot holds it
         steps = chain.steps[:done]
         self._add(root, steps, value, str(Chain(chain.kind, chain.name, steps)), location, (label, steps))
         self._reads.setdefault((last, ()), None)
@@ -258,9 +252,36 @@ class Watch:
         if is_module(value):
             self._tracer.module_called(value)
             return
+        names = (*steps, (True, NAMES))
+        self._add(root, names, sorted(state), f"the attributes of {text}", location, (label, names))
         for name, item in list(state.items()):
             path = (*steps, (True, name))
             self._add(root, path, item, f"{text}.{name}", location, (label, path))
+
+    def _add_missing(self, root: Any, chain: Chain, length: int, location: Location, label: Any) -> None:
+        """Guard that an attribute stays absent, or a method of the class: setting it on the object would hide that."""
+        steps = chain.steps[:length]
+        self._add(root, steps, MISSING, str(Chain(chain.kind, chain.name, steps)), location, (label, steps))
+
+    def _refuse_opaque(self, value: Any, location: Location) -> None:
+        """Refuse what reads something outside where nobody can watch it."""
+        is_clock = isinstance(value, types.BuiltinFunctionType) and value in _CLOCKS
+        if is_clock or isinstance(value, random.SystemRandom):
+            self._refuse(location, _CLOCK)
+        elif isinstance(value, operator.attrgetter):
+            self._refuse(location, _ATTRGETTER)
+
+    def _refuse(self, location: Location, why: str) -> None:
+        self._problem = self._problem or f"{location}: {why}"
+
+    def _keep_stores(self) -> None:
+        """What the step leaves in the user's objects is right for later calls only while it still stands there."""
+        for key, (root, steps, text, location) in self._stores.items():
+            read = Read(root, steps, None, text, location)
+            value = read.value()
+            if value is not GONE and value is not MISSING and not isinstance(value, Tensor):
+                self._add(root, steps, value, text, location, (key, "stored"))
+        self._stores.clear()
 
     def _add(self, root: Any, steps: Any, value: Any, text: str, location: Location, key: Any) -> None:
         if is_random_source(value):
@@ -274,10 +295,7 @@ class Watch:
             self._reads[key] = Read(root, steps, value, text, location)
         except TooLarge as error:
             self._reads[key] = None
-            self._problem = self._problem or (
-                f"{location}: {text} is {error}: too much to compare at each call of a compiled function. Pass it as "
-                "an argument, or make it a tensor before (pequegrad.from_numpy), which is read anew at each call."
-            )
+            self._problem = self._problem or (f"{location}: {text} is {error}: {_TOO_MUCH}")
 
     # --- random numbers -------------------------------------------------------------------------------------
 
@@ -328,18 +346,18 @@ class Watch:
 
     def guards(self) -> list[Callable[[], str | None]]:
         """Return one check per value that was read."""
-        return [read.failure for read in self._reads.values() if read is not None]
+        return [read.failure for read in self._reads.values() if read is not None] + [self._callees.failure]
 
 
 def _rebased(local: dict[str, Any], chain: Chain) -> tuple[dict[str, Any], Chain]:
     """Return a chain from a local container as one from the object in it: containers are compared elsewhere."""
-    value, steps = local.get(chain.name, _MISSING), chain.steps
+    value, steps = local.get(chain.name, MISSING), chain.steps
     while steps and not steps[0][0] and isinstance(value, list | tuple | dict):
         value, steps = static_item(value, steps[0][1]), steps[1:]
     if len(steps) == len(chain.steps):
         return local, chain
     name = str(Chain(LOCAL, chain.name, chain.steps[: len(chain.steps) - len(steps)]))
-    return ({} if value is _MISSING else {name: value}), Chain(LOCAL, name, steps)
+    return ({} if value is MISSING else {name: value}), Chain(LOCAL, name, steps)
 
 
 def _fits(function: Any, code: CodeType, local: dict[str, Any]) -> bool:
@@ -355,7 +373,7 @@ def _fits(function: Any, code: CodeType, local: dict[str, Any]) -> bool:
 def _object_reader(reference: Same) -> Callable[[], Any]:
     def read() -> Any:
         value = reference.get()
-        return _GONE if value is None else value
+        return GONE if value is None else value
 
     return read
 
@@ -364,11 +382,17 @@ def _cell_reader(function: Same, index: int) -> Callable[[], Any]:
     def read() -> Any:
         owner = function.get()
         try:
-            return _GONE if owner is None else owner.__closure__[index].cell_contents
+            return GONE if owner is None else owner.__closure__[index].cell_contents
         except ValueError:
-            return _MISSING
+            return MISSING
 
     return read
+
+
+def _holds_iterator(value: Any) -> bool:
+    """Whether a value is an iterator, files excepted, or a container of iterators."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(item, Iterator) and not isinstance(item, io.IOBase) for item in items)
 
 
 def _is_library(value: Any) -> bool:

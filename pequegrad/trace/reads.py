@@ -1,0 +1,133 @@
+"""One value that user code reads from outside, and how to look at it again later.
+
+Invariant: looking runs no user code: no property, no ``__getattr__``, no comparison that a user's class defines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .fingerprint import Same, describe, fingerprint, is_module
+from .graph import Location
+
+MISSING = object()
+GONE = object()
+NAMES = object()
+"""In the place of an attribute: the names of all attributes."""
+
+
+class Read:
+    """One value that was read: where it is reached from, what it was, and the line that read it first."""
+
+    __slots__ = ("_expected", "_fast", "_root", "_shortcut", "_shown", "_steps", "location", "text")
+
+    def __init__(self, root: Callable[[], Any], steps: Any, value: Any, text: str, location: Location) -> None:
+        self._root = root
+        self._steps = steps
+        self._expected = MISSING if value is MISSING else fingerprint(value)
+        # Where identity says enough, comparing it spares the fingerprint.
+        self._fast = self._expected.get if isinstance(self._expected, Same) else None
+        if value is MISSING or isinstance(value, int | float | str):
+            self._fast = lambda: value
+        self._shortcut = self._find_shortcut() if self._fast is not None else None
+        self._shown = "missing" if value is MISSING else describe(value)
+        self.text = text
+        self.location = location
+
+    def value(self) -> Any:
+        """Return what it is now: MISSING if the way to it ends early, GONE if its root does not live any more."""
+        return self._follow(self._steps)
+
+    def _follow(self, steps: Any) -> Any:
+        value = self._root()
+        for is_attribute, key in steps:
+            if value is GONE or value is MISSING:
+                return value
+            if is_attribute and key is NAMES:
+                return sorted(getattr(value, "__dict__", ()))
+            value = static_attribute(value, key) if is_attribute else static_item(value, key)
+        return value
+
+    def _find_shortcut(self) -> Any:
+        """Return (steps to the owner, attribute, its class, what that class has under the name) for an attribute of
+        an ordinary object: while the latter two stand, its ``__dict__`` alone decides."""
+        if not self._steps or not self._steps[-1][0]:
+            return None
+        *steps, (_, name) = self._steps
+        owner = self._follow(steps)
+        kind = type(owner)
+        if type(kind) is not type or kind.__getattribute__ is not object.__getattribute__ or name is NAMES:
+            return None
+        if is_module(owner) or not isinstance(getattr(owner, "__dict__", None), dict):
+            return None
+        member = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
+        if member is MISSING or isinstance(member, bool | int | float | str | None):
+            member_of: Callable[[], Any] = lambda: member  # noqa: E731
+        elif isinstance(member, types.FunctionType):
+            member_of = Same(member).reference
+        else:
+            return None
+        return tuple(steps), name, Same(kind).reference, member_of
+
+    def failure(self) -> str | None:
+        """Return what changed, for people, or None."""
+        if self._shortcut is not None and self._fast is not None:
+            steps, name, kind_of, member_of = self._shortcut
+            owner = self._follow(steps)
+            kind = type(owner)
+            if kind is kind_of() and getattr(kind, name, MISSING) is member_of():
+                value = owner.__dict__.get(name, MISSING)
+                if value is self._fast() and value is not None:
+                    return None
+        value = self.value()
+        if self._fast is not None and value is self._fast() and value is not None:
+            return None
+        if value is GONE:  # it was made in the trace, or nobody can read it any more
+            return None
+        now = MISSING if value is MISSING else fingerprint(value)
+        if now == self._expected:
+            return None
+        return f"{self.text} ({self.location}): {self._shown} → {'missing' if value is MISSING else describe(value)}"
+
+
+def static_attribute(value: Any, name: Any) -> Any:
+    """Return ``value.name`` where that runs no code (no property, no ``__getattr__``), else MISSING."""
+    if isinstance(value, types.ModuleType):
+        return vars(value).get(name, MISSING)
+    if isinstance(value, type):
+        found = next((vars(kind)[name] for kind in value.__mro__ if name in vars(kind)), MISSING)
+        if isinstance(found, staticmethod):
+            return found.__func__
+        is_plain = isinstance(found, types.FunctionType) or not hasattr(type(found), "__get__")
+        return found if is_plain else MISSING
+    if is_module(value):
+        state = vars(value)
+        for table in ("_parameters", "_buffers", "_modules"):
+            if name in state[table]:
+                return state[table][name]
+    found = next((vars(kind)[name] for kind in type(value).__mro__ if name in vars(kind)), MISSING)
+    if isinstance(found, types.MemberDescriptorType):
+        try:
+            return found.__get__(value)
+        except AttributeError:
+            return MISSING
+    if hasattr(type(found), "__set__"):
+        return MISSING
+    is_plain = not isinstance(type(value).__getattribute__, types.FunctionType)
+    state = getattr(value, "__dict__", None) if is_plain else None
+    if isinstance(state, dict) and name in state:
+        return state[name]
+    if isinstance(found, staticmethod):
+        return found.__func__
+    return MISSING if hasattr(type(found), "__get__") else found
+
+
+def static_item(value: Any, key: Any) -> Any:
+    """Return ``value[key]`` of a plain container, else MISSING."""
+    if type(value) in (dict, list, tuple):
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            return value[key]
+    return MISSING
