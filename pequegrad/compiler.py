@@ -80,9 +80,8 @@ class Options:
         for field in ("strict", "keep_grads"):
             if not isinstance(getattr(self, field), bool):
                 raise TypeError(f"compile: {field} must be True or False. Got {getattr(self, field)!r}.")
-        known = (*targets.names(), "cuda", "cuda-sim")
-        if isinstance(self.target, str) and self.target not in known:
-            raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(known)}.")
+        if isinstance(self.target, str) and self.target not in targets.names():
+            raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(targets.names())}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +254,7 @@ class CompiledFunction:
             again = f" (again: {reason})" if reason else ""
             counts = f"{len(traced.nodes)} ops → {len(plan.kernels)} kernels"
             print(f"pequegrad: {self._name}: {counts}, {seconds:.2f} s {how}{again}", file=sys.stderr)
-        return native(built, plan)
+        return native(built, plan, target)
 
     def _log(self, plan: StepPlan, built: cache.BuiltStep, planned: float) -> None:
         """Print what ``config.logs`` asks for beside the one line."""
@@ -392,11 +391,13 @@ def build(plan: StepPlan, target: Target, progress: Callable[[str], None]) -> ca
     return cache.get_or_build(key, lambda: emit.render(plan, target), target, progress)
 
 
-def native(built: cache.BuiltStep, plan: StepPlan) -> Execute:
+def native(built: cache.BuiltStep, plan: StepPlan, target: Target) -> Execute:
     """Return what runs a built step on its slots. Raises IndexOutOfRange, with the user's line, for a bad index."""
     buffers = [plan.buffers[i] for i in plan.slots]
-    built.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], emit.arena_bytes(plan))
-    try_run, is_shared = built.module.try_run, plan.workers > 1
+    # A step on a device has its arena there.
+    arena = emit.arena_bytes(plan, target) if target.device == "cpu" else 0
+    built.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena)
+    try_run, is_shared = built.module.try_run, plan.workers > 1 and target.device == "cpu"
     # NumPy exports no buffer of bfloat16, so these go as the same bytes in another dtype.
     as_words = [i for i, buffer in enumerate(buffers) if buffer.dtype.name == "bfloat16"]
 
@@ -406,6 +407,8 @@ def native(built: cache.BuiltStep, plan: StepPlan) -> Execute:
         failure = try_run(slots, min(plan.workers, config.workers()) if is_shared else 1)
         if failure is not None:
             found = StepFailure(*failure)
+            if not found.is_index:
+                raise found.error(f"{plan.name}: ")
             origin = plan.kernels[found.kernel].origin
             error = found.error(f"{' '.join(origin.ops)}: ")
             error.location = origin.locations[0] if origin.locations else error.location

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CacheError, IndexOutOfRange
+from ..errors import CacheError, DeviceError, IndexOutOfRange
 
 # The last part must be the name in the binding's PYBIND11_MODULE; the parts before make it unique, because
 # pybind11 and Python both hand out the first module again when the same full name comes from another file.
 INIT_NAME = "pg_step"
-_INDEX_OUT_OF_RANGE = 1
+_INDEX_OUT_OF_RANGE, _DEVICE_FAILED, _OUT_OF_MEMORY = 1, 2, 3
 
 _numbers = itertools.count()
 _pool_capsule: Any = None
@@ -37,16 +37,29 @@ if hasattr(os, "register_at_fork"):
 
 class StepFailure(NamedTuple):
     """Why a step stopped: ``kernel`` is its number in the plan, ``value`` the offending index, ``bound`` its
-    limit.
+    limit; ``text`` what a device said.
     """
 
     code: int
     kernel: int
     value: int
     bound: int
+    text: str = ""
 
-    def error(self, where: str = "") -> IndexOutOfRange | CacheError:
+    @property
+    def is_index(self) -> bool:
+        """Whether an index was out of range; ``kernel`` says where."""
+        return self.code == _INDEX_OUT_OF_RANGE
+
+    def error(self, where: str = "") -> IndexOutOfRange | DeviceError | CacheError:
         """Return the exception for it; ``where`` is a prefix such as ``"train.py:42: gather: "``."""
+        if self.code == _DEVICE_FAILED:
+            return DeviceError(f"{where}a call of the device failed: {self.text}.")
+        if self.code == _OUT_OF_MEMORY:
+            return DeviceError(
+                f"{where}the device is out of memory: {self.text}. A smaller batch needs less; what else is on the device "
+                "can be freed by deleting its tensors."
+            )
         if self.code == _INDEX_OUT_OF_RANGE:
             return IndexOutOfRange(
                 f"{where or f'kernel {self.kernel} of a compiled step: '}index {self.value} is outside a "
@@ -67,7 +80,7 @@ class StepModule:
     def __init__(self, native: Any, path: Path) -> None:
         self._native = native
         self.path = path
-        self.try_run: Callable[[Sequence[Any], int], tuple[int, int, int, int] | None] = native.run
+        self.try_run: Callable[[Sequence[Any], int], tuple[int, int, int, int, str] | None] = native.run
 
     def configure(self, arguments: Sequence[tuple[int, bool]], arena_bytes: int) -> None:
         """Say what ``run`` takes: (size in bytes, whether the step writes to it) of each argument, and the

@@ -5,6 +5,7 @@ Invariant: the text depends on the plan and the target alone (no paths, dates, i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Collection
@@ -14,9 +15,10 @@ from typing import Any
 
 from ..ops.core import Family
 from ..targets import Target
-from .plan import Compute, Conv2d, Index, StepPlan, statements
+from . import thread_views, views
+from .plan import Compute, Index, Kernel, StepPlan, statements
 from .rendering import Pointer
-from .views import KernelHead, view_of
+from .views import KernelHead
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
@@ -27,23 +29,46 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of an emitted kernel: its arguments as C text.
+    """One call of an emitted kernel: its arguments as C text, and where they stand among those of its phase.
 
-    ``note`` says what it computes where another call's function serves it too, and is empty elsewhere."""
+    ``note`` says what it computes where another call's function serves it too, and is empty elsewhere. ``after``: thread
+    blocks that the calls before it in the phase take."""
 
     function: str
     arguments: tuple[str, ...]
+    names: tuple[str, ...]
     note: str
+    after: int
+    can_fail: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseView:
-    """Calls between two barriers."""
+    """Calls between two barriers; ``is_guarded``: one before it can fail. For targets that launch phases: ``function`` is its name, ``is_new`` where no phase
+    before has the same text, ``parameters`` and ``arguments`` are what it is called with, ``blocks`` are the thread
+    blocks that its calls ask for, ``shared`` the texts of the bytes of shared memory that each needs."""
 
     number: int
     calls: tuple[Call, ...]
     can_fail: bool
     is_last: bool
+    is_guarded: bool
+    function: str
+    is_new: bool
+    parameters: tuple[Pointer, ...]
+    arguments: tuple[str, ...]
+    blocks: int
+    shared: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """A passed buffer: its bytes and which way it goes."""
+
+    bytes: int
+    is_read: bool
+    is_written: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,59 +79,126 @@ class StepView:
     headers: tuple[str, ...]
     functions: tuple[str, ...]
     arguments: tuple[str, ...]
+    slots: tuple[SlotView, ...]
     phases: tuple[PhaseView, ...]
     kernel_count: int
     arena_bytes: int
 
+    @property
+    def can_fail(self) -> bool:
+        return any(phase.can_fail for phase in self.phases)
 
-# What each family needs beside phases.h.
-HEADERS = {
-    "map": ("gemm.h", "math.h"),
-    "row": ("gemm.h", "accumulate.h"),
-    "contract": ("gemm.h", "math.h", "scratch.h"),
-    "conv2d": ("gemm.h", "math.h", "conv.h", "scratch.h"),
-    "window": ("gemm.h", "window.h"),
-    "index": ("indexing.h",),
-    "scan": ("indexing.h",),
-}
-PHILOX = "philox.h"
+
+_VIEWS = {"lanes": views, "threads": thread_views}
 
 
 def render(plan: StepPlan, target: Target) -> str:
     """Return the source of a step for a target."""
     environment = _environment(target.template_folder)
     functions: dict[str, str] = {}
+    phase_functions: dict[Any, str] = {}
     texts: list[str] = []
-    phases = []
+    phases: list[PhaseView] = []
     number = 0
-    partials = _partial_offsets(plan)
-    for phase_number, phase in enumerate(plan.phases):
-        calls = []
+    scratch = _scratch_offsets(plan, target)
+    can_fail = False
+    for phase in plan.phases:
+        rounds: list[list[_Part]] = []
         for kernel in phase.kernels:
-            view = view_of(plan, kernel, number, partials.get(id(kernel), -1), target.lanes)
-            template = environment.get_template(f"{kernel.family}.j2")
-            body = template.render(k=view)
-            is_shared = body in functions
-            if not is_shared:
-                functions[body] = _unused(_identifier(kernel.name), functions.values())
-                texts.append(_comment(view.head) + body.replace(view.head.name, functions[body]))
-            calls.append(
-                Call(
-                    functions[body],
-                    tuple(_pointer_text(plan, pointer) for pointer in view.head.pointers),
-                    str(kernel.origin) if is_shared else "",
-                )
-            )
+            parts = _VIEWS[target.execution].views_of(plan, kernel, number, scratch.get(number, -1), target.lanes)
+            for at, view in enumerate(parts):
+                body = environment.get_template(f"{kernel.family}.j2").render(k=view)
+                is_shared = body in functions
+                if not is_shared:
+                    functions[body] = _unused(_identifier(kernel.name), functions.values())
+                    texts.append(_comment(view.head) + body.replace(view.head.name, functions[body]))
+                if at == len(rounds):
+                    rounds.append([])
+                rounds[at].append(_Part(functions[body], view, kernel, is_shared))
             number += 1
-        can_fail = any(isinstance(kernel, Index) for kernel in phase.kernels)
-        phases.append(PhaseView(phase_number, tuple(calls), can_fail, phase_number == len(plan.phases) - 1))
-    headers = dict.fromkeys(header for kernel in plan.kernels for header in HEADERS[kernel.family])
+        for parts_of_round in rounds:
+            phases.append(_phase_view(plan, len(phases), parts_of_round, phase_functions, can_fail))
+            can_fail = can_fail or phases[-1].can_fail
+    if phases:
+        phases[-1] = dataclasses.replace(phases[-1], is_last=True)
+    headers = dict.fromkeys(header for kernel in plan.kernels for header in target.headers_of(kernel.family))
     if any(isinstance(s, Compute) and isinstance(s.op.lowering, Family) for k in plan.kernels for s in statements(k)):
-        headers[PHILOX] = None
-    step = StepView(plan.name, tuple(headers), tuple(texts), _arguments(plan), tuple(phases), number, arena_bytes(plan))
+        headers[target.random_header] = None
+    step = StepView(
+        plan.name,
+        tuple(headers),
+        tuple(texts),
+        _arguments(plan),
+        _slots(plan),
+        tuple(phases),
+        number,
+        arena_bytes(plan, target),
+    )
     text = environment.get_template("step.j2").render(step=step)
     wrapped = "\n".join(part.rstrip() for line in text.split("\n") for part in _wrapped(line))
     return re.sub(r"\n{3,}", "\n\n", wrapped).strip() + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A body that is called in a phase; ``is_shared``: an earlier call's function serves it too."""
+
+    function: str
+    view: Any
+    kernel: Kernel
+    is_shared: bool
+
+
+def _phase_view(
+    plan: StepPlan, number: int, parts: list[_Part], known: dict[Any, str], is_guarded: bool
+) -> PhaseView:
+    calls = []
+    parameters: dict[str, Pointer] = {}
+    blocks = 0
+    for part in parts:
+        texts = tuple(_pointer_text(plan, pointer) for pointer in part.view.head.pointers)
+        names = []
+        for text, pointer in zip(texts, part.view.head.pointers, strict=True):
+            before = parameters.get(text)
+            is_written = pointer.is_written or (before is not None and before.is_written)
+            name = before.name if before is not None else f"p{len(parameters)}"
+            parameters[text] = dataclasses.replace(pointer, name=name, is_written=is_written)
+            names.append(name)
+        note = str(part.kernel.origin) if part.is_shared else ""
+        calls.append(Call(part.function, texts, tuple(names), note, blocks, isinstance(part.kernel, Index)))
+        blocks += part.view.blocks
+    shared = tuple(dict.fromkeys(part.view.shared for part in parts if part.view.shared))
+    text = (
+        is_guarded,
+        blocks,
+        shared,
+        tuple((call.function, call.names, call.after) for call in calls),
+        tuple((pointer.type, pointer.is_written) for pointer in parameters.values()),
+    )
+    is_new = text not in known
+    if is_new:
+        known[text] = f"phase{number}"
+    note = ", ".join(part.kernel.name for part in parts)
+    return PhaseView(
+        number,
+        tuple(calls),
+        any(isinstance(part.kernel, Index) for part in parts),
+        False,
+        is_guarded,
+        known[text],
+        is_new,
+        tuple(parameters.values()),
+        tuple(parameters),
+        min(max(blocks, 1), thread_views.MOST_BLOCKS),
+        shared,
+        note,
+    )
+
+
+def _slots(plan: StepPlan) -> tuple[SlotView, ...]:
+    """Return each passed buffer; only results are never read."""
+    buffers = [plan.buffers[number] for number in plan.slots]
+    return tuple(SlotView(buffer.nbytes, buffer.scope != "result", buffer.is_written) for buffer in buffers)
 
 
 def _wrapped(line: str) -> list[str]:
@@ -131,13 +223,11 @@ def _unused(name: str, used: Collection[str]) -> str:
     return name
 
 
-def arena_bytes(plan: StepPlan) -> int:
-    """Return the bytes of arena that a rendered step needs: the plan's, and the chunk sums of weight gradients."""
-    offsets = _partial_offsets(plan)
+def arena_bytes(plan: StepPlan, target: Target) -> int:
+    """Return the bytes of arena that a rendered step needs: the plan's, and its kernels' chunk sums."""
     end = plan.arena_bytes
-    for kernel in plan.kernels:
-        if id(kernel) in offsets and isinstance(kernel, Conv2d):
-            end = max(end, offsets[id(kernel)] + _partial_bytes(kernel))
+    for number, offset in _scratch_offsets(plan, target).items():
+        end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number]))
     return end
 
 
@@ -176,22 +266,21 @@ def _arguments(plan: StepPlan) -> tuple[str, ...]:
 
 
 def _pointer_text(plan: StepPlan, pointer: Pointer) -> str:
+    if pointer.offset >= 0:
+        return f"step.at<{pointer.type}>({pointer.offset})"
     buffer = plan.buffers[pointer.buffer]
     if buffer.slot >= 0:
         return f"step.argument<{pointer.type}>({buffer.slot})"
     return f"step.at<{pointer.type}>({buffer.offset})"
 
 
-def _partial_bytes(kernel: Conv2d) -> int:
-    """Bytes of the chunk sums of a weight gradient."""
-    return kernel.shape.weight_chunks * kernel.shape.weight_elements * kernel.dtype.itemsize
-
-
-def _partial_offsets(plan: StepPlan) -> dict[int, int]:
+def _scratch_offsets(plan: StepPlan, target: Target) -> dict[int, int]:
+    """Return the byte offset in the arena of each kernel's chunk sums, by the kernel's number in the plan."""
     offsets = {}
     end = -(-plan.arena_bytes // ALIGNMENT) * ALIGNMENT
-    for kernel in plan.kernels:
-        if isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
-            offsets[id(kernel)] = end
-            end += -(-_partial_bytes(kernel) // ALIGNMENT) * ALIGNMENT
+    for number, kernel in enumerate(plan.kernels):
+        size = _VIEWS[target.execution].scratch_bytes(kernel)
+        if size:
+            offsets[number] = end
+            end += -(-size // ALIGNMENT) * ALIGNMENT
     return offsets

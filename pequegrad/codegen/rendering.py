@@ -61,12 +61,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A parameter of an emitted kernel."""
+    """A parameter of an emitted kernel: a buffer of the plan or, with an ``offset``, the kernel's own place in the arena."""
 
     name: str
     type: str
     buffer: int
     is_written: bool
+    offset: int = -1
 
 
 @dataclass(slots=True)
@@ -98,6 +99,10 @@ class KernelWriter:
         written = is_written or (known is not None and known.is_written)
         self.pointers[buffer] = Pointer(name, f"pg::{self.buffer_dtypes[buffer].c_name}", buffer, written)
         return name
+
+    def scratch(self, offset: int, element: str, is_written: bool) -> None:
+        """Add the parameter ``scratch``, the kernel's own place in the arena; ``element``: its C type's name."""
+        self.pointers[-1] = Pointer("scratch", f"pg::{element}", -1, is_written, offset)
 
     def address(self, access: Access, is_written: bool = False, lane_axis: int | None = None) -> Address:
         """Return the address of an access, with the lane axis' own stride apart."""

@@ -76,8 +76,16 @@ class KernelHead:
     hoisted: tuple[Line, ...]
 
 
+class LaneView:
+    """Kernels for lanes take no thread blocks."""
+
+    __slots__ = ()
+    blocks = 0
+    shared = ""
+
+
 @dataclass(frozen=True, slots=True)
-class MapView:
+class MapView(LaneView):
     """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each.
 
     ``is_scalar``: over single numbers, by one worker. ``unit``: the variable that counts shares."""
@@ -121,7 +129,7 @@ class StageView:
 
 
 @dataclass(frozen=True, slots=True)
-class RowView:
+class RowView(LaneView):
     """A kernel of reductions. ``loops`` are the inner axes without the lane axis; ``unit`` counts rows."""
 
     head: KernelHead
@@ -137,7 +145,7 @@ class RowView:
 
 
 @dataclass(frozen=True, slots=True)
-class ContractView:
+class ContractView(LaneView):
     """A matrix product, batched, with its epilogue."""
 
     head: KernelHead
@@ -157,7 +165,7 @@ class ContractView:
 
 
 @dataclass(frozen=True, slots=True)
-class Conv2dView:
+class Conv2dView(LaneView):
     """A convolution or a gradient of one. ``partials``: byte offset of the weight gradient's chunks, or -1;
     ``run``: elements of a weight gradient that its epilogue walks as one, ``decode``: the indices of such a run."""
 
@@ -175,7 +183,7 @@ class Conv2dView:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowView:
+class WindowView(LaneView):
     """A pooling kernel; ``averages`` says whether it counts padding, by ``shape.count_include_pad``."""
 
     head: KernelHead
@@ -188,7 +196,7 @@ class WindowView:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexView:
+class IndexView(LaneView):
     """A gather or scatter-add. ``number``: the kernel's place in the plan, for the report of a wrong index."""
 
     head: KernelHead
@@ -202,7 +210,7 @@ class IndexView:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanView:
+class ScanView(LaneView):
     """A running sum."""
 
     head: KernelHead
@@ -211,30 +219,37 @@ class ScanView:
     out: Address
 
 
-def view_of(plan: StepPlan, kernel: Kernel, number: int, partials: int, lanes: int) -> Any:
-    """Return the record that the template of the kernel's family takes.
+def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: int) -> tuple[Any, ...]:
+    """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
-    ``number``: the kernel's place in the plan; ``partials``: byte offset of its chunk sums, or -1.
+    ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums, or -1.
     """
     dtypes = tuple(buffer.dtype for buffer in plan.buffers)
     if isinstance(kernel, Map):
-        return _map_view(kernel, dtypes)
+        return (_map_view(kernel, dtypes),)
     if isinstance(kernel, Row):
-        return _row_view(kernel, dtypes, lanes)
+        return (_row_view(kernel, dtypes, lanes),)
     if isinstance(kernel, Contract):
-        return _contract_view(kernel, dtypes)
+        return (contract_view(kernel, dtypes),)
     if isinstance(kernel, Conv2d):
-        return _conv2d_view(kernel, dtypes, partials)
+        return (conv2d_view(kernel, dtypes, scratch),)
     if isinstance(kernel, Window):
-        return _window_view(kernel, dtypes)
+        return (window_view(kernel, dtypes),)
     if isinstance(kernel, Index):
-        return _index_view(kernel, dtypes, number)
+        return (index_view(kernel, dtypes, number),)
     if isinstance(kernel, Scan):
-        return _scan_view(kernel, dtypes)
+        return (scan_view(kernel, dtypes),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 
-def _head(kernel: Kernel, writer: KernelWriter) -> KernelHead:
+def scratch_bytes(kernel: Kernel) -> int:
+    """Return the bytes of arena that a kernel's chunk sums take."""
+    if isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
+        return kernel.shape.weight_chunks * kernel.shape.weight_elements * kernel.dtype.itemsize
+    return 0
+
+
+def head_of(kernel: Kernel, writer: KernelWriter) -> KernelHead:
     origin = kernel.origin
     where = ", ".join(str(location) for location in origin.locations)
     what = f"{' '.join(origin.ops)} -> {origin.result}"
@@ -242,7 +257,7 @@ def _head(kernel: Kernel, writer: KernelWriter) -> KernelHead:
     return KernelHead(OWN_NAME, comment, tuple(writer.pointers.values()), tuple(writer.hoisted))
 
 
-def _decode(variables: Sequence[str], extents: Sequence[int], used: Iterable[Line | Address | str]) -> tuple[Loop, ...]:
+def decoded(variables: Sequence[str], extents: Sequence[int], used: Iterable[Line | Address | str]) -> tuple[Loop, ...]:
     """Return how each index follows from a row number, for those that something reads."""
     readers = list(used)
     loops = []
@@ -253,11 +268,13 @@ def _decode(variables: Sequence[str], extents: Sequence[int], used: Iterable[Lin
     return tuple(loops)
 
 
-def _counted(decode: tuple[Loop, ...]) -> tuple[str, tuple[Loop, ...]]:
-    """Return the variable that counts rows, and what is left to decode: nothing where the one index is that count."""
+def counted(decode: tuple[Loop, ...], name: str = "unit") -> tuple[str, tuple[Loop, ...]]:
+    """Return the variable that counts rows, and what is left to decode: nothing where the one index is that count.
+
+    ``name``: what the variable is called where it is none of the indices."""
     if len(decode) == 1 and decode[0].divisor == 1 and decode[0].is_outermost:
         return decode[0].variable, ()
-    return "unit", decode
+    return name, decode
 
 
 def _reads(reader: Line | Address | str, name: str) -> bool:
@@ -268,7 +285,7 @@ def _reads(reader: Line | Address | str, name: str) -> bool:
     return reader.reads(name)
 
 
-def _parameters(lines: Sequence[Line], **types: str) -> tuple[Parameter, ...]:
+def parameters_of(lines: Sequence[Line], **types: str) -> tuple[Parameter, ...]:
     return tuple(
         Parameter(kind, name if any(line.reads(name) for line in lines) else "") for name, kind in types.items()
     )
@@ -276,7 +293,7 @@ def _parameters(lines: Sequence[Line], **types: str) -> tuple[Parameter, ...]:
 
 def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     extents = kernel.extents or (1,)
-    body = kernel.body if kernel.extents else tuple(_with_axis(statement) for statement in kernel.body)
+    body = kernel.body if kernel.extents else tuple(with_axis(statement) for statement in kernel.body)
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
     writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
     is_scalar = math.prod(extents) == 1 and not any(isinstance(s, Compute) and "{first}" in s.expression for s in body)
@@ -292,10 +309,10 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     if rows >= SHARES_PER_AXIS:
         chunk = max(extent, 1)
     chunks = max(1, -(-extent // chunk))
-    decode = _decode(indices[:-1], extents[:-1], lines)
-    unit, decode = _counted(decode) if chunks == 1 else ("unit", decode)
+    decode = decoded(indices[:-1], extents[:-1], lines)
+    unit, decode = counted(decode) if chunks == 1 else ("unit", decode)
     return MapView(
-        _head(kernel, writer),
+        head_of(kernel, writer),
         is_scalar,
         unit,
         rows,
@@ -308,7 +325,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     )
 
 
-def _with_axis(statement: Statement) -> Statement:
+def with_axis(statement: Statement) -> Statement:
     """Return a statement of a 0-dimensional domain as one over a single axis of extent 1."""
     if isinstance(statement, Compute):
         index = statement.index
@@ -324,7 +341,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     for stage in kernel.stages:
         writer.hoist(stage.inner)
         writer.hoist(stage.outer)
-    position = _position(kernel, indices)
+    position = position_in_row(kernel, indices)
     stages = []
     for stage in kernel.stages:
         before: list[Line] = []
@@ -332,7 +349,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
         accumulators = []
         for reduction in stage.accumulate:
             source = writer.vector_name(reduction.src, before)
-            accumulators.append(_accumulator(kernel, reduction, source, position, writer))
+            accumulators.append(accumulator(kernel, reduction, source, position, writer))
         writer.forget(stage.inner)
         after: list[Line] = []
         if kernel.lanes_are_rows:
@@ -351,12 +368,12 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     inner_axes = [axis for axis in range(len(kernel.outer), len(extents)) if axis != lane]
     lines = [line for stage in stages for part in (stage.before, stage.inner, stage.after) for line in part]
     positions = [a.position for stage in stages for a in stage.accumulators]
-    decode = _decode(
+    decode = decoded(
         [indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions]
     )
-    unit, decode = ("unit", decode) if kernel.lanes_are_rows else _counted(decode)
+    unit, decode = ("unit", decode) if kernel.lanes_are_rows else counted(decode)
     return RowView(
-        _head(kernel, writer),
+        head_of(kernel, writer),
         unit,
         math.prod(extents[axis] for axis in outer_axes),
         decode,
@@ -369,7 +386,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     )
 
 
-def _position(kernel: Row, indices: Sequence[str]) -> str:
+def position_in_row(kernel: Row, indices: Sequence[str]) -> str:
     """Return an element's place within its row."""
     extents = kernel.outer + kernel.inner
     terms = []
@@ -380,9 +397,10 @@ def _position(kernel: Row, indices: Sequence[str]) -> str:
     return " + ".join(terms) or "0"
 
 
-def _accumulator(
-    kernel: Row, reduction: Accumulate, source: str, position: str, writer: KernelWriter
+def accumulator(
+    kernel: Row, reduction: Accumulate, source: str, position: str, writer: KernelWriter, rows: str = "rows"
 ) -> AccumulatorView:
+    """Return one reduction of a stage; ``rows``: the accumulator's member that gives the results of rows side by side."""
     variable = writer.variables[reduction.src]
     is_vector = kernel.lanes_are_rows
     result = f"{'v' if is_vector else 's'}{reduction.dst}"
@@ -395,7 +413,7 @@ def _accumulator(
         position if reduction.monoid in POSITIONAL else "",
         result,
         vector_type(reduction.dtype) if is_vector else scalar_type(reduction.dtype),
-        rounded(f"{name}.{'rows' if is_vector else 'finish'}()", reduction.dtype),
+        rounded(f"{name}.{rows if is_vector else 'finish'}()", reduction.dtype),
     )
     writer.variables[reduction.dst] = (
         Variable(reduction.dtype, vector=result) if is_vector else Variable(reduction.dtype, scalar=result)
@@ -403,22 +421,22 @@ def _accumulator(
     return view
 
 
-def _contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
+def contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
     rank = len(kernel.batch)
     batch_indices = tuple(f"i{axis}" for axis in range(rank))
     writer = KernelWriter(dtypes, (*batch_indices, "row", "column"), (*kernel.batch, kernel.m, kernel.n), rank + 1)
-    a = _operand(writer, kernel.a, batch_indices)
-    b = _operand(writer, kernel.b, batch_indices)
+    a = operand(writer, kernel.a, batch_indices)
+    b = operand(writer, kernel.b, batch_indices)
     writer.variables[0] = Variable(kernel.dtype, vector="v0")
     writer.hoist(kernel.epilogue)
     lines = writer.vector_lines(kernel.epilogue)
     batch = math.prod(kernel.batch)
     dtype = f"pg::{kernel.dtype.c_name}"
     return ContractView(
-        _head(kernel, writer),
+        head_of(kernel, writer),
         dtype,
         batch,
-        _decode(batch_indices, kernel.batch, [a, b, *lines]),
+        decoded(batch_indices, kernel.batch, [a, b, *lines]),
         batch >= BATCH_TO_SHARE,
         kernel.m,
         kernel.n,
@@ -427,12 +445,12 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
         (kernel.a.strides[rank], kernel.a.strides[rank + 1]),
         b,
         (kernel.b.strides[rank], kernel.b.strides[rank + 1]),
-        _parameters(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
+        parameters_of(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
         tuple(lines),
     )
 
 
-def _operand(writer: KernelWriter, access: Access, batch_indices: tuple[str, ...]) -> Address:
+def operand(writer: KernelWriter, access: Access, batch_indices: tuple[str, ...]) -> Address:
     strides = access.strides[: len(batch_indices)]
     outer = KernelWriter(
         writer.buffer_dtypes, batch_indices, writer.extents[: len(batch_indices)], None, writer.pointers
@@ -440,35 +458,35 @@ def _operand(writer: KernelWriter, access: Access, batch_indices: tuple[str, ...
     return outer.address(Access(access.buffer, strides, access.offset))
 
 
-def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2dView:
+def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2dView:
     shape = kernel.shape
     dtype = f"pg::{kernel.dtype.c_name}"
     epilogue = kernel.epilogue
     if kernel.kind == "grad_weight":
-        extents, runs, epilogue = _weight_runs(kernel)
+        extents, runs, epilogue = weight_runs(kernel)
         indices = (*(f"i{axis}" for axis in range(len(extents) - 1)), "column")
     else:
         indices = ("n", "channel", "position")
         planes = (shape.O, shape.OH * shape.OW) if kernel.kind == "forward" else (shape.C, shape.H * shape.W)
         extents, runs = (shape.N, *planes), 1
     writer = KernelWriter(dtypes, indices, extents, len(indices) - 1)
-    a = _operand(writer, kernel.a, ())
-    b = _operand(writer, kernel.b, ())
+    a = operand(writer, kernel.a, ())
+    b = operand(writer, kernel.b, ())
     writer.variables[0] = Variable(kernel.dtype, vector="v0")
     writer.hoist(epilogue)
     lines = writer.vector_lines(epilogue)
-    decode = _decode(indices[:-1], extents[:-1], lines) if kernel.kind == "grad_weight" else ()
+    decode = decoded(indices[:-1], extents[:-1], lines) if kernel.kind == "grad_weight" else ()
     if kernel.kind == "grad_weight":
         row = Parameter("long", "row" if decode else "")
-        parameters = (row, *_parameters(lines, column="long", v0=f"pg::vec<{dtype}>", count="long"))
+        parameters = (row, *parameters_of(lines, column="long", v0=f"pg::vec<{dtype}>", count="long"))
     else:
-        parameters = _parameters(lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long")
+        parameters = parameters_of(lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long")
     return Conv2dView(
-        _head(kernel, writer), kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
+        head_of(kernel, writer), kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
     )
 
 
-def _weight_runs(kernel: Conv2d) -> tuple[tuple[int, ...], int, tuple[Statement, ...]]:
+def weight_runs(kernel: Conv2d) -> tuple[tuple[int, ...], int, tuple[Statement, ...]]:
     """Return extents over which a weight gradient's epilogue walks, the length of the last, and the epilogue for them:
     one extent where all accesses walk the whole weight as one."""
     shape = kernel.shape
@@ -494,29 +512,29 @@ def _weight_runs(kernel: Conv2d) -> tuple[tuple[int, ...], int, tuple[Statement,
     return tuple(merged), merged[-1], tuple(walked(statement) for statement in kernel.epilogue)
 
 
-def _window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowView:
+def window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowView:
     writer = KernelWriter(dtypes, (), (), None)
-    inputs = tuple(_operand(writer, access, ()) for access in kernel.inputs)
+    inputs = tuple(operand(writer, access, ()) for access in kernel.inputs)
     outputs = tuple(
         writer.address(Access(access.buffer, (), access.offset), is_written=True) for access in kernel.outputs
     )
     function = WINDOW_FUNCTIONS.get(kernel.kind, kernel.kind)
     averages = kernel.kind.startswith("avg_pool2d")
     dtype = f"pg::{kernel.dtype.c_name}"
-    return WindowView(_head(kernel, writer), function, averages, dtype, kernel.shape, inputs, outputs)
+    return WindowView(head_of(kernel, writer), function, averages, dtype, kernel.shape, inputs, outputs)
 
 
-def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView:
+def index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView:
     writer = KernelWriter(dtypes, (), (), None)
-    table = _operand(writer, kernel.table, ())
-    index = _operand(writer, kernel.index, ())
-    source = _operand(writer, kernel.source, ()) if kernel.source is not None else None
+    table = operand(writer, kernel.table, ())
+    index = operand(writer, kernel.index, ())
+    source = operand(writer, kernel.source, ()) if kernel.source is not None else None
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
-    return IndexView(_head(kernel, writer), kernel.kind, number, kernel, table, index, out, source)
+    return IndexView(head_of(kernel, writer), kernel.kind, number, kernel, table, index, out, source)
 
 
-def _scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
+def scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
     writer = KernelWriter(dtypes, (), (), None)
-    source = _operand(writer, kernel.source, ())
+    source = operand(writer, kernel.source, ())
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
-    return ScanView(_head(kernel, writer), kernel, source, out)
+    return ScanView(head_of(kernel, writer), kernel, source, out)

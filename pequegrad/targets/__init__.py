@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from ..errors import DeviceError
 from .cpp import INSTRUCTION_SETS, host_features, host_machine, host_processor, native_target
+from .cuda import ARCHITECTURES, cuda_target, simulator_target
 from .target import InstructionSet, Target
 
 __all__ = [
+    "ARCHITECTURES",
     "INSTRUCTION_SETS",
     "InstructionSet",
     "Target",
@@ -20,26 +22,33 @@ __all__ = [
     "names",
 ]
 
-_MAKERS = {"cpp": native_target}
-_PLANNED = ("cuda", "cuda-sim")
+_NAMES = ("cpp", "cuda", "cuda-sim")
 
 
 def names() -> tuple[str, ...]:
     """Names that ``get`` knows."""
-    return tuple(_MAKERS)
+    return _NAMES
 
 
-def get(name: str, *, instruction_set: str | None = None) -> Target:
-    """Return the target of that name, for this machine's processor or for a named instruction set.
+def get(name: str, *, instruction_set: str | None = None, architecture: str | None = None) -> Target:
+    """Return the target of that name, for this machine's processor or for a named instruction set or architecture.
 
-    ``instruction_set`` is one of "x86-64-v4", "x86-64-v3", "x86-64-v2", "neon", "scalar"; the result may then
-    be emitted and compiled, but not run, on a machine that lacks it. Raises DeviceError for an unknown name.
+    ``instruction_set``, for "cpp", is one of "x86-64-v4", "x86-64-v3", "x86-64-v2", "neon", "scalar"; the result may then
+    be emitted and compiled, but not run, on a machine that lacks it. ``architecture``, for "cuda", is one such as "sm_90".
+    Raises DeviceError for an unknown name.
     """
-    if name in _PLANNED:
-        raise DeviceError(f'there is no target {name!r} yet in this version of pequegrad. Use target="cpp".')
-    if name not in _MAKERS:
-        raise DeviceError(f"unknown target {name!r}; expected one of {', '.join(_MAKERS)}.")
-    target = _MAKERS[name]()
+    if name == "cuda":
+        if architecture is None:
+            raise DeviceError(
+                'target "cuda" needs an architecture where there is no device to ask: set PEQUEGRAD_CUDA_ARCH, or '
+                'pass arch="sm_90" for an H100.'
+            )
+        return cuda_target(architecture)
+    if name == "cuda-sim":
+        return simulator_target()
+    if name != "cpp":
+        raise DeviceError(f"unknown target {name!r}; expected one of {', '.join(_NAMES)}.")
+    target = native_target()
     if instruction_set is None:
         return target
     for candidate in INSTRUCTION_SETS:

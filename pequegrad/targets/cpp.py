@@ -31,6 +31,17 @@ LINK_FLAGS = ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "dar
 
 DTYPES = frozenset({"bool", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64"})
 
+# What each family needs beside phases.h.
+HEADERS = (
+    ("map", ("gemm.h", "math.h")),
+    ("row", ("gemm.h", "accumulate.h")),
+    ("contract", ("gemm.h", "math.h", "scratch.h")),
+    ("conv2d", ("gemm.h", "math.h", "conv.h", "scratch.h")),
+    ("window", ("gemm.h", "window.h")),
+    ("index", ("indexing.h",)),
+    ("scan", ("indexing.h",)),
+)
+
 # Ordered from the widest: a processor gets the first set whose features it has.
 INSTRUCTION_SETS = (
     InstructionSet(
@@ -38,25 +49,25 @@ INSTRUCTION_SETS = (
         machine="x86_64",
         lanes=16,
         features=frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2", "f16c"}),
-        flags=("-march=x86-64-v4",),
+        flags=("-march=x86-64-v4", "-DPG_LANES=16"),
     ),
     InstructionSet(
         name="x86-64-v3",
         machine="x86_64",
         lanes=8,
         features=frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}),
-        flags=("-march=x86-64-v3",),
+        flags=("-march=x86-64-v3", "-DPG_LANES=8"),
     ),
     InstructionSet(
         name="x86-64-v2",
         machine="x86_64",
         lanes=4,
         features=frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"}),
-        flags=("-march=x86-64-v2",),
+        flags=("-march=x86-64-v2", "-DPG_LANES=4"),
     ),
-    InstructionSet(name="neon", machine="aarch64", lanes=4, features=frozenset({"asimd"}), flags=("-march=armv8-a",)),
+    InstructionSet(name="neon", machine="aarch64", lanes=4, features=frozenset({"asimd"}), flags=("-march=armv8-a", "-DPG_LANES=4")),
     # The compiler's own default instructions, and no vectors: right on any machine, such as riscv64.
-    InstructionSet(name="scalar", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=("-fno-tree-vectorize",)),
+    InstructionSet(name="scalar", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=("-fno-tree-vectorize", "-DPG_LANES=1")),
 )
 
 
@@ -110,7 +121,7 @@ def _native_flags(machine: str) -> tuple[str, ...]:
     # Without /proc/cpuinfo (macOS) the features are assumed, so the flags name the assumed set and nothing
     # above it.
     if machine in ("x86_64", "aarch64") and _cpuinfo_fields():
-        return ("-march=native",)
+        return ("-march=native", f"-DPG_LANES={_native_instruction_set(machine, host_features()).lanes}")
     return _native_instruction_set(machine, host_features()).flags
 
 
@@ -129,4 +140,9 @@ def native_target() -> Target:
         instruction_set=chosen,
         is_native=chosen.lanes > 1,
         native_flags=_native_flags(machine),
+        execution="lanes",
+        device="cpu",
+        compiler="cxx",
+        headers=HEADERS,
+        random_header="philox.h",
     )

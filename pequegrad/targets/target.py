@@ -39,7 +39,9 @@ class Target:
     linked.
 
     ``is_native``: compile with ``native_flags`` for exactly this machine's processor; else with the
-    instruction set's.
+    instruction set's. ``execution``: how templates read a plan, "lanes" (of vectors, on workers) or "threads" (in blocks).
+    ``device``: where a step's memory lies, "cpu" or a device's name. ``compiler``: "cxx" or "nvcc", for the step's source;
+    the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes.
     """
 
     name: str
@@ -52,6 +54,11 @@ class Target:
     instruction_set: InstructionSet
     is_native: bool
     native_flags: tuple[str, ...]
+    execution: str
+    device: str
+    compiler: str
+    headers: tuple[tuple[str, tuple[str, ...]], ...]
+    random_header: str
 
     @property
     def lanes(self) -> int:
@@ -61,8 +68,11 @@ class Target:
     @property
     def compile_flags(self) -> tuple[str, ...]:
         """All flags that compile a step's source to an object."""
-        machine_flags = self.native_flags if self.is_native else self.instruction_set.flags
-        return (*self.flags, *machine_flags, f"-DPG_LANES={self.lanes}")
+        return (*self.flags, *(self.native_flags if self.is_native else self.instruction_set.flags))
+
+    def headers_of(self, family: str) -> tuple[str, ...]:
+        """Headers that a kernel family's template needs."""
+        return dict(self.headers)[family]
 
     def with_instruction_set(self, instruction_set: InstructionSet) -> Target:
         """Return this target for exactly the given instruction set instead of all that this machine has."""

@@ -211,7 +211,7 @@ private:
     std::size_t count_ = 0;
 };
 
-// Returns None, or (code, kernel, value, bound) of the first failure.
+// Returns None, or (code, kernel, value, bound, text) of the first failure.
 py::object run(const py::object &arguments, int workers) {
     PyObject *const sequence = arguments.ptr();
     if (!PyList_Check(sequence) && !PyTuple_Check(sequence)) throw py::type_error("run takes a list or a tuple");
@@ -228,7 +228,7 @@ py::object run(const py::object &arguments, int workers) {
         pointers.add(PySequence_Fast_GET_ITEM(sequence, static_cast<py::ssize_t>(index)), step.arguments[index]);
     }
     Arena arena = take_arena();
-    pg_failure failure = {0, 0, 0, 0};
+    pg_failure failure = {};
     bool has_threads = true;
     Py_BEGIN_ALLOW_THREADS;
     if (workers == 1) {
@@ -251,7 +251,7 @@ py::object run(const py::object &arguments, int workers) {
         throw py::error_already_set();
     }
     if (failure.code == 0) return py::none();
-    return py::make_tuple(failure.code, failure.kernel, failure.value, failure.bound);
+    return py::make_tuple(failure.code, failure.kernel, failure.value, failure.bound, std::string(failure.text));
 }
 
 }  // namespace
@@ -264,5 +264,5 @@ PYBIND11_MODULE(pg_step, module) {
     module.def("configure", &configure, py::arg("arguments"), py::arg("arena_bytes"),
                "Say once what run takes: (bytes, is written) for each argument, and the bytes of the arena.");
     module.def("run", &run, py::arg("arguments"), py::arg("workers"),
-               "Run the step on C-contiguous arrays; return None or (code, kernel, value, bound) of a failure.");
+               "Run the step on C-contiguous arrays; return None or (code, kernel, value, bound, text) of a failure.");
 }

@@ -27,12 +27,15 @@ from pequegrad.trace.interpreter import run_graph
 from tests.codegen.tracing import Traced
 
 INSTRUCTION_SETS = ("native", "x86-64-v3", "x86-64-v2", "scalar")
+TARGETS = (*INSTRUCTION_SETS, "cuda-sim")
 
 
 def target_for(instruction_set: str) -> Target:
-    """Return the C++ target for an instruction set; skip the test where this machine cannot run it."""
+    """Return the C++ target for an instruction set, or the target of that name; skip where this machine cannot run it."""
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ on this machine")
+    if instruction_set in targets.names():
+        return targets.get(instruction_set)
     target = targets.get("cpp", instruction_set=None if instruction_set == "native" else instruction_set)
     try:
         target.check_runs_on(targets.host_machine(), targets.host_features())
@@ -51,7 +54,8 @@ class Compiled:
         key = cache.make_key(format_plan(self.plan), target, name=graph.name)
         self.module = cache.get_or_build(key, lambda: self.source, target).module
         buffers = [self.plan.buffers[number] for number in self.plan.slots]
-        self.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena_bytes(self.plan))
+        arena = arena_bytes(self.plan, target) if target.device == "cpu" else 0
+        self.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena)
 
     def run(self, arrays: Sequence[np.ndarray], workers: int) -> list[np.ndarray]:
         """Return one array per output of the graph; inputs are copied, so that updates touch copies."""

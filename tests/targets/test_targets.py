@@ -58,10 +58,12 @@ def test_code_for_another_processor_is_refused_with_what_is_missing():
         target.check_runs_on("aarch64", frozenset({"asimd"}))
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda-sim"])
-def test_a_target_of_a_later_version_is_refused_clearly(name):
-    with pytest.raises(DeviceError, match=f"no target '{name}' yet"):
-        targets.get(name)
+def test_cuda_needs_an_architecture_and_knows_which_there_are():
+    assert targets.get("cuda", architecture="sm_90").compile_flags[-1] == "-gencode=arch=compute_90,code=sm_90"
+    with pytest.raises(DeviceError, match="needs an architecture"):
+        targets.get("cuda")
+    with pytest.raises(DeviceError, match="unknown CUDA architecture 'sm_1'; expected one of sm_75"):
+        targets.get("cuda", architecture="sm_1")
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -12,12 +12,14 @@ struct pg_pool {
   void (*barrier)(void* self, int worker, int workers);
 };
 
-// What went wrong in a step: code 0 nothing, 1 index out of range.
+// What went wrong in a step: code 0 nothing, 1 index out of range, 2 a call of the device's failed (`text` says which),
+// 3 the device lacks memory (`value` bytes asked, `bound` free). `kernel`: its place in the plan, or the phase for 2.
 struct pg_failure {
   int code;
   int kernel;
   long value;
   long bound;
+  char text[360];
 };
 
 __attribute__((visibility("default"))) int pg_step_run(void* const* arguments, unsigned char* arena, const pg_pool* pool,

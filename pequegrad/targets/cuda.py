@@ -1,0 +1,93 @@
+"""The CUDA target, for nvcc and a device or for the C++ compiler and the simulator.
+
+Invariant: both get the same source text, byte for byte; only compilers and flags differ.
+"""
+
+from __future__ import annotations
+
+from ..errors import DeviceError
+from .cpp import BINDING_FLAGS, DTYPES, LINK_FLAGS
+from .target import ANY_MACHINE, InstructionSet, Target
+
+# --expt-relaxed-constexpr is not needed, and machine code for one architecture alone: a driver older than the toolkit
+# refuses its PTX. -v: registers, shared memory and spills of each kernel, for the build log.
+NVCC_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "--split-compile=2",
+    "-Xptxas=-v",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xcudafe=--diag_suppress=177",
+)
+NVCC_LINK_FLAGS = ("-lcudart_static", "-ldl", "-lrt", "-lpthread")
+# -fwrapv: a device's integers wrap. Contraction as nvcc does it.
+SIMULATOR_FLAGS = (
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O1",
+    "-fwrapv",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wno-unknown-pragmas",
+)
+
+HEADERS = (
+    ("map", ("scalar.h",)),
+    ("row", ("reduce.h",)),
+    ("contract", ("product.h",)),
+    ("conv2d", ("convolution.h",)),
+    ("window", ("window.h",)),
+    ("index", ("indexing.h",)),
+    ("scan", ("indexing.h",)),
+)
+
+# Compute capabilities that nvcc 13 knows and that have all that the templates use.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
+
+_SIMULATOR = InstructionSet(name="simulator", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=())
+
+
+def cuda_target(architecture: str) -> Target:
+    """Return the CUDA target for one architecture, such as "sm_90". Raises DeviceError for one that it does not know."""
+    if architecture not in ARCHITECTURES:
+        raise DeviceError(f"unknown CUDA architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}.")
+    number = architecture.removeprefix("sm_")
+    machine_code = InstructionSet(
+        name=architecture,
+        machine=ANY_MACHINE,
+        lanes=1,
+        features=frozenset(),
+        flags=(f"-gencode=arch=compute_{number},code={architecture}",),
+    )
+    return _target("cuda", NVCC_FLAGS, (*LINK_FLAGS, *NVCC_LINK_FLAGS), machine_code, "nvcc")
+
+
+def simulator_target() -> Target:
+    """Return the target that runs the CUDA source on the processor, each of its threads a fibre."""
+    return _target("cuda-sim", SIMULATOR_FLAGS, (*LINK_FLAGS, "-lpthread"), _SIMULATOR, "cxx")
+
+
+def _target(
+    name: str, flags: tuple[str, ...], link_flags: tuple[str, ...], machine_code: InstructionSet, compiler: str
+) -> Target:
+    return Target(
+        name=name,
+        source_suffix=".cu",
+        template_folder="cuda",
+        flags=flags,
+        link_flags=link_flags,
+        binding_flags=BINDING_FLAGS,
+        dtypes=DTYPES,
+        instruction_set=machine_code,
+        is_native=False,
+        native_flags=(),
+        execution="threads",
+        device=name,
+        compiler=compiler,
+        headers=HEADERS,
+        random_header="random.h",
+    )

@@ -1,0 +1,245 @@
+// The host side of a step on a device: where arguments lie, the arena, one CUDA graph, and what went wrong.
+//
+// Invariants: a step that fails before its launch has changed nothing; every CUDA call is checked; the graph is captured
+// once and replayed as long as the arguments on the device stay where they are. Calls are serialised by a lock.
+#pragma once
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "control.h"
+
+namespace pg {
+
+// One argument of the step: its size, and which way it is copied where the caller keeps it in the host's memory.
+struct slot {
+  long bytes;
+  bool is_read, is_written;
+};
+
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Device memory as a phase's arguments see it.
+struct device_pointers {
+  void* const* slots;
+  unsigned char* arena;
+  template <class T> T* argument(int number) const { return static_cast<T*>(slots[number]); }
+  template <class T> T* at(long offset) const { return reinterpret_cast<T*>(arena + offset); }
+};
+
+template <int Slots> class device_step {
+ public:
+  typedef void (*enqueue_function)(device_step& step, const device_pointers& at);
+
+  device_step(const slot* slots, long arena_bytes, bool can_fail, const char* const* phase_names, enqueue_function enqueue)
+      : slots_(slots), arena_bytes_(arena_bytes), can_fail_(can_fail), phase_names_(phase_names), enqueue_(enqueue) {
+    pthread_mutex_init(&lock_, nullptr);
+  }
+
+  // Runs the step on arguments that lie on the host or on the device; returns failure->code.
+  int run(void* const* arguments, pg_failure* failure) {
+    pthread_mutex_lock(&lock_);
+    failure_ = failure;
+    if (is_lost_) {
+      refuse("the device's context was lost by an earlier error", cudaErrorUnknown);
+    } else if (open() && take_report() && place(arguments) && copy_in(arguments) && launch() && copy_out(arguments)) {
+      if (must_wait_ && check("waiting for the step", cudaStreamSynchronize(stream_))) take_report();
+    }
+    pthread_mutex_unlock(&lock_);
+    return failure->code;
+  }
+
+  // For the emitted code: the phase that is launched next, and whether its launch went well.
+  control phase(int number) {
+    phase_ = number;
+    return {device_failure_, const_cast<volatile int*>(progress_), number};
+  }
+  cudaStream_t stream() const { return stream_; }
+  bool check(cudaError_t status) { return check(nullptr, status); }
+
+  // The largest grid of which all blocks run at the same time, as a grid barrier needs; 0 where the kernel does not fit.
+  template <class Kernel> int resident_blocks(Kernel kernel, int wanted) {
+    int device = 0, processors = 0, each = 0;
+    if (!check("asking for the device", cudaGetDevice(&device))) return 0;
+    if (!check("asking for its size", cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))) return 0;
+    if (!check("asking for occupancy", cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, PG_BLOCK, 0))) return 0;
+    return processors * each < wanted ? processors * each : wanted;
+  }
+  unsigned* barrier_counter() const { return barrier_; }
+
+ private:
+  const slot* slots_;
+  long arena_bytes_;
+  bool can_fail_;
+  const char* const* phase_names_;
+  enqueue_function enqueue_;
+  pthread_mutex_t lock_;
+
+  pg_failure* failure_ = nullptr;  // the caller's, for the time of a call
+  bool is_open_ = false, is_lost_ = false, must_wait_ = false;
+  int phase_ = -1;
+  cudaStream_t stream_ = nullptr;
+  cudaGraphExec_t graph_ = nullptr;
+  unsigned char* arena_ = nullptr;
+  pg_failure* device_failure_ = nullptr;
+  unsigned* barrier_ = nullptr;
+  pg_failure* report_ = nullptr;  // pinned: the device's report of the last step
+  int* progress_ = nullptr;       // pinned and written by the device
+  void* seen_[Slots + 1] = {};    // what the caller passed last
+  void* at_[Slots + 1] = {};      // where that lies on the device
+  void* staging_[Slots + 1] = {};
+  bool is_host_[Slots + 1] = {};
+
+  void refuse(const char* what, cudaError_t status) {
+    failure_->code = 2;
+    failure_->kernel = phase_;
+    const char* name = phase_ >= 0 ? phase_names_[phase_] : "";
+    snprintf(failure_->text, sizeof failure_->text, "%s%s%s: %s (%s)", what, *name ? ", " : "", name, cudaGetErrorString(status),
+             cudaGetErrorName(status));
+  }
+
+  // An error that stays after it was taken has lost the context: nothing on the device can be read any more.
+  bool check(const char* what, cudaError_t status) {
+    if (status == cudaSuccess) return true;
+    cudaGetLastError();
+    is_lost_ = cudaPeekAtLastError() != cudaSuccess || status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure;
+    if (is_lost_ && progress_) phase_ = *static_cast<volatile int*>(progress_);
+    refuse(what ? what : "launching a phase", status);
+    if (is_lost_) {
+      const size_t length = strlen(failure_->text);
+      snprintf(failure_->text + length, sizeof failure_->text - length,
+               ". The device's context is lost: tensors on it cannot be read any more; those on the CPU are whole");
+    }
+    phase_ = -1;
+    return false;
+  }
+
+  bool allocate(void** memory, long bytes, const char* what) {
+    const cudaError_t status = cudaMalloc(memory, size_t(bytes));
+    if (status == cudaSuccess) return true;
+    cudaGetLastError();
+    size_t available = 0, total = 0;
+    cudaMemGetInfo(&available, &total);
+    failure_->code = 3;
+    failure_->kernel = -1;
+    failure_->value = bytes;
+    failure_->bound = long(available);
+    snprintf(failure_->text, sizeof failure_->text, "%s: %ld bytes asked, %zu of %zu bytes free", what, bytes, available, total);
+    return false;
+  }
+
+  bool open() {
+    if (is_open_) return true;
+    void *arena = nullptr, *device_failure = nullptr, *barrier = nullptr, *report = nullptr, *progress = nullptr;
+    if (!check("creating a stream", cudaStreamCreate(&stream_))) return false;
+    if (arena_bytes_ > 0 && !allocate(&arena, arena_bytes_, "the arena of the step")) return close();
+    arena_ = static_cast<unsigned char*>(arena);
+    if (!allocate(&device_failure, sizeof(pg_failure), "the report of the step")) return close();
+    device_failure_ = static_cast<pg_failure*>(device_failure);
+    if (!allocate(&barrier, sizeof(unsigned), "the barrier of the step")) return close();
+    barrier_ = static_cast<unsigned*>(barrier);
+    if (!check("pinning memory", cudaMallocHost(&report, sizeof(pg_failure)))) return close();
+    report_ = static_cast<pg_failure*>(report);
+    if (!check("pinning memory", cudaMallocHost(&progress, sizeof(int)))) return close();
+    progress_ = static_cast<int*>(progress);
+    memset(report_, 0, sizeof *report_);
+    *progress_ = -1;
+    if (!check("clearing memory", cudaMemsetAsync(device_failure_, 0, sizeof(pg_failure), stream_))) return close();
+    if (!check("clearing memory", cudaMemsetAsync(barrier_, 0, sizeof(unsigned), stream_))) return close();
+    return is_open_ = true;
+  }
+
+  // Gives back what a failed opening had taken, so that the next call begins anew.
+  bool close() {
+    if (arena_) cudaFree(arena_);
+    if (device_failure_) cudaFree(device_failure_);
+    if (barrier_) cudaFree(barrier_);
+    if (report_) cudaFreeHost(report_);
+    if (progress_) cudaFreeHost(progress_);
+    if (stream_) cudaStreamDestroy(stream_);
+    arena_ = nullptr, device_failure_ = nullptr, barrier_ = nullptr, report_ = nullptr, progress_ = nullptr, stream_ = nullptr;
+    return false;
+  }
+
+  // Hands on what the device has reported so far; from then on the step works again.
+  bool take_report() {
+    if (report_->code == 0) return true;
+    char text[sizeof failure_->text];
+    memcpy(text, failure_->text, sizeof text);
+    *failure_ = *report_;
+    memcpy(failure_->text, text, sizeof text);
+    report_->code = 0;
+    const int found = failure_->code;
+    if (check("clearing the report", cudaMemsetAsync(device_failure_, 0, sizeof(pg_failure), stream_)))
+      if (check("clearing the report", cudaStreamSynchronize(stream_))) failure_->code = found;
+    report_->code = 0;
+    return false;
+  }
+
+  // Finds where each argument lies. Only an argument that moved is looked at, and only one on the device voids the graph.
+  bool place(void* const* arguments) {
+    must_wait_ = false;
+    for (int i = 0; i < Slots; ++i) {
+      if (arguments[i] != seen_[i] || !at_[i]) {
+        cudaPointerAttributes found;
+        if (!check("asking where an argument lies", cudaPointerGetAttributes(&found, arguments[i]))) return false;
+        const bool is_host = found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged;
+        if (is_host && !staging_[i] && !allocate(&staging_[i], slots_[i].bytes > 0 ? slots_[i].bytes : 1, "an argument of the step")) return false;
+        void* const now = is_host ? staging_[i] : arguments[i];
+        if (now != at_[i] && !forget_graph()) return false;
+        seen_[i] = arguments[i];
+        at_[i] = now;
+        is_host_[i] = is_host;
+      }
+      must_wait_ = must_wait_ || (is_host_[i] && slots_[i].is_written);
+    }
+    return true;
+  }
+
+  bool copy_in(void* const* arguments) {
+    for (int i = 0; i < Slots; ++i) {
+      if (!is_host_[i] || !slots_[i].is_read || !slots_[i].bytes) continue;
+      const cudaError_t status = cudaMemcpyAsync(at_[i], arguments[i], size_t(slots_[i].bytes), cudaMemcpyHostToDevice, stream_);
+      if (!check("copying an argument to the device", status)) return false;
+    }
+    return true;
+  }
+
+  bool copy_out(void* const* arguments) {
+    for (int i = 0; i < Slots; ++i) {
+      if (!is_host_[i] || !slots_[i].is_written || !slots_[i].bytes) continue;
+      const cudaError_t status = cudaMemcpyAsync(arguments[i], at_[i], size_t(slots_[i].bytes), cudaMemcpyDeviceToHost, stream_);
+      if (!check("copying a result from the device", status)) return false;
+    }
+    if (!can_fail_) return true;
+    const cudaError_t status = cudaMemcpyAsync(report_, device_failure_, sizeof(pg_failure), cudaMemcpyDeviceToHost, stream_);
+    return check("copying the report from the device", status);
+  }
+
+  bool forget_graph() {
+    if (!graph_) return true;
+    cudaGraphExec_t old = graph_;
+    graph_ = nullptr;
+    return check("dropping a graph", cudaGraphExecDestroy(old));
+  }
+
+  bool launch() {
+    if (!graph_ && !capture()) return false;
+    return check("launching the step", cudaGraphLaunch(graph_, stream_));
+  }
+
+  bool capture() {
+    if (!check("capturing the step", cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal))) return false;
+    enqueue_(*this, {at_, arena_});
+    phase_ = -1;
+    cudaGraph_t graph = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+    if (failure_->code != 0) return false;  // a phase was refused, and said why
+    if (!check("capturing the step", ended)) return false;
+    const cudaError_t made = cudaGraphInstantiate(&graph_, graph, 0);
+    cudaGraphDestroy(graph);
+    return check("instantiating the step's graph", made);
+  }
+};
+
+}  // namespace pg
