@@ -182,6 +182,14 @@ template <class T> cudaError_t cudaHostAlloc(T** pointer, std::size_t bytes, uns
 }
 inline cudaError_t cudaFree(void* pointer) { return pg_sim::release_memory(pointer, pg_sim::machine.device); }
 inline cudaError_t cudaFreeHost(void* pointer) { return pg_sim::release_memory(pointer, pg_sim::machine.pinned); }
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* pointer) {
+  const pg_sim::Lock lock(pg_sim::machine.lock);
+  void* const p = const_cast<void*>(pointer);
+  if (pg_sim::machine.device.find(pointer)) *found = {cudaMemoryTypeDevice, 0, p, nullptr};
+  else if (pg_sim::machine.pinned.find(pointer)) *found = {cudaMemoryTypeHost, 0, p, p};
+  else *found = {cudaMemoryTypeUnregistered, -1, nullptr, p};
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
   const pg_sim::Lock lock(pg_sim::machine.lock);
   const std::size_t used = static_cast<std::size_t>(pg_sim::machine.statistics[PG_SIM_ALLOCATED]);
