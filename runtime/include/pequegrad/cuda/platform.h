@@ -16,6 +16,7 @@
 // The simulator counts and checks these.
 __device__ __forceinline__ void pg_sim_note_load(const void*, int) {}
 __device__ __forceinline__ void pg_sim_note_store(const void*, int) {}
+__device__ __forceinline__ void pg_sim_note_shared(const void*, int) {}
 
 // More than 48 KB of dynamic shared memory must be asked for.
 template <class Kernel> inline cudaError_t pg_allow_shared(Kernel* kernel, size_t shared) {

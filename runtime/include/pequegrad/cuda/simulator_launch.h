@@ -29,7 +29,6 @@ inline void start_block(Block& block, unsigned number, unsigned first_thread) {
   for (unsigned i = 0; i < threads; ++i) {
     Thread& t = *m.threads[first_thread + i];
     t.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
-    t.linear = i;
     t.lane = i % 32;
     t.block = &block;
     t.warp = block.warps[i / 32];
@@ -42,7 +41,7 @@ inline void start_block(Block& block, unsigned number, unsigned first_thread) {
     t.stores.clear();
     t.shared.clear();
     prepare_fibre(t, thread_entry, first_thread + i);
-    m.ready.push_back(&t);
+    m.ready[m.ready_count++] = &t;
   }
 }
 
@@ -122,6 +121,7 @@ PG_SIM_NO_TSAN inline bool execute(const Launch& launch) {
   // Blocks that run side by side show races between blocks; all of them at once would only cost cache.
   const unsigned together = launch.cooperative ? blocks : std::min(blocks, 1 + random_below(3));
   while (m.threads.size() < std::size_t(threads) * together) m.threads.push_back(new Thread);
+  if (m.ready.size() < m.threads.size()) m.ready.resize(m.threads.size());
   while (m.blocks.size() < together) m.blocks.push_back(new Block);
   std::vector<unsigned> order(blocks);
   for (unsigned i = 0; i < blocks; ++i) order[i] = i;
@@ -131,13 +131,10 @@ PG_SIM_NO_TSAN inline bool execute(const Launch& launch) {
     const unsigned count = std::min(together, blocks - first);
     m.active = count * threads;
     for (unsigned b = 0; b < count; ++b) start_block(*m.blocks[b], order[first + b], b * threads);
-    const std::uint32_t chosen = random_below(m.active);
-    running.thread = m.ready[chosen];
-    m.ready[chosen] = m.ready.back();
-    m.ready.pop_back();
+    running.thread = take_ready();
     switch_fibre(m.host, *running.thread, false);
     running.thread = nullptr;
-    m.ready.clear();
+    m.ready_count = 0;
     if (!m.failed)
       for (unsigned i = 0; i < m.active && !m.failed; ++i)
         if (!m.threads[i]->done) report_deadlock(count, threads);

@@ -61,8 +61,7 @@ struct Thread;
 struct Meeting {
   unsigned needed = 0, arrived = 0, generation = 0;
   unsigned votes = 0, result[2] = {0, 0};
-  Thread* waiting = nullptr;
-  Place place{};
+  Thread* waiting = nullptr;  // the last to arrive, and by Thread::next those before it
   char token[2];  // ThreadSanitizer orders by its address
   void reset(unsigned needed_) {
     needed = needed_;
@@ -104,12 +103,12 @@ struct AsyncCopy {
 };
 
 struct Thread : Fibre {
-  uint3 index{};
-  unsigned linear = 0, lane = 0;
-  Block* block = nullptr;
-  Warp* warp = nullptr;
   Thread* next = nullptr;  // in the list of a meeting
   Place place{};
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  uint3 index{};
+  unsigned lane = 0;
   bool done = false;
   std::vector<AsyncCopy> copies;
   std::size_t landed = 0;  // copies done
@@ -152,7 +151,8 @@ struct Machine {
   std::vector<Thread*> threads;  // the pool; the first `active` belong to the blocks that run
   unsigned active = 0;
   std::vector<Block*> blocks;
-  std::vector<Thread*> ready;
+  std::vector<Thread*> ready;    // the first `ready_count`; as long as the pool
+  std::uint32_t ready_count = 0;
   Meeting grid_barrier;
   AllocationTable device, pinned;
   std::size_t memory_bytes = std::size_t(4) << 30;
@@ -164,11 +164,9 @@ struct Machine {
 inline Machine& machine = *new Machine;
 
 inline std::uint32_t random_below(std::uint32_t count) {
-  std::uint64_t& s = machine.random_state;
-  s ^= s << 13;
-  s ^= s >> 7;
-  s ^= s << 17;
-  return static_cast<std::uint32_t>((s >> 32) * count >> 32);
+  // Knuth's linear congruential generator (MMIX), of which the high half is good enough.
+  machine.random_state = machine.random_state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<std::uint32_t>((machine.random_state >> 32) * count >> 32);
 }
 inline void count(pg_sim_statistic which, long amount = 1) { machine.statistics[which] += amount; }
 
@@ -211,20 +209,25 @@ inline void begin_report() {
   va_start(arguments, format);
   std::vsnprintf(machine.report + used, sizeof machine.report - used, format, arguments);
   va_end(arguments);
-  machine.ready.clear();
+  machine.ready_count = 0;
   switch_fibre(self, machine.host, true);
   abort();
 }
 
-// Gives way to any ready thread; to the host where none is. Returns when somebody chooses this thread again.
-PG_SIM_NO_TSAN inline void give_way(bool for_good) {
+inline Thread* take_ready() {
   Machine& m = machine;
-  Thread& self = *running.thread;
-  if (m.ready.empty()) return switch_fibre(self, m.host, for_good);
-  const std::uint32_t i = random_below(static_cast<std::uint32_t>(m.ready.size()));
-  Thread* next = m.ready[i];
-  m.ready[i] = m.ready.back();
-  m.ready.pop_back();
+  Thread** ready = m.ready.data();
+  Thread*& chosen = ready[random_below(m.ready_count)];
+  Thread* next = chosen;
+  chosen = ready[--m.ready_count];
+  return next;
+}
+
+// Gives way to any ready thread; to the host where none is. Returns when somebody chooses this thread again.
+PG_SIM_NO_TSAN inline void give_way(Thread& self, bool for_good) {
+  Machine& m = machine;
+  if (m.ready_count == 0) return switch_fibre(self, m.host, for_good);
+  Thread* next = take_ready();
   if (next == &self) return;
   ++m.statistics[PG_SIM_SWITCHES];
   running.thread = next;
@@ -233,19 +236,34 @@ PG_SIM_NO_TSAN inline void give_way(bool for_good) {
 
 inline void yield() {
   const Quiet quiet;
-  machine.ready.push_back(running.thread);
-  give_way(false);
+  Thread& self = *running.thread;
+  machine.ready[machine.ready_count++] = &self;
+  give_way(self, false);
 }
 
 inline void release(Meeting& meeting) {
   meeting.result[meeting.generation & 1] = meeting.votes;
   ++meeting.generation;
   meeting.arrived = meeting.votes = 0;
-  for (Thread* t = meeting.waiting; t; t = t->next) machine.ready.push_back(t);
+  Machine& m = machine;
+  Thread** end = m.ready.data() + m.ready_count;
+  for (Thread* t = meeting.waiting; t; t = t->next) *end++ = t;
+  m.ready_count = static_cast<std::uint32_t>(end - m.ready.data());
   meeting.waiting = nullptr;
 }
 
 void flush_traffic(Warp& warp);
+inline void complete_barrier(Block& block) {
+  ++machine.statistics[PG_SIM_BARRIERS];
+  if (!running.count_traffic) return;
+  for (Warp* warp : block.warps) flush_traffic(*warp);
+}
+
+[[noreturn]] __attribute__((noinline)) inline void fail_divergent(const Meeting& meeting, const Place& place) {
+  const Place& other = meeting.waiting->place;
+  fail("divergent barrier: it has come to %s (%s:%d), but %u threads wait at %s (%s:%d)", place.what, place.file,
+       place.line, meeting.arrived, other.what, other.file, other.line);
+}
 
 // Waits for the others. `orders` says that memory accesses before it come before those after it. Returns the parity of
 // the meeting.
@@ -253,23 +271,20 @@ inline unsigned arrive(Meeting& meeting, const Place& place, bool orders, unsign
   const Quiet quiet;
   Thread& self = *running.thread;
   const unsigned parity = meeting.generation & 1;
-  if (meeting.arrived && (meeting.place.line != place.line || std::strcmp(meeting.place.what, place.what) != 0))
-    fail("divergent barrier: it has come to %s (%s:%d), but %u threads wait at %s (%s:%d)", place.what, place.file,
-         place.line, meeting.arrived, meeting.place.what, meeting.place.file, meeting.place.line);
+  if (meeting.waiting && (meeting.waiting->place.line != place.line || meeting.waiting->place.what != place.what))
+    fail_divergent(meeting, place);
   if (orders) happens_before(&meeting.token[parity]);
-  meeting.place = self.place = place;
+  self.place.what = place.what;
+  self.place.file = place.file;
+  self.place.line = place.line;
   meeting.votes += vote;
   self.next = meeting.waiting;
   meeting.waiting = &self;
   if (++meeting.arrived == meeting.needed) {
-    if (&meeting == &self.block->barrier) {
-      ++machine.statistics[PG_SIM_BARRIERS];
-      if (running.count_traffic)
-        for (Warp* warp : self.block->warps) flush_traffic(*warp);
-    }
+    if (&meeting == &self.block->barrier) complete_barrier(*self.block);
     release(meeting);
   }
-  give_way(false);
+  give_way(self, false);
   if (orders) happens_after(&meeting.token[parity]);
   return parity;
 }
@@ -324,7 +339,7 @@ PG_SIM_NO_TSAN inline void thread_entry() {
   };
   without(warp.whole);
   for (Collective* c : warp.others) without(*c);
-  give_way(true);
+  give_way(self, true);
   abort();
 }
 

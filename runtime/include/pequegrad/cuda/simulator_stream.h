@@ -38,25 +38,25 @@ struct pg_sim_graph_exec {
   pg_sim_graph graph;
 };
 
-#pragma GCC visibility push(hidden)
-namespace pg_sim {
-
-struct Capture {
+struct pg_sim_capture {
   unsigned long number;
   cudaStreamCaptureMode mode;
   std::thread::id thread;
   cudaStream_t origin;
-  bool valid = true;
+  bool valid;
   pg_sim_graph graph;
 };
-}  // namespace pg_sim
 struct pg_sim_stream {
   bool blocking = true;
   std::deque<pg_sim_operation> queue;
-  pg_sim::Capture* capture = nullptr;
+  pg_sim_capture* capture = nullptr;
   std::vector<int> after;  // the nodes that the next captured one follows
 };
+
+#pragma GCC visibility push(hidden)
 namespace pg_sim {
+
+using Capture = pg_sim_capture;
 
 struct Scheduler {
   pg_sim_stream legacy;

@@ -114,6 +114,10 @@ inline void preempt_sometimes() {
 
 }  // namespace pg_sim
 
+// For accesses of shared memory that do not go through operator[] of a PG_SHARED array, vectors above all.
+inline void pg_sim_note_shared(const void* address, int bytes) {
+  if (pg_sim::running.count_traffic) pg_sim::note_shared(address, static_cast<unsigned>(bytes));
+}
 inline void pg_sim_note_load(const void* address, int bytes) {
   {
     const pg_sim::Quiet quiet;
