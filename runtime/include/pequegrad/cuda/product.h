@@ -11,7 +11,8 @@
 // Which tile (result elements a block; dynamic shared memory of f32: product_shared<T, Tile>):
 //   product_tile_128     128 x 128, 33 KiB   both sides >= 128 and at least some 200 tiles
 //   product_tile_128x64  128 x 64,  25 KiB   n <= 64, or too few tiles of 128
-//   product_tile_64       64 x 64,  18 KiB   the usual one for layers of a few hundred units; the largest for f64 and i64
+//   product_tile_64       64 x 64,  18 KiB   the usual one for layers of a few hundred units
+//   product_tile_64x8     64 x 64,  17 KiB of f64: the largest for f64 and i64
 //   product_tile_32       32 x 32,  18 KiB   small products
 //   product_tile_32x128   32 x 128, 21 KiB   m <= 32, n large: convolutions of few channels
 //   product_tile_16x128   16 x 128, 18 KiB   m <= 16
@@ -31,6 +32,7 @@ template <int Rows, int Columns, int Depth, int ThreadRows, int ThreadColumns> s
 typedef product_tile<128, 128, 16, 8, 8> product_tile_128;
 typedef product_tile<128, 64, 16, 8, 4> product_tile_128x64;
 typedef product_tile<64, 64, 16, 4, 4> product_tile_64;
+typedef product_tile<64, 64, 8, 4, 4> product_tile_64x8;
 typedef product_tile<32, 32, 32, 2, 2> product_tile_32;
 typedef product_tile<32, 128, 16, 4, 4> product_tile_32x128;
 typedef product_tile<16, 128, 16, 2, 4> product_tile_16x128;
