@@ -13,6 +13,7 @@ from typing import Any
 
 from .fingerprint import Same, TooLarge, fingerprint
 from .graph import Location
+from .reads import FROZEN_ITERATOR, TOO_MUCH, holds_iterator
 
 _ABSENT = object()
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
@@ -55,13 +56,15 @@ class Callees:
                 continue
             location, reference = self._codes[function.__code__], Same(function).reference
             defaults = function.__defaults__ or ()
+            if holds_iterator([*defaults, *(function.__kwdefaults__ or {}).values()]):
+                return f"{location}: a default value of {function.__name__} is an iterator: {FROZEN_ITERATOR}"
             try:
                 contents = [fingerprint(value) for value in defaults]
                 if function.__kwdefaults__:
                     keywords = {name: fingerprint(value) for name, value in function.__kwdefaults__.items()}
                     self._keywords.append((reference, keywords, location))
             except TooLarge as error:
-                return f"{location}: a default value of {function.__name__} is {error}"
+                return f"{location}: a default value of {function.__name__} is {error}: {TOO_MUCH}"
             # A tuple of immutable values needs no second look while it is the same one.
             is_closed = all(type(value) in _IMMUTABLE for value in defaults)
             kept = function.__defaults__ if is_closed else _ABSENT

@@ -6,8 +6,9 @@ Invariant: looking runs no user code: no property, no ``__getattr__``, no compar
 from __future__ import annotations
 
 import contextlib
+import io
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .fingerprint import Same, describe, fingerprint, is_module
@@ -17,6 +18,13 @@ MISSING = object()
 GONE = object()
 NAMES = object()
 """In the place of an attribute: the names of all attributes."""
+TOO_MUCH = (
+    "too much to compare at each call of a compiled function. Pass it as an argument, or make it a tensor before "
+    "(pequegrad.from_numpy), which is read anew at each call."
+)
+FROZEN_ITERATOR = (
+    "what it gives would be frozen in the compiled step. Take the next item outside and pass it as an argument."
+)
 
 
 class Read:
@@ -131,3 +139,9 @@ def static_item(value: Any, key: Any) -> Any:
         with contextlib.suppress(KeyError, IndexError, TypeError):
             return value[key]
     return MISSING
+
+
+def holds_iterator(value: Any) -> bool:
+    """Whether a value is an iterator, files excepted, or a container of iterators."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(item, Iterator) and not isinstance(item, io.IOBase) for item in items)

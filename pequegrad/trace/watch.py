@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import functools
 import gc
-import io
 import operator
 import os
 import random
@@ -31,7 +30,7 @@ from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
 from .callees import Callees
 from .fingerprint import Same, TooLarge, holding, is_module, is_random_source, random_state
 from .graph import Location
-from .reads import GONE, MISSING, NAMES, Read, static_attribute, static_item
+from .reads import FROZEN_ITERATOR, GONE, MISSING, NAMES, TOO_MUCH, Read, holds_iterator, static_attribute, static_item
 from .tracer import Tracer
 
 _NOW = ("now", "utcnow", "today")
@@ -43,15 +42,8 @@ _ATTRGETTER = (
     "this line reads attributes through operator.attrgetter, where a compiled step cannot see which, so that a change "
     "of them would not take effect. Write them out, as in object.name."
 )
-_ITERATOR = (
-    "this line uses an iterator from outside: what it gives would be frozen in the compiled step. Take the next item "
-    "outside and pass it as an argument."
-)
+_ITERATOR = f"this line uses an iterator from outside: {FROZEN_ITERATOR}"
 _NO_LINE = Line((), (), False)
-_TOO_MUCH = (
-    "too much to compare at each call of a compiled function. Pass it as an argument, or make it a tensor before "
-    "(pequegrad.from_numpy), which is read anew at each call."
-)
 _CLOCKS = frozenset(
     {time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns}
     | {time.process_time, time.process_time_ns, time.localtime, time.gmtime, os.urandom}
@@ -96,9 +88,8 @@ class Watch:
         finally:
             sys.settrace(before)
             self._check_random()
-            too_large = self._callees.finish()
-            if too_large is not None:
-                self._problem = self._problem or f"{too_large}: {_TOO_MUCH}"
+            problem = self._callees.finish()
+            self._problem = self._problem or problem
             self._keep_stores()
             # Kept only so that no id was used twice; among them are tensors of the trace.
             self._kept.clear()
@@ -110,6 +101,11 @@ class Watch:
             return None  # the methods that dataclasses write themselves
         if not is_user_file(code.co_filename):
             return None
+        if self._last is None:  # the compiled function itself, whose arguments come from outside
+            self._last = Location(code.co_filename, frame.f_lineno, code.co_name)
+            for name, value in frame.f_locals.items():
+                if is_random_source(value):
+                    self._add(None, (), value, name, self._last, None)
         self._callees.note(frame)
         return self._on_event
 
@@ -235,7 +231,7 @@ class Watch:
         is_held = is_module(owner) and done and static_attribute(type(owner), chain.steps[done - 1][1]) is MISSING
         if done == 0 and chain.kind == LOCAL:
             return  # made in the trace, or an argument
-        if _holds_iterator(value):
+        if holds_iterator(value):
             self._refuse(location, _ITERATOR)
         if _is_library(value) or is_held:
             return  # nobody rebinds it; or it is in a module, whose snapshot holds it
@@ -295,7 +291,7 @@ class Watch:
             self._reads[key] = Read(root, steps, value, text, location)
         except TooLarge as error:
             self._reads[key] = None
-            self._problem = self._problem or (f"{location}: {text} is {error}: {_TOO_MUCH}")
+            self._problem = self._problem or (f"{location}: {text} is {error}: {TOO_MUCH}")
 
     # --- random numbers -------------------------------------------------------------------------------------
 
@@ -387,12 +383,6 @@ def _cell_reader(function: Same, index: int) -> Callable[[], Any]:
             return MISSING
 
     return read
-
-
-def _holds_iterator(value: Any) -> bool:
-    """Whether a value is an iterator, files excepted, or a container of iterators."""
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-    return any(isinstance(item, Iterator) and not isinstance(item, io.IOBase) for item in items)
 
 
 def _is_library(value: Any) -> bool:

@@ -600,6 +600,24 @@ def iterator_in_a_module():
     return Cycled()
 
 
+def iterator_as_a_default():
+    """Return a step that reads one."""
+
+    def step(x, numbers=iter([1.0] * 10)):  # noqa: B008 - the attack
+        return x * next(numbers)
+
+    return step
+
+
+def generator_of_random_numbers_as_a_default():
+    """Return a step whose branch depends on one."""
+
+    def step(x, rng=np.random.default_rng(0)):  # noqa: B008 - the attack
+        return x * (2 if rng.random() < 2 else 3)
+
+    return step
+
+
 def hidden_attribute():
     """Return a step that reads one."""
     settings, get = types.SimpleNamespace(a=types.SimpleNamespace(b=2.0)), operator.attrgetter("a.b")
@@ -611,6 +629,8 @@ REFUSED = {
     "generator": (generator_of_the_closure, "an iterator from outside"),
     "iterator_in_a_list": (iterator_in_a_list, "an iterator from outside"),
     "iterator_in_a_module": (iterator_in_a_module, "an iterator from outside"),
+    "iterator_as_a_default": (iterator_as_a_default, "a default value of step is an iterator"),
+    "random_default": (generator_of_random_numbers_as_a_default, "draws random numbers"),
     "clock": (lambda: lambda x: x * (2 if time.time() > 0 else 3), "reads a clock"),
     "date": (lambda: lambda x: x * datetime.datetime.now().year, "reads a clock"),
     "attrgetter": (hidden_attribute, "attrgetter"),
