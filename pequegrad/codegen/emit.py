@@ -16,6 +16,7 @@ from typing import Any
 from ..ops.core import Family
 from ..targets import Target
 from . import thread_views, views
+from .launch import MOST_BLOCKS
 from .plan import Compute, Index, Kernel, StepPlan, statements
 from .rendering import Pointer
 from .views import KernelHead
@@ -44,9 +45,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class PhaseView:
-    """Calls between two barriers; ``is_guarded``: one before it can fail. For targets that launch phases: ``function`` is its name, ``is_new`` where no phase
-    before has the same text, ``parameters`` and ``arguments`` are what it is called with, ``blocks`` are the thread
-    blocks that its calls ask for, ``shared`` the texts of the bytes of shared memory that each needs."""
+    """Calls between two barriers; ``is_guarded``: a phase before it can fail.
+
+    For targets that launch phases: ``function`` is its name, ``is_new`` where no phase before has the same text;
+    ``parameters`` and ``arguments`` are what it is called with, ``blocks`` the thread blocks of its grid, ``shared`` the
+    texts of the bytes of shared memory that its calls need."""
 
     number: int
     calls: tuple[Call, ...]
@@ -149,9 +152,7 @@ class _Part:
     is_shared: bool
 
 
-def _phase_view(
-    plan: StepPlan, number: int, parts: list[_Part], known: dict[Any, str], is_guarded: bool
-) -> PhaseView:
+def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any, str], is_guarded: bool) -> PhaseView:
     calls = []
     parameters: dict[str, Pointer] = {}
     blocks = 0
@@ -168,16 +169,16 @@ def _phase_view(
         calls.append(Call(part.function, texts, tuple(names), note, blocks, isinstance(part.kernel, Index)))
         blocks += part.view.blocks
     shared = tuple(dict.fromkeys(part.view.shared for part in parts if part.view.shared))
-    text = (
+    identity = (
         is_guarded,
         blocks,
         shared,
         tuple((call.function, call.names, call.after) for call in calls),
         tuple((pointer.type, pointer.is_written) for pointer in parameters.values()),
     )
-    is_new = text not in known
+    is_new = identity not in known
     if is_new:
-        known[text] = f"phase{number}"
+        known[identity] = f"phase{number}"
     note = ", ".join(part.kernel.name for part in parts)
     return PhaseView(
         number,
@@ -185,11 +186,11 @@ def _phase_view(
         any(isinstance(part.kernel, Index) for part in parts),
         False,
         is_guarded,
-        known[text],
+        known[identity],
         is_new,
         tuple(parameters.values()),
         tuple(parameters),
-        min(max(blocks, 1), thread_views.MOST_BLOCKS),
+        min(max(blocks, 1), MOST_BLOCKS),
         shared,
         note,
     )

@@ -480,7 +480,9 @@ def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2
         row = Parameter("long", "row" if decode else "")
         parameters = (row, *parameters_of(lines, column="long", v0=f"pg::vec<{dtype}>", count="long"))
     else:
-        parameters = parameters_of(lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long")
+        parameters = parameters_of(
+            lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long"
+        )
     return Conv2dView(
         head_of(kernel, writer), kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
     )

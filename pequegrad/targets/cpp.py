@@ -65,9 +65,13 @@ INSTRUCTION_SETS = (
         features=frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"}),
         flags=("-march=x86-64-v2", "-DPG_LANES=4"),
     ),
-    InstructionSet(name="neon", machine="aarch64", lanes=4, features=frozenset({"asimd"}), flags=("-march=armv8-a", "-DPG_LANES=4")),
+    InstructionSet(
+        name="neon", machine="aarch64", lanes=4, features=frozenset({"asimd"}), flags=("-march=armv8-a", "-DPG_LANES=4")
+    ),
     # The compiler's own default instructions, and no vectors: right on any machine, such as riscv64.
-    InstructionSet(name="scalar", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=("-fno-tree-vectorize", "-DPG_LANES=1")),
+    InstructionSet(
+        name="scalar", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=("-fno-tree-vectorize", "-DPG_LANES=1")
+    ),
 )
 
 

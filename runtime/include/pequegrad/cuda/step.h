@@ -17,6 +17,15 @@ struct slot {
   bool is_read, is_written;
 };
 
+// What the simulator knows of an error beyond its name.
+inline const char* device_report() {
+#if defined(__CUDACC__)
+  return "";
+#else
+  return pg_sim_last_report();
+#endif
+}
+
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Device memory as a phase's arguments see it.
@@ -107,6 +116,10 @@ template <int Slots> class device_step {
     refuse(what ? what : "launching a phase", status);
     if (is_lost_) {
       const size_t length = strlen(failure_->text);
+      if (*device_report()) {
+        snprintf(failure_->text + length, sizeof failure_->text - length, ": %s", device_report());
+        return false;
+      }
       snprintf(failure_->text + length, sizeof failure_->text - length,
                ". The device's context is lost: tensors on it cannot be read any more; those on the CPU are whole");
     }
