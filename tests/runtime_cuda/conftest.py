@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.runtime_cuda.native import compile_probe
+from tests.runtime_cuda.native import INCLUDE, compile_probe
 
 
 class Probe:
@@ -27,11 +28,12 @@ class Probe:
         status = getattr(self.library, name)(*kept)
         assert status == 0, f"{name} returned {status}: {self.library.pg_sim_last_report().decode()}"
 
-    def statistics(self, count: int = 32) -> list[int]:
-        """Return the simulator's counts since the last call of this, in the order of pg_sim_statistic."""
-        values = (ctypes.c_long * count)()
-        self.library.pg_sim_statistics(values, count, 1)
-        return list(values)
+    def statistics(self) -> dict[str, int]:
+        """Return the simulator's counts since the last call of this, by their names in the C enum without the prefix."""
+        names = re.findall(r"^  PG_SIM_(\w+),", (INCLUDE / "pequegrad/cuda/simulator_machine.h").read_text(), re.M)
+        values = (ctypes.c_long * len(names))()
+        self.library.pg_sim_statistics(values, len(names), 1)
+        return dict(zip(names, values, strict=True))
 
 
 def _c(argument: Any) -> Any:

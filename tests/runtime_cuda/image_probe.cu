@@ -1,6 +1,7 @@
 // Convolution, pooling, gather, scatter-add and running sums, each behind a C function.
 #include "pequegrad/cuda/convolution.h"
 #include "pequegrad/cuda/indexing.h"
+#include "pequegrad/cuda/product_tensor.h"
 #include "pequegrad/cuda/window.h"
 
 #include "probe.h"
@@ -64,8 +65,7 @@ template <class Index>
 __global__ void __launch_bounds__(PG_BLOCK) max_pool_kernel(pg::pool2d_shape s, const float* x, const float* dy, float* y, Index* index, float* dx,
                                                             float* taken) {
   pg::max_pool2d(whole_grid(), s, x, y, index);
-  if (gridDim.x > 1) return;
-  __syncthreads();
+  __syncthreads();  // enough between bodies in a grid of one block
   pg::max_pool2d_grad(whole_grid(), s, dy, index, dx);
   pg::window_take(whole_grid(), s, x, index, taken);
 }

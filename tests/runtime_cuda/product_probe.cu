@@ -1,5 +1,5 @@
 // Products of strided operands, all tiles and ways of walking, behind one C function.
-#include "pequegrad/cuda/product.h"
+#include "pequegrad/cuda/product_tensor.h"
 
 #include "probe.h"
 
@@ -71,6 +71,15 @@ extern "C" __attribute__((visibility("default"))) int probe_product(int kind, co
     PG_CASE(12, pg::i64, pg::product_tile_64x8, true, true, 1, 1)
     PG_CASE(13, pg::bf16, pg::product_tile_64, true, false, 4, 4)
     PG_CASE(14, pg::f16, pg::product_tile_32, false, true, 1, 1)
+    PG_CASE(15, float, pg::tensor_tile_128<pg::tf32_precision>, true, true, 4, 4)
+    PG_CASE(16, float, pg::tensor_tile_64<pg::tf32_precision>, true, false, 4, 4)
+    PG_CASE(17, float, pg::tensor_tile_32x64<pg::tf32_precision>, false, true, 1, 1)
+    PG_CASE(18, float, pg::tensor_tile_128x64<pg::bf16_precision>, true, false, 4, 1)
+    PG_CASE(19, float, pg::tensor_tile_64<pg::bf16_precision>, false, true, 1, 1)
+    PG_CASE(20, pg::bf16, pg::tensor_tile_128<pg::bf16_precision>, true, false, 8, 8)
+    PG_CASE(21, pg::bf16, pg::tensor_tile_32x64<pg::bf16_precision>, true, true, 8, 1)
+    PG_CASE(22, pg::bf16, pg::tensor_tile_128x64<pg::bf16_precision>, false, true, 8, 8)
+    PG_CASE(23, float, pg::tensor_tile_32x64<pg::bf16_precision>, true, true, 4, 1)
   }
   return -1;
 }

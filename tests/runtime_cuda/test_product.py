@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from tests.runtime_cuda.conftest import Probe
-from tests.runtime_cuda.native import compile_with_nvcc
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,15 @@ KINDS = [
     Kind(12, np.int64, True, True, 1, 1, 0),
     Kind(13, ml_dtypes.bfloat16, True, False, 4, 4, 1e-2),
     Kind(14, np.float16, False, True, 1, 1, 2e-3),
+    Kind(15, np.float32, True, True, 4, 4, 1e-3),
+    Kind(16, np.float32, True, False, 4, 4, 1e-3),
+    Kind(17, np.float32, False, True, 1, 1, 1e-3),
+    Kind(18, np.float32, True, False, 4, 1, 1e-2),
+    Kind(19, np.float32, False, True, 1, 1, 1e-2),
+    Kind(20, ml_dtypes.bfloat16, True, False, 8, 8, 1e-2),
+    Kind(21, ml_dtypes.bfloat16, True, True, 8, 1, 1e-2),
+    Kind(22, ml_dtypes.bfloat16, False, True, 8, 8, 1e-2),
+    Kind(23, np.float32, True, True, 4, 1, 1e-2),
 ]
 
 
@@ -52,13 +59,16 @@ def array(random: np.random.Generator, shape: tuple[int, ...], dtype: type) -> n
     return random.standard_normal(shape).astype(dtype)
 
 
+def padded(extent: int) -> int:
+    """Return a longer leading dimension, a multiple of whatever is read as one."""
+    return extent + 8 - extent % 8
+
+
 def check(probe: Probe, kind: Kind, seed: int, sizes: tuple[int, int, int, int], chunks: int, blocks: int) -> None:
     random = np.random.default_rng(seed * 100 + kind.number)
     batch, m, n, k = sizes
-    # A padded leading dimension, a multiple of what is read as one.
-    a_row, b_row = (k, n)[0] + 4 - k % 4, 4
-    a = array(random, (batch, m, a_row) if kind.a_along_k else (batch, k, m + 4 - m % 4), kind.dtype)
-    b = array(random, (batch, n, k + b_row - k % 4) if kind.b_along_k else (batch, k, n + 4 - n % 4), kind.dtype)
+    a = array(random, (batch, m, padded(k)) if kind.a_along_k else (batch, k, padded(m)), kind.dtype)
+    b = array(random, (batch, n, padded(k)) if kind.b_along_k else (batch, k, padded(n)), kind.dtype)
     bias = array(random, (n,), kind.dtype)
     c = np.zeros((batch, m, n), kind.dtype)
     a_strides = (a[0].size, a.shape[2], 1) if kind.a_along_k else (a[0].size, 1, a.shape[2])
@@ -83,17 +93,17 @@ def test_a_product_agrees_with_numpy(build: Callable[[str], Probe], kind: Kind) 
     probe = build("product_probe")
     widest = max(kind.a_width, kind.b_width)
     if widest > 1:  # extents along which an operand is read in vectors are multiples of them
-        shapes = [(1, 4, 4, 4), (2, 36, 68, 20), (1, 132, 12, 36)]
+        shapes = [(1, 8, 8, 8), (2, 40, 72, 24), (1, 136, 16, 120)]
     else:
         shapes = [(1, 1, 1, 1), (2, 37, 65, 19), (1, 3, 133, 33)]
     for seed, sizes in enumerate(shapes):
         check(probe, kind, seed, sizes, chunks=0, blocks=1 + seed)
 
 
-@pytest.mark.parametrize("kind", [KINDS[3], KINDS[5], KINDS[11]], ids=lambda kind: str(kind.number))
+@pytest.mark.parametrize("kind", [KINDS[3], KINDS[5], KINDS[11], KINDS[15], KINDS[19]], ids=lambda kind: str(kind.number))
 def test_chunks_of_k_add_up(build: Callable[[str], Probe], kind: Kind) -> None:
     for seed, chunks in enumerate((1, 3, 7)):
-        check(build("product_probe"), kind, seed, (2, 12, 8, 100), chunks, blocks=2)
+        check(build("product_probe"), kind, seed, (2, 12, 8, 164), chunks, blocks=2)
 
 
 def test_a_product_over_nothing_is_zero(build: Callable[[str], Probe]) -> None:
@@ -111,8 +121,18 @@ def test_what_is_not_finite_stays_in_its_row_and_column(build: Callable[[str], P
     np.testing.assert_array_equal(c, a @ b)
 
 
-@pytest.mark.parametrize("arch", ["80", "90"])
-def test_no_tile_spills(tmp_path: Path, arch: str) -> None:
-    uses = compile_with_nvcc("product_probe", arch, tmp_path)
-    assert len(uses) >= 30
-    assert [use for use in uses if use.spilled_bytes] == []
+@pytest.mark.parametrize("kind", [KINDS[2], KINDS[3]], ids=["along_k", "across_lines"])
+def test_aligned_operands_load_whole_sectors_without_bank_conflicts(build: Callable[[str], Probe], kind: Kind) -> None:
+    probe = build("product_probe")
+    probe.statistics()
+    m, n, k = 128, 64, 64
+    a = np.ones((m, k) if kind.a_along_k else (k, m), np.float32)
+    b = np.ones((n, k) if kind.b_along_k else (k, n), np.float32)
+    bias, c = np.zeros(n, np.float32), np.zeros((m, n), np.float32)
+    strides = (0, k, 1, 0, k, 1) if kind.a_along_k else (0, 1, m, 0, 1, n)
+    probe.call("probe_product", kind.number, (1, m, n, k, 0, *strides), 2, a, a.size, b, b.size, bias, c, counts=True)
+    counts = probe.statistics()
+    row_tiles = 1 if kind.number == 2 else 2
+    sectors = (m * k + row_tiles * n * k + m * n) * 4 // 32  # a, b for each row of tiles, bias at each result
+    assert (counts["LOAD_SECTORS"], counts["BANK_CONFLICTS"]) == (sectors, 0)
+    assert counts["SHARED_ACCESSES"] > 0

@@ -47,7 +47,7 @@ template <class T> __device__ __forceinline__ value_of<T> load_inside(const T* p
 // x as seen by the filter: lines are positions of the output, k the taps (channel, kh, kw) of the group.
 template <class T> struct conv2d_patches {
   typedef T storage;
-  enum { along_k = false, width = 1 };
+  enum { along_k = false, width = 1, has_address = false };
   const conv2d_shape& s;
   const T* x;
   struct line {
@@ -67,7 +67,7 @@ template <class T> struct conv2d_patches {
 // The same, turned: lines are taps, k the positions of all samples.
 template <class T> struct conv2d_taps {
   typedef T storage;
-  enum { along_k = true, width = 1 };
+  enum { along_k = true, width = 1, has_address = false };
   const conv2d_shape& s;
   const T* x;
   struct line {
@@ -88,7 +88,7 @@ template <class T> struct conv2d_taps {
 // dy: lines are output channels, k the positions of all samples.
 template <class T> struct conv2d_gradient_rows {
   typedef T storage;
-  enum { along_k = true, width = 1 };
+  enum { along_k = true, width = 1, has_address = false };
   const conv2d_shape& s;
   const T* dy;
   struct line {
@@ -126,7 +126,7 @@ __device__ __forceinline__ conv2d_phase conv2d_phase_of(long phase, long extent,
 // dy as one phase of the input sees it: lines are the phase's positions, k the taps (output channel, kh, kw) that reach it.
 template <class T> struct conv2d_gradient_patches {
   typedef T storage;
-  enum { along_k = false, width = 1 };
+  enum { along_k = false, width = 1, has_address = false };
   const conv2d_shape& s;
   const T* dy;
   const conv2d_phase &tall, &broad;

@@ -8,7 +8,7 @@
 // Invariants: every sum runs over k in rising order (chunks of k, where there are several, are combined in rising order);
 // elements beyond the edges are neither read nor handed over; shared memory is free for reuse on return.
 //
-// Which tile (result elements a block; dynamic shared memory of f32: product_shared<T, Tile>):
+// Which tile (result elements a block; dynamic shared memory, product_shared<T, Tile>, of f32):
 //   product_tile_128     128 x 128, 33 KiB   both sides >= 128 and at least some 200 tiles
 //   product_tile_128x64  128 x 64,  25 KiB   n <= 64, or too few tiles of 128
 //   product_tile_64       64 x 64,  18 KiB   the usual one for layers of a few hundred units
@@ -22,13 +22,21 @@
 
 namespace pg {
 
+template <class T, class Tile> struct product_layout;
+
 template <int Rows, int Columns, int Depth, int ThreadRows, int ThreadColumns> struct product_tile {
   enum { rows = Rows, columns = Columns, depth = Depth, thread_rows = ThreadRows, thread_columns = ThreadColumns };
   // A warp is 4 x 8 threads; this many warps lie below and beside each other.
   enum { warp_rows = Rows / (4 * ThreadRows), warp_columns = Columns / (8 * ThreadColumns) };
   static_assert(warp_rows * warp_columns * 32 == PG_BLOCK && warp_rows * 4 * ThreadRows == Rows && warp_columns * 8 * ThreadColumns == Columns,
                 "the threads of a block must cover the tile");
+  template <class T> struct shared {
+    enum { bytes = int(sizeof(value_of<T>)) * product_layout<T, product_tile>::elements };
+  };
 };
+// Bytes of dynamic shared memory that a product asks for, with tiles of this header or of product_tensor.h.
+template <class T, class Tile> constexpr int product_shared = Tile::template shared<T>::bytes;
+
 typedef product_tile<128, 128, 16, 8, 8> product_tile_128;
 typedef product_tile<128, 64, 16, 8, 4> product_tile_128x64;
 typedef product_tile<64, 64, 16, 4, 4> product_tile_64;
@@ -87,14 +95,15 @@ template <class T> __device__ __forceinline__ T multiply_add(T a, T b, T sum) {
 
 // ---- operands --------------------------------------------------------------------------------------------------------
 
-// An operand gives lines: a row of A or a column of B, the elements along k. `along_k` says which way neighbouring
+// An operand gives lines: a row of A or a column of B, the elements along k. `has_address` says whether they lie in memory
+// as they are, so that they may be copied. `along_k` says which way neighbouring
 // threads walk: along k, or across lines. `width` elements that way are read as one: then k (or the line) is a multiple of
 // width, so is its extent, and the address is aligned to width elements.
 
 // Element (line, k) of matrix `batch` lies at base(batch)[line * line_stride + k * k_stride].
 template <class T, bool AlongK, int Width, class Base> struct strided_operand {
   typedef T storage;
-  enum { along_k = AlongK, width = Width };
+  enum { along_k = AlongK, width = Width, has_address = true };
   Base base;
   long line_stride, k_stride;
   struct line {
@@ -102,10 +111,10 @@ template <class T, bool AlongK, int Width, class Base> struct strided_operand {
     long stride;
   };
   __device__ __forceinline__ line line_of(long batch, long index) const { return {base(batch) + index * line_stride, k_stride}; }
+  __device__ __forceinline__ const T* address(const line& from, long k) const { return from.start + k * from.stride; }
   template <int W> __device__ __forceinline__ void read(const line& from, long k, value_of<T> (&to)[W]) const {
-    const T* const p = from.start + k * from.stride;
-    if constexpr (W == 1) to[0] = load(p);
-    else load_packed<W>(p, to);
+    if constexpr (W == 1) to[0] = load(address(from, k));
+    else load_packed<W>(address(from, k), to);
   }
 };
 
@@ -117,7 +126,7 @@ __device__ __forceinline__ strided_operand<T, AlongK, Width, Base> strided(const
 // Any operand: element(batch, line, k) gives it.
 template <class T, bool AlongK, class Element> struct element_operand {
   typedef T storage;
-  enum { along_k = AlongK, width = 1 };
+  enum { along_k = AlongK, width = 1, has_address = false };
   Element element;
   struct line {
     long batch, index;
@@ -220,8 +229,6 @@ template <class T, class Tile> struct product_layout {
     elements = most(2 * buffer, PG_BLOCK / 32 * turned)
   };
 };
-// Bytes of dynamic shared memory that a product asks for.
-template <class T, class Tile> constexpr int product_shared = int(sizeof(value_of<T>)) * product_layout<T, Tile>::elements;
 
 // Result tiles are walked in groups of 8 rows of tiles, so that blocks at work side by side share operands in L2.
 struct tile_place {
@@ -242,10 +249,13 @@ __device__ __forceinline__ k_range k_range_of(long K, long chunks, long chunk, l
   return {begin, K - begin < length ? K : begin + length};
 }
 
+template <class T> struct element_type {};
+
 // Sums of one tile over a range of k, handed over as epilogue(row, column, value).
-template <class T, class Tile, class A, class B, class Epilogue>
-__device__ __forceinline__ void product_one_tile(long batch, long first_row, long M, long first_column, long N, k_range range, const A& a,
-                                                 const B& b, Epilogue&& epilogue) {
+template <class T, int Rows, int Columns, int Depth, int ThreadRows, int ThreadColumns, class A, class B, class Epilogue>
+__device__ __forceinline__ void sum_tile(element_type<T>, product_tile<Rows, Columns, Depth, ThreadRows, ThreadColumns>, long batch, long first_row, long M,
+                                         long first_column, long N, k_range range, const A& a, const B& b, Epilogue&& epilogue) {
+  typedef product_tile<Rows, Columns, Depth, ThreadRows, ThreadColumns> Tile;
   typedef product_layout<T, Tile> layout;
   typedef value_of<T> value;
   constexpr int V = layout::vector, depth = Tile::depth;
@@ -340,7 +350,7 @@ __device__ __forceinline__ void product(const part& part, long batch, long M, lo
   for (long unit = part.block; unit < batch * tiles; unit += part.blocks) {
     const long matrix = unit / tiles;
     const tile_place at = place_of_tile(unit % tiles, row_tiles, column_tiles);
-    product_one_tile<T, Tile>(matrix, at.row * Tile::rows, M, at.column * Tile::columns, N, k_range{0, K}, a, b,
+    sum_tile(element_type<T>(), Tile(), matrix, at.row * Tile::rows, M, at.column * Tile::columns, N, k_range{0, K}, a, b,
                               [&](long row, long column, value_of<T> value) { epilogue(matrix, row, column, value); });
   }
 }
@@ -354,7 +364,7 @@ __device__ __forceinline__ void product_chunks(const part& part, long batch, lon
     const long matrix = unit / tiles % batch, chunk = unit / tiles / batch;
     const tile_place at = place_of_tile(unit % tiles, row_tiles, column_tiles);
     value_of<T>* const to = partials + (chunk * batch + matrix) * M * N;
-    product_one_tile<T, Tile>(matrix, at.row * Tile::rows, M, at.column * Tile::columns, N, k_range_of(K, chunks, chunk, Tile::depth), a, b,
+    sum_tile(element_type<T>(), Tile(), matrix, at.row * Tile::rows, M, at.column * Tile::columns, N, k_range_of(K, chunks, chunk, Tile::depth), a, b,
                               [&](long row, long column, value_of<T> value) { store(to + row * N + column, value); });
   }
 }
