@@ -29,7 +29,7 @@ class Probe:
         assert status == 0, f"{name} returned {status}: {self.library.pg_sim_last_report().decode()}"
 
     def statistics(self) -> dict[str, int]:
-        """Return the simulator's counts since the last call of this, by their names in the C enum without the prefix."""
+        """Return the simulator's counts since the last call of this, by their names in the C enum."""
         names = re.findall(r"^  PG_SIM_(\w+),", (INCLUDE / "pequegrad/cuda/simulator_machine.h").read_text(), re.M)
         values = (ctypes.c_long * len(names))()
         self.library.pg_sim_statistics(values, len(names), 1)

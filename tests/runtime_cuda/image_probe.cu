@@ -10,24 +10,28 @@
 
 // ---- convolution -----------------------------------------------------------------------------------------------------
 
-enum { by_wide_tile, by_small_tile, directly };
+enum { by_wide_tile, by_small_tile, by_tensor_cores, directly };
+typedef pg::tensor_tile_32x64<pg::tf32_precision> tensor_tile;
 
 template <int How> __global__ void __launch_bounds__(PG_BLOCK) forward_kernel(pg::conv2d_shape s, const float* x, const float* w, float* y) {
   const auto epilogue = [&](long n, long channel, long position, float v) { pg::store(y + (n * s.O + channel) * s.OH * s.OW + position, v); };
   if constexpr (How == by_wide_tile) pg::conv2d_forward<float, pg::product_tile_16x128, 1>(whole_grid(), s, x, w, epilogue);
   else if constexpr (How == by_small_tile) pg::conv2d_forward<float, pg::product_tile_32, 1>(whole_grid(), s, x, w, epilogue);
+  else if constexpr (How == by_tensor_cores) pg::conv2d_forward<float, tensor_tile, 1>(whole_grid(), s, x, w, epilogue);
   else pg::conv2d_forward_direct<float, 4>(whole_grid(), s, x, w, epilogue);
 }
 template <int How> __global__ void __launch_bounds__(PG_BLOCK) grad_input_kernel(pg::conv2d_shape s, const float* dy, const float* w, float* dx) {
   const auto epilogue = [&](long n, long channel, long position, float v) { pg::store(dx + (n * s.C + channel) * s.H * s.W + position, v); };
   if constexpr (How == by_wide_tile) pg::conv2d_grad_input<float, pg::product_tile_16x128>(whole_grid(), s, dy, w, epilogue);
   else if constexpr (How == by_small_tile) pg::conv2d_grad_input<float, pg::product_tile_32>(whole_grid(), s, dy, w, epilogue);
+  else if constexpr (How == by_tensor_cores) pg::conv2d_grad_input<float, tensor_tile>(whole_grid(), s, dy, w, epilogue);
   else pg::conv2d_grad_input_direct<float>(whole_grid(), s, dy, w, epilogue);
 }
 template <int How>
 __global__ void __launch_bounds__(PG_BLOCK) grad_weight_kernel(pg::conv2d_shape s, long chunks, const float* x, const float* dy, float* partials) {
   if constexpr (How == by_wide_tile) pg::conv2d_grad_weight<float, pg::product_tile_16x128>(whole_grid(), s, chunks, x, dy, partials);
   else if constexpr (How == by_small_tile) pg::conv2d_grad_weight<float, pg::product_tile_32>(whole_grid(), s, chunks, x, dy, partials);
+  else if constexpr (How == by_tensor_cores) pg::conv2d_grad_weight<float, tensor_tile>(whole_grid(), s, chunks, x, dy, partials);
   else pg::conv2d_grad_weight_direct<float>(whole_grid(), s, chunks, x, dy, partials);
 }
 __global__ void __launch_bounds__(PG_BLOCK) combine_weight_kernel(pg::conv2d_shape s, long chunks, const float* partials, long run, float* dw) {
@@ -38,7 +42,9 @@ __global__ void __launch_bounds__(PG_BLOCK) combine_weight_kernel(pg::conv2d_sha
 template <int How>
 int convolve(const pg::conv2d_shape& s, int blocks, long chunks, const float* x, const float* w, const float* dy, float* y, float* dx, float* dw) {
   const long in = s.N * s.C * s.H * s.W, out = s.N * s.O * s.OH * s.OW, filter = s.O * pg::conv2d_sum_length(s);
-  const long shared = How == by_wide_tile ? pg::product_shared<float, pg::product_tile_16x128> : pg::product_shared<float, pg::product_tile_32>;
+  const long shared = How == by_wide_tile      ? pg::product_shared<float, pg::product_tile_16x128>
+                      : How == by_tensor_cores ? pg::product_shared<float, tensor_tile>
+                                               : pg::product_shared<float, pg::product_tile_32>;
   const device_array<float> from(x, in), weight(w, filter), gradient(dy, out);
   device_array<float> result(y, out), grad_input(dx, in), grad_weight(dw, filter);
   int status = run(blocks, How == directly ? pg::conv2d_direct_shared<float, 4>(s) : shared, forward_kernel<How>, s, from.device, weight.device,
@@ -54,9 +60,10 @@ int convolve(const pg::conv2d_shape& s, int blocks, long chunks, const float* x,
 
 PG_EXPORT int probe_conv2d(int how, const pg::conv2d_shape* s, int blocks, long chunks, const float* x, const float* w, const float* dy, float* y,
                            float* dx, float* dw) {
-  return how == by_wide_tile    ? convolve<by_wide_tile>(*s, blocks, chunks, x, w, dy, y, dx, dw)
-         : how == by_small_tile ? convolve<by_small_tile>(*s, blocks, chunks, x, w, dy, y, dx, dw)
-                                : convolve<directly>(*s, blocks, chunks, x, w, dy, y, dx, dw);
+  return how == by_wide_tile      ? convolve<by_wide_tile>(*s, blocks, chunks, x, w, dy, y, dx, dw)
+         : how == by_small_tile   ? convolve<by_small_tile>(*s, blocks, chunks, x, w, dy, y, dx, dw)
+         : how == by_tensor_cores ? convolve<by_tensor_cores>(*s, blocks, chunks, x, w, dy, y, dx, dw)
+                                  : convolve<directly>(*s, blocks, chunks, x, w, dy, y, dx, dw);
 }
 
 // ---- pooling ---------------------------------------------------------------------------------------------------------

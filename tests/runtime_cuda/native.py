@@ -44,7 +44,10 @@ def compile_with_nvcc(name: str, arch: str, folder: Path) -> list[KernelUse]:
     command = [nvcc, "-std=c++17", "-gencode", code, "-Xptxas", "-v", f"-I{INCLUDE}", "-c", str(HERE / f"{name}.cu")]
     done = subprocess.run([*command, "-o", str(folder / f"{name}_{arch}.o")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000]
-    report = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S)
+    report = re.compile(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.S,
+    )
     return [
         KernelUse(kernel, int(registers), int(stores) + int(loads))
         for kernel, stores, loads, registers in report.findall(done.stderr)

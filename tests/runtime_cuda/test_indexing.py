@@ -22,7 +22,9 @@ SHAPES = {
 }
 
 
-def run(probe: Probe, sizes: tuple[int, ...], dtype: type, seed: int, index: np.ndarray, width: int = 1) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+def run(
+    probe: Probe, sizes: tuple[int, ...], dtype: type, seed: int, index: np.ndarray, width: int = 1
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Return (table, source), (gathered, added, added by atomics) and the report."""
     outer, extent, count, inner, _ = sizes
     random = np.random.default_rng(seed)
@@ -51,7 +53,9 @@ def test_gather_and_scatter_add_agree_with_numpy(build: Callable[[str], Probe], 
     for seed in range(3):
         index = make_index(sizes, seed)
         width = 4 if sizes[3] % 4 == 0 and not sizes[4] and seed else 1
-        (table, source), (gathered, added, atomic), failure = run(build("image_probe"), sizes, np.float32, seed, index, width)
+        (table, source), (gathered, added, atomic), failure = run(
+            build("image_probe"), sizes, np.float32, seed, index, width
+        )
         full = whole(index, source.shape)
         np.testing.assert_array_equal(gathered, np.take_along_axis(table, full, 1))
         expected = table.copy()  # in float32 and in rising i: the same bits

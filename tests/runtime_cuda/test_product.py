@@ -74,7 +74,17 @@ def check(probe: Probe, kind: Kind, seed: int, sizes: tuple[int, int, int, int],
     a_strides = (a[0].size, a.shape[2], 1) if kind.a_along_k else (a[0].size, 1, a.shape[2])
     b_strides = (b[0].size, b.shape[2], 1) if kind.b_along_k else (b[0].size, 1, b.shape[2])
     probe.call(
-        "probe_product", kind.number, (batch, m, n, k, chunks, *a_strides, *b_strides), blocks, a, a.size, b, b.size, bias, c, seed=seed
+        "probe_product",
+        kind.number,
+        (batch, m, n, k, chunks, *a_strides, *b_strides),
+        blocks,
+        a,
+        a.size,
+        b,
+        b.size,
+        bias,
+        c,
+        seed=seed,
     )
     wide = np.float64 if kind.tolerance else kind.dtype
     left = (a[:, :, :k] if kind.a_along_k else a[:, :, :m].swapaxes(1, 2)).astype(wide)
@@ -100,7 +110,9 @@ def test_a_product_agrees_with_numpy(build: Callable[[str], Probe], kind: Kind) 
         check(probe, kind, seed, sizes, chunks=0, blocks=1 + seed)
 
 
-@pytest.mark.parametrize("kind", [KINDS[3], KINDS[5], KINDS[11], KINDS[15], KINDS[19]], ids=lambda kind: str(kind.number))
+@pytest.mark.parametrize(
+    "kind", [KINDS[3], KINDS[5], KINDS[11], KINDS[15], KINDS[19]], ids=lambda kind: str(kind.number)
+)
 def test_chunks_of_k_add_up(build: Callable[[str], Probe], kind: Kind) -> None:
     for seed, chunks in enumerate((1, 3, 7)):
         check(build("product_probe"), kind, seed, (2, 12, 8, 164), chunks, blocks=2)
