@@ -11,7 +11,8 @@
 template <class In, class Out, class F> static int with_arrays(const In* in, long n, Out* out, long m, F run) {
   In* device_in = nullptr;
   Out* device_out = nullptr;
-  if (cudaMalloc(&device_in, n * sizeof(In)) != cudaSuccess || cudaMalloc(&device_out, m * sizeof(Out)) != cudaSuccess) return -1;
+  if (cudaMalloc(&device_in, n * sizeof(In)) != cudaSuccess || cudaMalloc(&device_out, m * sizeof(Out)) != cudaSuccess)
+    return -1;
   cudaMemcpy(device_in, in, n * sizeof(In), cudaMemcpyHostToDevice);
   int status = run(device_in, device_out);
   const int copied = cudaMemcpy(out, device_out, m * sizeof(Out), cudaMemcpyDeviceToHost);
@@ -149,13 +150,15 @@ static __global__ void pipeline(const float* in, float* out, int tiles) {
     pg_cp_wait<1>();
     __syncthreads();
     const int next = k + 2;
-    if (next < tiles) pg_cp_async16(&tile[next % 3 * 128 + t * 4], in + next * 128 + t * 4, next == tiles - 1 && t == 31 ? 8 : 16);
+    if (next < tiles)
+      pg_cp_async16(&tile[next % 3 * 128 + t * 4], in + next * 128 + t * 4, next == tiles - 1 && t == 31 ? 8 : 16);
     pg_cp_commit();
     for (int e = 0; e < 4; ++e) out[k * 128 + e * 32 + t] = tile[k % 3 * 128 + 127 - (e * 32 + t)];
   }
 }
 EXPORT int run_pipeline(const float* in, float* out, int tiles) {
-  return with_arrays(in, tiles * 128, out, tiles * 128, [=](float* a, float* b) { return pg_launch(pipeline, 1, 32, 0, 0, a, b, tiles); });
+  return with_arrays(in, tiles * 128, out, tiles * 128,
+                     [=](float* a, float* b) { return pg_launch(pipeline, 1, 32, 0, 0, a, b, tiles); });
 }
 
 // ---- tensor cores: row-major A (16 x K) times column-major B (K x 8) ----
@@ -174,7 +177,8 @@ static __global__ void multiply_bf16(const unsigned short* in, float* out) {
   for (unsigned r = 0; r < 4; ++r) out[(g + 8 * (r >> 1)) * 8 + 2 * t + (r & 1)] = c[r];
 }
 EXPORT int run_multiply_bf16(const unsigned short* in, float* out) {
-  return with_arrays(in, 256 + 128, out, 128, [](unsigned short* a, float* b) { return pg_launch(multiply_bf16, 1, 32, 0, 0, a, b); });
+  return with_arrays(in, 256 + 128, out, 128,
+                     [](unsigned short* a, float* b) { return pg_launch(multiply_bf16, 1, 32, 0, 0, a, b); });
 }
 static __global__ void multiply_tf32(const float* in, float* out) {
   const unsigned lane = threadIdx.x, g = lane / 4, t = lane % 4;
@@ -186,14 +190,16 @@ static __global__ void multiply_tf32(const float* in, float* out) {
   for (unsigned r = 0; r < 4; ++r) out[(g + 8 * (r >> 1)) * 8 + 2 * t + (r & 1)] = c[r];
 }
 EXPORT int run_multiply_tf32(const float* in, float* out) {
-  return with_arrays(in, 128 + 64, out, 128, [](float* a, float* b) { return pg_launch(multiply_tf32, 1, 32, 0, 0, a, b); });
+  return with_arrays(in, 128 + 64, out, 128,
+                     [](float* a, float* b) { return pg_launch(multiply_tf32, 1, 32, 0, 0, a, b); });
 }
 static __global__ void round_floats(const float* in, unsigned* out) {
   out[2 * threadIdx.x] = pg_pack_bf16(in[threadIdx.x], -in[threadIdx.x]);
   out[2 * threadIdx.x + 1] = pg_to_tf32(in[threadIdx.x]);
 }
 EXPORT int run_round_floats(const float* in, unsigned* out, int n) {
-  return with_arrays(in, n, out, 2 * n, [=](float* a, unsigned* b) { return pg_launch(round_floats, 1, n, 0, 0, a, b); });
+  return with_arrays(in, n, out, 2 * n,
+                     [=](float* a, unsigned* b) { return pg_launch(round_floats, 1, n, 0, 0, a, b); });
 }
 
 // ---- traffic ----
@@ -210,7 +216,8 @@ static __global__ void copy(const float* in, float* out, int n, int stride) {
   if (i < n) note(out + i, noted(in + i * stride));
 }
 EXPORT int run_copy(const float* in, float* out, int n, int stride) {
-  return with_arrays(in, n * stride, out, n, [=](float* a, float* b) { return pg_launch(copy, (n + 255) / 256, 256, 0, 0, a, b, n, stride); });
+  return with_arrays(in, n * stride, out, n,
+                     [=](float* a, float* b) { return pg_launch(copy, (n + 255) / 256, 256, 0, 0, a, b, n, stride); });
 }
 static __global__ void copy_vectors(const float* in, float* out) {
   const int i = 4 * threadIdx.x;
@@ -233,7 +240,8 @@ template <int Width> static __global__ void transpose(const float* in, float* ou
 EXPORT int run_transpose(const float* in, float* out, int n, int padded) {
   return with_arrays(in, n * n, out, n * n, [=](float* a, float* b) {
     const dim3 grid(n / 32, n / 32), block(32, 8);
-    return padded ? pg_launch(transpose<33>, grid, block, 0, 0, a, b, n) : pg_launch(transpose<32>, grid, block, 0, 0, a, b, n);
+    return padded ? pg_launch(transpose<33>, grid, block, 0, 0, a, b, n)
+                  : pg_launch(transpose<32>, grid, block, 0, 0, a, b, n);
   });
 }
 
@@ -250,7 +258,8 @@ static __global__ void break_rule(const float* in, float* out, int rule) {
   if (rule == 6 && threadIdx.x == 3) out[0] = (float)__ballot_sync(ALL, 1);
 }
 EXPORT int run_break_rule(const float* in, float* out, int rule) {
-  return with_arrays(in, 64, out, 1, [=](float* a, float* b) { return pg_launch(break_rule, 2, 64, 0, 0, a, b, rule); });
+  return with_arrays(in, 64, out, 1,
+                     [=](float* a, float* b) { return pg_launch(break_rule, 2, 64, 0, 0, a, b, rule); });
 }
 static __global__ void too_much_static(float* out) {
 #if defined(__CUDACC__)

@@ -14,14 +14,14 @@ static cudaError_t note(cudaError_t error) {
 }
 EXPORT const char* error_name(int code) { return cudaGetErrorName(static_cast<cudaError_t>(code)); }
 EXPORT const char* error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
-#define SCENARIO(name)                       \
-  static void name(float* out);              \
+#define SCENARIO(name)                         \
+  static void name(float* out);                \
   EXPORT int run_##name(int* to, float* out) { \
-    codes = to;                              \
-    noted = 0;                               \
-    name(out);                               \
-    return noted;                            \
-  }                                          \
+    codes = to;                                \
+    noted = 0;                                 \
+    name(out);                                 \
+    return noted;                              \
+  }                                            \
   static void name(float* out)
 
 static __global__ void add(float* p, float v) { p[threadIdx.x] += v; }

@@ -107,10 +107,10 @@ template <bool Bug> static __global__ void histogram(const float* in, float* out
 typedef void (*kernel)(const float*, float*, int, unsigned*);
 static const int kernel_count = 8;
 static kernel choose(int which, bool bug) {
-  static const kernel right[] = {block_sum<false>, tile<false>, wait_for_copy<false>, shared_bounds<false>,
-                                 global_bounds<false>, divergent<false>, phases<false>, histogram<false>};
-  static const kernel wrong[] = {block_sum<true>, tile<true>, wait_for_copy<true>, shared_bounds<true>,
-                                 global_bounds<true>, divergent<true>, phases<true>, histogram<true>};
+  static const kernel right[] = {block_sum<false>,     tile<false>,      wait_for_copy<false>, shared_bounds<false>,
+                                 global_bounds<false>, divergent<false>, phases<false>,        histogram<false>};
+  static const kernel wrong[] = {block_sum<true>,     tile<true>,      wait_for_copy<true>, shared_bounds<true>,
+                                 global_bounds<true>, divergent<true>, phases<true>,        histogram<true>};
   return (bug ? wrong : right)[which];
 }
 
@@ -123,8 +123,9 @@ EXPORT int run_planted(int which, int bug, const float* in, int n, float* out, i
   cudaMemset(counter, 0, 4);
   if (which == 7) cudaMemset(device_out, 0, m * 4);
   cudaMemcpy(device_in, in, n * 4, cudaMemcpyHostToDevice);
-  int status = which == 6 ? pg_launch_cooperative(choose(which, bug != 0), 4, 256, 0, 0, device_in, device_out, n, counter)
-                          : pg_launch(choose(which, bug != 0), 1, 256, 0, 0, device_in, device_out, n, counter);
+  int status = which == 6
+                   ? pg_launch_cooperative(choose(which, bug != 0), 4, 256, 0, 0, device_in, device_out, n, counter)
+                   : pg_launch(choose(which, bug != 0), 1, 256, 0, 0, device_in, device_out, n, counter);
   const int copied = cudaMemcpy(out, device_out, m * 4, cudaMemcpyDeviceToHost);
   if (status == 0) status = copied;
   cudaFree(device_in);

@@ -20,11 +20,14 @@ FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{I
 LIBRARY_FLAGS = ["-fPIC", "-shared", "-fvisibility=hidden"]
 
 # The order of `enum pg_sim_statistic`.
-STATISTICS = (
-    "launches graph_launches kernels copies_to_device bytes_to_device copies_to_host bytes_to_host copies_on_device "
-    "bytes_on_device memsets loads load_sectors stores store_sectors shared_accesses bank_conflicts barriers "
-    "grid_barriers synchronizations allocated peak_allocated switches"
-).split()
+# fmt: off
+STATISTICS = [
+    "launches", "graph_launches", "kernels", "copies_to_device", "bytes_to_device", "copies_to_host",
+    "bytes_to_host", "copies_on_device", "bytes_on_device", "memsets", "loads", "load_sectors", "stores",
+    "store_sectors", "shared_accesses", "bank_conflicts", "barriers", "grid_barriers", "synchronizations",
+    "allocated", "peak_allocated", "switches",
+]
+# fmt: on
 
 
 def compile_text(source: Path, output: Path, *flags: str) -> Path:

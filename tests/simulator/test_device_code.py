@@ -144,7 +144,9 @@ def test_mma_tf32_rounds_its_operands(device: Simulated) -> None:
 
 def test_conversions_round_as_the_ptx_manual_says(device: Simulated) -> None:
     device.configure(0)
-    values = np.array([1.0, 1.00390625, 1.01171875, 3.4e38, np.inf, np.nan, -0.0, 1e-40, 1 + 2**-11, 1 + 2**-12], np.float32)
+    values = np.array(
+        [1.0, 1.00390625, 1.01171875, 3.4e38, np.inf, np.nan, -0.0, 1e-40, 1 + 2**-11, 1 + 2**-12], np.float32
+    )
     out = np.zeros((len(values), 2), np.uint32)
     assert device.call("run_round_floats", values, out, len(values)) == 0
     low, high = (out[:, 0] & 0xFFFF).astype(np.uint16), (out[:, 0] >> 16).astype(np.uint16)

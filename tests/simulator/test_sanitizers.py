@@ -87,7 +87,8 @@ def test_two_files_of_one_module_share_one_simulator(tmp_path: Path) -> None:
     first, second = tmp_path / "first.cu", tmp_path / "second.cu"
     include = "#include <pequegrad/cuda/platform.h>\n"
     first.write_text(
-        include + "int launch();\nint main() { launch(); return pg_sim::machine.statistics[PG_SIM_LAUNCHES] == 1 ? 0 : 1; }\n"
+        include
+        + "int launch();\nint main() { launch(); return pg_sim::machine.statistics[PG_SIM_LAUNCHES] == 1 ? 0 : 1; }\n"
     )
     second.write_text(
         include + "static __global__ void nothing() {}\nint launch() { return pg_launch(nothing, 1, 32, 0, 0); }\n"

@@ -21,8 +21,8 @@ __device__ __forceinline__ void pg_sim_note_shared(const void*, int) {}
 // More than 48 KB of dynamic shared memory must be asked for.
 template <class Kernel> inline cudaError_t pg_allow_shared(Kernel* kernel, size_t shared) {
   if (shared <= 48 * 1024) return cudaSuccess;
-  const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  const cudaError_t status = cudaFuncSetAttribute(
+      reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   return status == cudaErrorInvalidValue ? cudaErrorInvalidConfiguration : status;
 }
 template <class... P, class... A>
@@ -34,8 +34,8 @@ inline cudaError_t pg_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t
   return cudaGetLastError();
 }
 template <class... P, class... A>
-inline cudaError_t pg_launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-                                         A... arguments) {
+inline cudaError_t pg_launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                                         cudaStream_t stream, A... arguments) {
   const cudaError_t status = pg_allow_shared(kernel, shared);
   if (status != cudaSuccess) return status;
   return [&](P... converted) {

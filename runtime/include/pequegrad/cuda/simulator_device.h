@@ -22,12 +22,12 @@
 #define gridDim (pg_sim::running.grid_size)
 constexpr int warpSize = 32;
 
-#define PG_SIM_VECTORS(T, name)                                                          \
-  struct __attribute__((aligned(2 * sizeof(T)))) name##2 { T x, y; };                     \
-  struct name##3 { T x, y, z; };                                                          \
+#define PG_SIM_VECTORS(T, name)                                                                       \
+  struct __attribute__((aligned(2 * sizeof(T)))) name##2 { T x, y; };                                 \
+  struct name##3 { T x, y, z; };                                                                      \
   struct __attribute__((aligned(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16))) name##4 { T x, y, z, w; }; \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                              \
-  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                      \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                          \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                  \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 PG_SIM_VECTORS(float, float)
 PG_SIM_VECTORS(int, int)
@@ -36,11 +36,21 @@ PG_SIM_VECTORS(unsigned char, uchar)
 PG_SIM_VECTORS(short, short)
 PG_SIM_VECTORS(unsigned short, ushort)
 #undef PG_SIM_VECTORS
-struct __attribute__((aligned(8))) uint2 { unsigned x, y; };
-struct __attribute__((aligned(16))) uint4 { unsigned x, y, z, w; };
-struct __attribute__((aligned(16))) double2 { double x, y; };
-struct __attribute__((aligned(16))) longlong2 { long long x, y; };
-struct __attribute__((aligned(16))) ulonglong2 { unsigned long long x, y; };
+struct __attribute__((aligned(8))) uint2 {
+  unsigned x, y;
+};
+struct __attribute__((aligned(16))) uint4 {
+  unsigned x, y, z, w;
+};
+struct __attribute__((aligned(16))) double2 {
+  double x, y;
+};
+struct __attribute__((aligned(16))) longlong2 {
+  long long x, y;
+};
+struct __attribute__((aligned(16))) ulonglong2 {
+  unsigned long long x, y;
+};
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
@@ -84,7 +94,8 @@ inline char* shared_bytes(int& site, std::size_t bytes) {
   if (!a.data) {
     block.static_bytes += bytes;
     if (block.static_bytes > static_shared_limit)
-      fail("%zu bytes of static shared memory, more than the %zu that nvcc takes", block.static_bytes, static_shared_limit);
+      fail("%zu bytes of static shared memory, more than the %zu that nvcc takes", block.static_bytes,
+           static_shared_limit);
     a = allocate_guarded(bytes, shared_zone);
   }
   return a.data;
@@ -145,9 +156,15 @@ template <class T, class F> T atomic_update(T* target, F update) {
 inline void __syncthreads(PG_SIM_CALLER) {
   pg_sim::arrive(pg_sim::running.thread->block->barrier, {"__syncthreads", file, line}, true);
 }
-inline int __syncthreads_or(int vote, PG_SIM_CALLER) { return pg_sim::block_vote(vote, 0, {"__syncthreads_or", file, line}); }
-inline int __syncthreads_and(int vote, PG_SIM_CALLER) { return pg_sim::block_vote(vote, 1, {"__syncthreads_and", file, line}); }
-inline int __syncthreads_count(int vote, PG_SIM_CALLER) { return pg_sim::block_vote(vote, 2, {"__syncthreads_count", file, line}); }
+inline int __syncthreads_or(int vote, PG_SIM_CALLER) {
+  return pg_sim::block_vote(vote, 0, {"__syncthreads_or", file, line});
+}
+inline int __syncthreads_and(int vote, PG_SIM_CALLER) {
+  return pg_sim::block_vote(vote, 1, {"__syncthreads_and", file, line});
+}
+inline int __syncthreads_count(int vote, PG_SIM_CALLER) {
+  return pg_sim::block_vote(vote, 2, {"__syncthreads_count", file, line});
+}
 inline void __syncwarp(unsigned mask = ~0u, PG_SIM_CALLER) {
   const pg_sim::Place place{"__syncwarp", file, line};
   pg_sim::arrive(pg_sim::collective(mask, place).meeting, place, true);
@@ -158,7 +175,8 @@ template <class T> T __shfl_sync(unsigned mask, T value, int source, int width =
   return pg_sim::shuffle(mask, value, first | (static_cast<unsigned>(source) & (w - 1)), {"__shfl_sync", file, line});
 }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int distance, int width = 32, PG_SIM_CALLER) {
-  const unsigned lane = pg_sim::lane(), w = static_cast<unsigned>(width), source = lane ^ static_cast<unsigned>(distance);
+  const unsigned lane = pg_sim::lane(), w = static_cast<unsigned>(width),
+                 source = lane ^ static_cast<unsigned>(distance);
   // A source in a later segment of `width` lanes is out of reach, one in an earlier segment is not (the PTX manual).
   return pg_sim::shuffle(mask, value, source > (lane | (w - 1)) ? lane : source, {"__shfl_xor_sync", file, line});
 }
@@ -182,32 +200,53 @@ inline int __all_sync(unsigned mask, int predicate, PG_SIM_CALLER) {
   return pg_sim::ballot(mask, !predicate, {"__all_sync", file, line}) == 0;
 }
 
-#define PG_SIM_ATOMICS(T)                                                                                          \
-  inline T atomicAdd(T* p, T v) { return pg_sim::atomic_update(p, [v](T old) { return static_cast<T>(old + v); }); } \
-  inline T atomicExch(T* p, T v) { return pg_sim::atomic_update(p, [v](T) { return v; }); }
-#define PG_SIM_INTEGER_ATOMICS(T)                                                                            \
-  inline T atomicMin(T* p, T v) { return pg_sim::atomic_update(p, [v](T old) { return v < old ? v : old; }); } \
-  inline T atomicMax(T* p, T v) { return pg_sim::atomic_update(p, [v](T old) { return v > old ? v : old; }); } \
-  inline T atomicAnd(T* p, T v) { return pg_sim::atomic_update(p, [v](T old) { return old & v; }); }           \
-  inline T atomicOr(T* p, T v) { return pg_sim::atomic_update(p, [v](T old) { return old | v; }); }            \
-  inline T atomicXor(T* p, T v) { return pg_sim::atomic_update(p, [v](T old) { return old ^ v; }); }           \
-  inline T atomicCAS(T* p, T expected, T v) {                                                                \
-    return pg_sim::atomic_update(p, [expected, v](T old) { return old == expected ? v : old; });             \
+#define PG_SIM_ATOMICS(T)                                                            \
+  inline T atomicAdd(T* p, T v) {                                                    \
+    return pg_sim::atomic_update(p, [v](T old) { return static_cast<T>(old + v); }); \
+  }                                                                                  \
+  inline T atomicExch(T* p, T v) {                                                   \
+    return pg_sim::atomic_update(p, [v](T) { return v; });                           \
+  }
+#define PG_SIM_INTEGER_ATOMICS(T)                                                                \
+  inline T atomicMin(T* p, T v) {                                                                \
+    return pg_sim::atomic_update(p, [v](T old) { return v < old ? v : old; });                   \
+  }                                                                                              \
+  inline T atomicMax(T* p, T v) {                                                                \
+    return pg_sim::atomic_update(p, [v](T old) { return v > old ? v : old; });                   \
+  }                                                                                              \
+  inline T atomicAnd(T* p, T v) {                                                                \
+    return pg_sim::atomic_update(p, [v](T old) { return old & v; });                             \
+  }                                                                                              \
+  inline T atomicOr(T* p, T v) {                                                                 \
+    return pg_sim::atomic_update(p, [v](T old) { return old | v; });                             \
+  }                                                                                              \
+  inline T atomicXor(T* p, T v) {                                                                \
+    return pg_sim::atomic_update(p, [v](T old) { return old ^ v; });                             \
+  }                                                                                              \
+  inline T atomicCAS(T* p, T expected, T v) {                                                    \
+    return pg_sim::atomic_update(p, [expected, v](T old) { return old == expected ? v : old; }); \
   }
 PG_SIM_ATOMICS(float)
 PG_SIM_ATOMICS(double)
 // Integers add as unsigned ones: overflow wraps.
 inline int atomicAdd(int* p, int v) {
-  return pg_sim::atomic_update(p, [v](int old) { return static_cast<int>(static_cast<unsigned>(old) + static_cast<unsigned>(v)); });
+  return pg_sim::atomic_update(
+      p, [v](int old) { return static_cast<int>(static_cast<unsigned>(old) + static_cast<unsigned>(v)); });
 }
-inline int atomicExch(int* p, int v) { return pg_sim::atomic_update(p, [v](int) { return v; }); }
+inline int atomicExch(int* p, int v) {
+  return pg_sim::atomic_update(p, [v](int) { return v; });
+}
 PG_SIM_ATOMICS(unsigned)
 PG_SIM_ATOMICS(unsigned long long)
 PG_SIM_INTEGER_ATOMICS(int)
 PG_SIM_INTEGER_ATOMICS(unsigned)
 PG_SIM_INTEGER_ATOMICS(unsigned long long)
-inline long long atomicMin(long long* p, long long v) { return pg_sim::atomic_update(p, [v](long long old) { return v < old ? v : old; }); }
-inline long long atomicMax(long long* p, long long v) { return pg_sim::atomic_update(p, [v](long long old) { return v > old ? v : old; }); }
+inline long long atomicMin(long long* p, long long v) {
+  return pg_sim::atomic_update(p, [v](long long old) { return v < old ? v : old; });
+}
+inline long long atomicMax(long long* p, long long v) {
+  return pg_sim::atomic_update(p, [v](long long old) { return v > old ? v : old; });
+}
 #undef PG_SIM_ATOMICS
 #undef PG_SIM_INTEGER_ATOMICS
 
@@ -242,7 +281,9 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline unsigned __umulhi(unsigned x, unsigned y) { return static_cast<unsigned>(static_cast<unsigned long long>(x) * y >> 32); }
+inline unsigned __umulhi(unsigned x, unsigned y) {
+  return static_cast<unsigned>(static_cast<unsigned long long>(x) * y >> 32);
+}
 inline int __mulhi(int x, int y) { return static_cast<int>(static_cast<long long>(x) * y >> 32); }
 inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
   return static_cast<unsigned long long>(static_cast<unsigned __int128>(x) * y >> 64);

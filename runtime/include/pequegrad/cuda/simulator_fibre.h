@@ -130,25 +130,45 @@ pg_sim_switch:
 namespace pg_sim {
 
 #ifdef PG_SIM_TSAN
+#define PG_SIM_NO_TSAN __attribute__((no_sanitize("thread"), noinline))
+inline int quiet_depth = 0;  // of the fibre that runs; none is open where a thread of a kernel gives way
 struct Quiet {
-  Quiet() {
+  PG_SIM_NO_TSAN Quiet() {
+    ++quiet_depth;
     AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
     AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
   }
-  ~Quiet() {
+  PG_SIM_NO_TSAN ~Quiet() {
     AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
     AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    --quiet_depth;
   }
   Quiet(const Quiet&) = delete;
   Quiet& operator=(const Quiet&) = delete;
 };
-#define PG_SIM_NO_TSAN __attribute__((no_sanitize("thread"), noinline))
+// Before a fibre is left for good.
+PG_SIM_NO_TSAN inline void end_quiet() {
+  for (; quiet_depth > 0; --quiet_depth) {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+}
+// The host's own depth, put aside while threads run.
+struct HostQuiet {
+  int depth = quiet_depth;
+  PG_SIM_NO_TSAN HostQuiet() { quiet_depth = 0; }
+  PG_SIM_NO_TSAN ~HostQuiet() { quiet_depth = depth; }
+};
 inline void happens_before(char* token) { __tsan_release(token); }
 inline void happens_after(char* token) { __tsan_acquire(token); }
 #else
 struct Quiet {
   ~Quiet() {}  // not trivial, so that a Quiet is never an unused variable
 };
+struct HostQuiet {
+  ~HostQuiet() {}
+};
+inline void end_quiet() {}
 #define PG_SIM_NO_TSAN
 inline void happens_before(char*) {}
 inline void happens_after(char*) {}
@@ -204,8 +224,7 @@ inline void entered_fibre() {
 inline void map_stack(Fibre& fibre) {
   const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t size = (stack_bytes + page - 1) / page * page;
-  void* mapped =
-      mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* mapped = mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) abort();
   mprotect(mapped, page, PROT_NONE);
   fibre.stack = static_cast<char*>(mapped) + page;

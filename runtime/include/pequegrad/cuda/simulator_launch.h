@@ -14,7 +14,7 @@ inline void start_block(Block& block, unsigned number, unsigned first_thread) {
   block.static_bytes = 0;
   while (block.warps.size() < (threads + 31) / 32) block.warps.push_back(new Warp);
   for (Warp* warp : block.warps) {
-    warp->alive = 0;
+    warp->alive = warp->lanes = 0;
     warp->whole.mask = 0;
     warp->whole.meeting.reset(0);
     for (Collective* c : warp->others) {
@@ -33,6 +33,7 @@ inline void start_block(Block& block, unsigned number, unsigned first_thread) {
     t.block = &block;
     t.warp = block.warps[i / 32];
     t.warp->alive |= 1u << t.lane;
+    if (t.warp->lanes++ == 0) t.warp->first = first_thread + i;
     t.place = {"the start", "", 0};
     t.done = false;
     t.copies.clear();
@@ -65,7 +66,9 @@ inline void report_deadlock(unsigned blocks, unsigned threads) {
       };
       const long n = std::count_if(left.begin(), left.end(), same);
       if (first->done) report(" %ld have returned,", n);
-      else report(" %ld of %u threads wait at %s (%s:%d),", n, threads, first->place.what, first->place.file, first->place.line);
+      else
+        report(" %ld of %u threads wait at %s (%s:%d),", n, threads, first->place.what, first->place.file,
+               first->place.line);
       std::vector<Thread*> rest;
       for (Thread* t : left)
         if (!same(t)) rest.push_back(t);
@@ -130,9 +133,13 @@ PG_SIM_NO_TSAN inline bool execute(const Launch& launch) {
   for (unsigned first = 0; first < blocks && !m.failed; first += together) {
     const unsigned count = std::min(together, blocks - first);
     m.active = count * threads;
+    m.active_blocks = count;
     for (unsigned b = 0; b < count; ++b) start_block(*m.blocks[b], order[first + b], b * threads);
     running.thread = take_ready();
-    switch_fibre(m.host, *running.thread, false);
+    {
+      const HostQuiet aside;
+      switch_fibre(m.host, *running.thread, false);
+    }
     running.thread = nullptr;
     m.ready_count = 0;
     if (!m.failed)

@@ -19,9 +19,9 @@ struct dim3 {
 
 // The places of pg_sim_statistics, in this order.
 enum pg_sim_statistic {
-  PG_SIM_LAUNCHES,         // kernels launched one by one, cooperative ones included
-  PG_SIM_GRAPH_LAUNCHES,   // graphs launched
-  PG_SIM_KERNELS,          // kernels executed, those of graphs included
+  PG_SIM_LAUNCHES,        // kernels launched one by one, cooperative ones included
+  PG_SIM_GRAPH_LAUNCHES,  // graphs launched
+  PG_SIM_KERNELS,         // kernels executed, those of graphs included
   PG_SIM_COPIES_TO_DEVICE,
   PG_SIM_BYTES_TO_DEVICE,
   PG_SIM_COPIES_TO_HOST,
@@ -29,18 +29,18 @@ enum pg_sim_statistic {
   PG_SIM_COPIES_ON_DEVICE,
   PG_SIM_BYTES_ON_DEVICE,
   PG_SIM_MEMSETS,
-  PG_SIM_LOADS,            // noted loads, one per warp
-  PG_SIM_LOAD_SECTORS,     // 32-byte sectors that they touch
+  PG_SIM_LOADS,         // noted loads, one per warp
+  PG_SIM_LOAD_SECTORS,  // 32-byte sectors that they touch
   PG_SIM_STORES,
   PG_SIM_STORE_SECTORS,
   PG_SIM_SHARED_ACCESSES,  // accesses through a PG_SHARED array, one per warp
   PG_SIM_BANK_CONFLICTS,   // extra passes that they need
   PG_SIM_BARRIERS,         // block barriers completed
   PG_SIM_GRID_BARRIERS,
-  PG_SIM_SYNCHRONIZATIONS, // of a stream, an event or the device, by the host
-  PG_SIM_ALLOCATED,        // bytes of device memory in use; not reset
-  PG_SIM_PEAK_ALLOCATED,   // reset to what is in use
-  PG_SIM_SWITCHES,         // from thread to thread
+  PG_SIM_SYNCHRONIZATIONS,  // of a stream, an event or the device, by the host
+  PG_SIM_ALLOCATED,         // bytes of device memory in use; not reset
+  PG_SIM_PEAK_ALLOCATED,    // reset to what is in use
+  PG_SIM_SWITCHES,          // from thread to thread
   PG_SIM_STATISTICS
 };
 
@@ -62,7 +62,7 @@ struct Meeting {
   unsigned needed = 0, arrived = 0, generation = 0;
   unsigned votes = 0, result[2] = {0, 0};
   Thread* waiting = nullptr;  // the last to arrive, and by Thread::next those before it
-  char token[2];  // ThreadSanitizer orders by its address
+  char token[2];              // ThreadSanitizer orders by its address
   void reset(unsigned needed_) {
     needed = needed_;
     arrived = votes = 0;
@@ -79,6 +79,7 @@ struct Collective {
 
 struct Warp {
   unsigned alive = 0;
+  unsigned first = 0, lanes = 0;    // its threads, side by side in the pool
   Collective whole;                 // for the first mask that is used, in general all lanes
   std::vector<Collective*> others;  // one per further mask
 };
@@ -149,9 +150,9 @@ struct Machine {
   const Launch* launch = nullptr;
   Fibre host;
   std::vector<Thread*> threads;  // the pool; the first `active` belong to the blocks that run
-  unsigned active = 0;
+  unsigned active = 0, active_blocks = 0;
   std::vector<Block*> blocks;
-  std::vector<Thread*> ready;    // the first `ready_count`; as long as the pool
+  std::vector<Thread*> ready;  // the first `ready_count`; as long as the pool
   std::uint32_t ready_count = 0;
   Meeting grid_barrier;
   AllocationTable device, pinned;
@@ -163,7 +164,7 @@ struct Machine {
 // Never destroyed: a module may free its memory while the process ends.
 inline Machine& machine = *new Machine;
 
-inline std::uint32_t random_below(std::uint32_t count) {
+PG_SIM_NO_TSAN inline std::uint32_t random_below(std::uint32_t count) {
   // Knuth's linear congruential generator (MMIX), of which the high half is good enough.
   machine.random_state = machine.random_state * 6364136223846793005u + 1442695040888963407u;
   return static_cast<std::uint32_t>((machine.random_state >> 32) * count >> 32);
@@ -199,22 +200,25 @@ inline void begin_report() {
 
 // Ends the launch with a report: "kernel `k`, block (0, 0, 0), thread (5, 0, 0): ...".
 [[noreturn]] __attribute__((format(printf, 1, 2), noinline)) inline void fail(const char* format, ...) {
-  const Quiet quiet;
   Thread& self = *running.thread;
-  begin_report();
-  const uint3 b = self.block->index, t = self.index;
-  report(", block (%u, %u, %u), thread (%u, %u, %u): ", b.x, b.y, b.z, t.x, t.y, t.z);
-  const std::size_t used = std::strlen(machine.report);
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(machine.report + used, sizeof machine.report - used, format, arguments);
-  va_end(arguments);
-  machine.ready_count = 0;
+  {
+    const Quiet quiet;
+    begin_report();
+    const uint3 b = self.block->index, t = self.index;
+    report(", block (%u, %u, %u), thread (%u, %u, %u): ", b.x, b.y, b.z, t.x, t.y, t.z);
+    const std::size_t used = std::strlen(machine.report);
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(machine.report + used, sizeof machine.report - used, format, arguments);
+    va_end(arguments);
+    machine.ready_count = 0;
+  }
+  end_quiet();
   switch_fibre(self, machine.host, true);
   abort();
 }
 
-inline Thread* take_ready() {
+PG_SIM_NO_TSAN inline Thread* take_ready() {
   Machine& m = machine;
   Thread** ready = m.ready.data();
   Thread*& chosen = ready[random_below(m.ready_count)];
@@ -223,6 +227,7 @@ inline Thread* take_ready() {
   return next;
 }
 
+// No Quiet may be open when a fibre is left: it may be for good, and ThreadSanitizer wants the ends of both.
 // Gives way to any ready thread; to the host where none is. Returns when somebody chooses this thread again.
 PG_SIM_NO_TSAN inline void give_way(Thread& self, bool for_good) {
   Machine& m = machine;
@@ -234,8 +239,7 @@ PG_SIM_NO_TSAN inline void give_way(Thread& self, bool for_good) {
   switch_fibre(self, *next, for_good);
 }
 
-inline void yield() {
-  const Quiet quiet;
+PG_SIM_NO_TSAN inline void yield() {
   Thread& self = *running.thread;
   machine.ready[machine.ready_count++] = &self;
   give_way(self, false);
@@ -268,21 +272,23 @@ inline void complete_barrier(Block& block) {
 // Waits for the others. `orders` says that memory accesses before it come before those after it. Returns the parity of
 // the meeting.
 inline unsigned arrive(Meeting& meeting, const Place& place, bool orders, unsigned vote = 0) {
-  const Quiet quiet;
   Thread& self = *running.thread;
   const unsigned parity = meeting.generation & 1;
   if (meeting.waiting && (meeting.waiting->place.line != place.line || meeting.waiting->place.what != place.what))
     fail_divergent(meeting, place);
   if (orders) happens_before(&meeting.token[parity]);
-  self.place.what = place.what;
-  self.place.file = place.file;
-  self.place.line = place.line;
-  meeting.votes += vote;
-  self.next = meeting.waiting;
-  meeting.waiting = &self;
-  if (++meeting.arrived == meeting.needed) {
-    if (&meeting == &self.block->barrier) complete_barrier(*self.block);
-    release(meeting);
+  {
+    const Quiet quiet;
+    self.place.what = place.what;
+    self.place.file = place.file;
+    self.place.line = place.line;
+    meeting.votes += vote;
+    self.next = meeting.waiting;
+    meeting.waiting = &self;
+    if (++meeting.arrived == meeting.needed) {
+      if (&meeting == &self.block->barrier) complete_barrier(*self.block);
+      release(meeting);
+    }
   }
   give_way(self, false);
   if (orders) happens_after(&meeting.token[parity]);
@@ -312,33 +318,38 @@ inline Collective& collective(unsigned mask, const Place& place) {
 // mask hold 0xff.
 using Slots = unsigned char (*)[32];
 inline Slots exchange(unsigned mask, const void* value, std::size_t bytes, const Place& place) {
-  const Quiet quiet;
   Collective& c = collective(mask, place);
   const unsigned parity = c.meeting.generation & 1;
-  if (c.meeting.arrived == 0) std::memset(c.slot[parity], 0xff, sizeof c.slot[parity]);
-  std::memcpy(c.slot[parity][running.thread->lane], value, bytes);
+  {
+    const Quiet quiet;
+    if (c.meeting.arrived == 0) std::memset(c.slot[parity], 0xff, sizeof c.slot[parity]);
+    std::memcpy(c.slot[parity][running.thread->lane], value, bytes);
+  }
   arrive(c.meeting, place, false);
   return c.slot[parity];
 }
 
 // The end of a thread: lanes that are left need not wait for it, a block's barrier does.
-PG_SIM_NO_TSAN inline void thread_entry() {
-  entered_fibre();
-  happens_after(&machine.launched);
-  machine.launch->run();
+inline void end_thread(Thread& self) {
   const Quiet quiet;
-  happens_before(&machine.ended);
-  Thread& self = *running.thread;
   self.done = true;
   Warp& warp = *self.warp;
   warp.alive &= ~(1u << self.lane);
   if (warp.alive == 0 && running.count_traffic) flush_traffic(warp);
-  auto without = [&](Collective& c) {
+  const auto without = [&](Collective& c) {
     c.meeting.needed = static_cast<unsigned>(__builtin_popcount(c.mask & warp.alive));
     if (c.meeting.arrived && c.meeting.arrived >= c.meeting.needed) release(c.meeting);
   };
   without(warp.whole);
   for (Collective* c : warp.others) without(*c);
+}
+PG_SIM_NO_TSAN inline void thread_entry() {
+  entered_fibre();
+  happens_after(&machine.launched);
+  machine.launch->run();
+  happens_before(&machine.ended);
+  Thread& self = *running.thread;
+  end_thread(self);
   give_way(self, true);
   abort();
 }

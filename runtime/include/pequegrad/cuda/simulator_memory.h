@@ -93,7 +93,9 @@ inline void free_guarded(Allocation& a) {
 // Allocations ordered by address.
 class AllocationTable {
  public:
-  void insert(const Allocation& a) { entries_.insert(std::lower_bound(entries_.begin(), entries_.end(), a, before), a); }
+  void insert(const Allocation& a) {
+    entries_.insert(std::lower_bound(entries_.begin(), entries_.end(), a, before), a);
+  }
   bool erase(const void* pointer) {
     for (std::size_t i = 0; i < entries_.size(); ++i)
       if (entries_[i].data == pointer) {

@@ -1,4 +1,4 @@
-// The runtime API: devices, memory, copies, streams, events, graphs; and the simulator's own plain C functions.
+// The runtime API: devices, memory, copies, streams, events.
 #pragma once
 #include "simulator_stream.h"
 #include "simulator_tensor.h"
@@ -47,7 +47,8 @@ inline cudaError_t allocate(void** pointer, std::size_t bytes, AllocationTable& 
   if (bytes == 0) return cudaSuccess;
   const bool on_device = &table == &machine.device;
   const std::size_t used = static_cast<std::size_t>(machine.statistics[PG_SIM_ALLOCATED]);
-  if (on_device && bytes > machine.memory_bytes - std::min(used, machine.memory_bytes)) return answer(cudaErrorMemoryAllocation);
+  if (on_device && bytes > machine.memory_bytes - std::min(used, machine.memory_bytes))
+    return answer(cudaErrorMemoryAllocation);
   const Allocation a = allocate_guarded(bytes, global_zone);
   if (!a.data) return answer(cudaErrorMemoryAllocation);
   table.insert(a);
@@ -117,7 +118,9 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int device) { return pg_sim::answer(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+inline cudaError_t cudaSetDevice(int device) {
+  return pg_sim::answer(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = CUDART_VERSION;
   return cudaSuccess;
@@ -136,11 +139,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMaxRegistersPerBlock: *value = 65536; return cudaSuccess;
     case cudaDevAttrMultiProcessorCount: *value = static_cast<int>(pg_sim::multiprocessors); return cudaSuccess;
     case cudaDevAttrL2CacheSize: *value = 50 << 20; return cudaSuccess;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = static_cast<int>(pg_sim::threads_per_multiprocessor); return cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = static_cast<int>(pg_sim::threads_per_multiprocessor);
+      return cudaSuccess;
     case cudaDevAttrUnifiedAddressing: *value = 1; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = static_cast<int>(pg_sim::shared_limit) + 1024; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = static_cast<int>(pg_sim::shared_limit) + 1024;
+      return cudaSuccess;
     case cudaDevAttrCooperativeLaunch: *value = 1; return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(pg_sim::shared_limit); return cudaSuccess;
   }
@@ -148,8 +155,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return pg_sim::answer(cudaErrorInvalidDevice);
-  *properties = {"pequegrad simulator", 9, 0, static_cast<int>(pg_sim::multiprocessors), 32, pg_sim::machine.memory_bytes,
-                 pg_sim::shared_limit};
+  *properties = {
+      "pequegrad simulator", 9, 0, static_cast<int>(pg_sim::multiprocessors), 32, pg_sim::machine.memory_bytes,
+      pg_sim::shared_limit};
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() {
@@ -167,7 +175,8 @@ template <class T> cudaError_t cudaFuncSetAttribute(T*, cudaFuncAttribute attrib
 template <class T>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T, int threads, std::size_t shared) {
   if (threads < 1 || threads > 1024) return pg_sim::answer(cudaErrorInvalidValue);
-  *blocks = static_cast<int>(shared > pg_sim::shared_limit ? 0 : pg_sim::resident_blocks(static_cast<unsigned>(threads), shared));
+  *blocks = static_cast<int>(
+      shared > pg_sim::shared_limit ? 0 : pg_sim::resident_blocks(static_cast<unsigned>(threads), shared));
   return cudaSuccess;
 }
 
@@ -201,7 +210,8 @@ inline cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
 
 // From pageable memory: read before the call returns; into it: the call returns when it is there. Pinned memory is read
 // and written when the stream comes to it.
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t stream = nullptr) {
   const pg_sim::Lock lock(pg_sim::machine.lock);
   const pg_sim::Quiet quiet;
   if (const cudaError_t error = pg_sim::resolve_direction(to, from, bytes, kind)) return pg_sim::answer(error);
@@ -245,7 +255,9 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaS
   };
   return pg_sim::answer(pg_sim::enqueue(stream, std::move(operation)));
 }
-inline cudaError_t cudaMemset(void* to, int value, std::size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
+inline cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
+  return cudaMemsetAsync(to, value, bytes, nullptr);
+}
 
 // Streams.
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
@@ -256,7 +268,9 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flag
   pg_sim::scheduler.streams.push_back(*stream);
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
+inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const pg_sim::Lock lock(pg_sim::machine.lock);
   if (!stream || !pg_sim::known(stream)) return pg_sim::answer(cudaErrorInvalidResourceHandle);
@@ -367,145 +381,4 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t first, 
   *milliseconds = std::chrono::duration<float, std::milli>(second->time - first->time).count();
   return cudaSuccess;
 }
-
-// Stream capture and graphs.
-inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  if (pg_sim::scheduler.sticky != cudaSuccess) return pg_sim::answer(pg_sim::scheduler.sticky);
-  if (!pg_sim::known(stream)) return pg_sim::answer(cudaErrorInvalidResourceHandle);
-  if (!stream) return pg_sim::answer(cudaErrorStreamCaptureUnsupported);
-  if (stream->capture) return pg_sim::answer(cudaErrorInvalidValue);
-  stream->capture = new pg_sim::Capture{++pg_sim::scheduler.captured, mode, std::this_thread::get_id(), stream, true, {}};
-  stream->after.clear();
-  pg_sim::scheduler.captures.push_back(stream->capture);
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  if (!pg_sim::known(stream)) return pg_sim::answer(cudaErrorInvalidResourceHandle);
-  const pg_sim::Capture* capture = pg_sim::resolve(stream)->capture;
-  *status = !capture          ? cudaStreamCaptureStatusNone
-            : capture->valid ? cudaStreamCaptureStatusActive
-                             : cudaStreamCaptureStatusInvalidated;
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  if (!pg_sim::known(stream)) return pg_sim::answer(cudaErrorInvalidResourceHandle);
-  *graph = nullptr;
-  pg_sim::Capture* capture = stream ? stream->capture : nullptr;
-  if (!capture) return pg_sim::answer(cudaErrorInvalidValue);
-  if (capture->origin != stream) return pg_sim::answer(cudaErrorStreamCaptureUnmatched);
-  if (capture->mode == cudaStreamCaptureModeThreadLocal && capture->thread != std::this_thread::get_id())
-    return pg_sim::answer(cudaErrorStreamCaptureWrongThread);
-  // What the origin's last nodes follow, directly or not; everything else was never joined.
-  std::vector<bool> joined(capture->graph.nodes.size());
-  for (int last : stream->after) joined[static_cast<std::size_t>(last)] = true;
-  for (std::size_t i = capture->graph.nodes.size(); i-- > 0;)
-    if (joined[i])
-      for (int before : capture->graph.nodes[i].after) joined[static_cast<std::size_t>(before)] = true;
-  cudaError_t error = capture->valid ? cudaSuccess : cudaErrorStreamCaptureInvalidated;
-  if (error == cudaSuccess && std::find(joined.begin(), joined.end(), false) != joined.end())
-    error = cudaErrorStreamCaptureUnjoined;
-  if (error == cudaSuccess) *graph = new pg_sim_graph(std::move(capture->graph));
-  for (cudaStream_t s : pg_sim::scheduler.streams)
-    if (s->capture == capture) {
-      s->capture = nullptr;
-      s->after.clear();
-    }
-  auto& captures = pg_sim::scheduler.captures;
-  captures.erase(std::find(captures.begin(), captures.end(), capture));
-  delete capture;
-  return pg_sim::answer(error);
-}
-inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, std::size_t* count) {
-  if (nodes)
-    for (std::size_t i = 0; i < std::min(*count, graph->nodes.size()); ++i) nodes[i] = &graph->nodes[i];
-  *count = graph->nodes.size();
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
-  *type = node->kind == pg_sim_kind::kernel   ? cudaGraphNodeTypeKernel
-          : node->kind == pg_sim_kind::copy   ? cudaGraphNodeTypeMemcpy
-          : node->kind == pg_sim_kind::memset ? cudaGraphNodeTypeMemset
-                                              : cudaGraphNodeTypeHost;
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long = 0) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  if (!executable || !graph) return pg_sim::answer(cudaErrorInvalidValue);
-  *executable = new pg_sim_graph_exec{*graph};
-  return pg_sim::answer(pg_sim::scheduler.sticky);
-}
-inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaGraphExecUpdate(cudaGraphExec_t executable, cudaGraph_t graph, cudaGraphExecUpdateResultInfo* info) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  *info = {cudaGraphExecUpdateSuccess, nullptr, nullptr};
-  const auto& old = executable->graph.nodes;
-  if (old.size() != graph->nodes.size()) info->result = cudaGraphExecUpdateErrorTopologyChanged;
-  for (std::size_t i = 0; i < old.size() && info->result == cudaGraphExecUpdateSuccess; ++i) {
-    const pg_sim_operation& node = graph->nodes[i];
-    if (old[i].after != node.after) info->result = cudaGraphExecUpdateErrorTopologyChanged;
-    else if (old[i].kind != node.kind) info->result = cudaGraphExecUpdateErrorNodeTypeChanged;
-    else if (old[i].function != node.function) info->result = cudaGraphExecUpdateErrorFunctionChanged;
-  }
-  if (info->result != cudaGraphExecUpdateSuccess) return pg_sim::answer(cudaErrorGraphExecUpdateFailure);
-  executable->graph = *graph;
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  if (!executable) return pg_sim::answer(cudaErrorInvalidValue);
-  pg_sim_operation operation;
-  operation.kind = pg_sim_kind::graph;
-  auto graph = std::make_shared<pg_sim_graph>(executable->graph);  // an update does not reach launches in flight
-  operation.run = [graph] { return pg_sim::run_graph(*graph); };
-  pg_sim::count(PG_SIM_GRAPH_LAUNCHES);
-  return pg_sim::answer(pg_sim::enqueue(stream, std::move(operation)));
-}
-inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  delete executable;
-  return cudaSuccess;
-}
-
-// Frees everything and forgets errors.
-inline cudaError_t cudaDeviceReset() {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  for (cudaStream_t stream : pg_sim::scheduler.streams) stream->queue.clear();
-  pg_sim::scheduler.sticky = pg_sim::last_error = cudaSuccess;
-  while (!pg_sim::machine.device.entries().empty()) cudaFree(pg_sim::machine.device.entries().back().data);
-  while (!pg_sim::machine.pinned.entries().empty()) cudaFreeHost(pg_sim::machine.pinned.entries().back().data);
-  return cudaSuccess;
-}
-
-#define PG_SIM_EXPORT __attribute__((visibility("default"), used)) inline
-extern "C" {
-// Writes the first `count` statistics, in the order of pg_sim_statistic; then sets them to 0 if asked.
-PG_SIM_EXPORT void pg_sim_statistics(long* out, int count, int reset) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  long* statistics = pg_sim::machine.statistics;
-  for (int i = 0; i < count; ++i) out[i] = i < PG_SIM_STATISTICS ? statistics[i] : 0;
-  if (!reset) return;
-  for (int i = 0; i < PG_SIM_STATISTICS; ++i)
-    if (i != PG_SIM_ALLOCATED) statistics[i] = i == PG_SIM_PEAK_ALLOCATED ? statistics[PG_SIM_ALLOCATED] : 0;
-}
-// Sets the seed of every order, whether traffic is counted, the device memory's size (0: as it is), and forgets a
-// failure.
-PG_SIM_EXPORT void pg_sim_configure(unsigned long seed, int count_traffic, long memory_bytes) {
-  const pg_sim::Lock lock(pg_sim::machine.lock);
-  pg_sim::machine.random_state = (seed + 1) * 0x9e3779b97f4a7c15u | 1;
-  for (int i = 0; i < 8; ++i) pg_sim::random_below(2);
-  pg_sim::running.count_traffic = count_traffic != 0;
-  if (memory_bytes > 0) pg_sim::machine.memory_bytes = static_cast<std::size_t>(memory_bytes);
-  pg_sim::scheduler.sticky = pg_sim::last_error = cudaSuccess;
-  pg_sim::machine.report[0] = 0;
-}
-// What the last broken rule was; empty if none was since pg_sim_configure.
-PG_SIM_EXPORT const char* pg_sim_last_report() { return pg_sim::machine.report; }
-}
-#undef PG_SIM_EXPORT
 #pragma GCC visibility pop

@@ -189,7 +189,8 @@ inline cudaError_t check_sizes(const Launch& launch) {
   const dim3 g = launch.grid, b = launch.block;
   const unsigned long threads = 1ul * b.x * b.y * b.z;
   if (threads == 0 || threads > 1024 || b.z > 64) return cudaErrorInvalidConfiguration;
-  if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return cudaErrorInvalidConfiguration;
+  if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535)
+    return cudaErrorInvalidConfiguration;
   if (launch.shared_bytes > shared_limit) return cudaErrorInvalidConfiguration;
   return cudaSuccess;
 }
@@ -198,9 +199,9 @@ inline unsigned resident_blocks(unsigned threads, std::size_t shared) {
   return std::min(by_threads, static_cast<unsigned>((shared_limit + 1024) / (shared + 1024)));
 }
 
-template <class... P, class... A>
-cudaError_t launch(const char* text, bool cooperative, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared,
-                   cudaStream_t stream, A... arguments) {
+template <class... P, class... A> cudaError_t launch(const char* text, bool cooperative, void (*kernel)(P...),
+                                                     dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+                                                     A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "a launch needs one argument per parameter of the kernel");
   const Lock lock(machine.lock);
   const Quiet quiet;

@@ -37,7 +37,9 @@ inline void land_copies(unsigned pending) {
   }
 }
 
-inline float bf16_half(unsigned pair, unsigned which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); }
+inline float bf16_half(unsigned pair, unsigned which) {
+  return __uint_as_float(which ? pair & 0xffff0000u : pair << 16);
+}
 inline unsigned bf16_bits(float x) {
   const unsigned u = __float_as_uint(x);
   return x != x ? 0x7fffu : (u + 0x7fffu + (u >> 16 & 1)) >> 16;
@@ -46,7 +48,7 @@ inline unsigned bf16_bits(float x) {
 // Shows all lanes each other's fragments: words 0-3 are A's, 4 and 5 B's.
 inline const unsigned (*exchange_fragments(const unsigned* a, const unsigned* b, const Place& place))[8] {
   const unsigned words[8] = {a[0], a[1], a[2], a[3], b[0], b[1], 0, 0};
-  return reinterpret_cast<const unsigned(*)[8]>(exchange(~0u, words, sizeof words, place));
+  return reinterpret_cast<const unsigned (*)[8]>(exchange(~0u, words, sizeof words, place));
 }
 
 }  // namespace pg_sim
@@ -61,7 +63,8 @@ inline void pg_cp_commit() { pg_sim::commit_copies(); }
 template <int N> inline void pg_cp_wait() { pg_sim::land_copies(N); }
 
 inline void pg_ldmatrix_x4(unsigned* fragment, const void* row, PG_SIM_CALLER) {
-  if (reinterpret_cast<std::uintptr_t>(row) % 16) pg_sim::fail("ldmatrix: the address of a row, %p, is not a multiple of 16", row);
+  if (reinterpret_cast<std::uintptr_t>(row) % 16)
+    pg_sim::fail("ldmatrix: the address of a row, %p, is not a multiple of 16", row);
   if (pg_sim::running.count_traffic) pg_sim::note_shared(row, 16);
   const pg_sim::Slots slots = pg_sim::exchange(~0u, &row, sizeof row, {"ldmatrix", file, line});
   const unsigned lane = pg_sim::lane();
@@ -125,8 +128,8 @@ inline void pg_grid_barrier(unsigned* counter, PG_SIM_CALLER) {
       *counter += 0x80000000u;
       pg_sim::count(PG_SIM_GRID_BARRIERS);
       if (pg_sim::running.count_traffic)
-        for (pg_sim::Block* block : m.blocks)
-          for (pg_sim::Warp* warp : block->warps) pg_sim::flush_traffic(*warp);
+        for (unsigned i = 0; i < m.active_blocks; ++i)
+          for (pg_sim::Warp* warp : m.blocks[i]->warps) pg_sim::flush_traffic(*warp);
     }
   }
   pg_sim::arrive(pg_sim::machine.grid_barrier, place, true);

@@ -47,40 +47,30 @@ inline long count_bank_conflicts(const Access* accesses, unsigned lanes) {
   return conflicts;
 }
 
-struct WarpLanes {
-  Thread* lane[32];
-  unsigned count = 0;
-};
-
-template <class F> void for_each_instruction(const WarpLanes& warp, std::vector<Access> Thread::*list, F use) {
+template <class F> void for_each_instruction(const Warp& warp, std::vector<Access> Thread::* list, F use) {
+  Thread* const* threads = machine.threads.data() + warp.first;
   Access accesses[32];
   for (std::size_t k = 0;; ++k) {
     unsigned n = 0;
-    for (unsigned i = 0; i < warp.count; ++i)
-      if (k < (warp.lane[i]->*list).size()) accesses[n++] = (warp.lane[i]->*list)[k];
+    for (unsigned i = 0; i < warp.lanes; ++i)
+      if (k < (threads[i]->*list).size()) accesses[n++] = (threads[i]->*list)[k];
     if (n == 0) break;
     use(accesses, n);
   }
-  for (unsigned i = 0; i < warp.count; ++i) (warp.lane[i]->*list).clear();
+  for (unsigned i = 0; i < warp.lanes; ++i) (threads[i]->*list).clear();
 }
 
+// Counts what the warp's lanes noted since the last time.
 inline void flush_traffic(Warp& warp) {
-  WarpLanes lanes;
-  for (unsigned i = 0; i < machine.active; ++i) {
-    // The threads of a warp lie side by side in the pool.
-    if (machine.threads[i]->warp != &warp) continue;
-    for (; i < machine.active && machine.threads[i]->warp == &warp; ++i) lanes.lane[lanes.count++] = machine.threads[i];
-    break;
-  }
-  for_each_instruction(lanes, &Thread::loads, [](const Access* accesses, unsigned n) {
+  for_each_instruction(warp, &Thread::loads, [](const Access* accesses, unsigned n) {
     count(PG_SIM_LOADS);
     count(PG_SIM_LOAD_SECTORS, count_sectors(accesses, n));
   });
-  for_each_instruction(lanes, &Thread::stores, [](const Access* accesses, unsigned n) {
+  for_each_instruction(warp, &Thread::stores, [](const Access* accesses, unsigned n) {
     count(PG_SIM_STORES);
     count(PG_SIM_STORE_SECTORS, count_sectors(accesses, n));
   });
-  for_each_instruction(lanes, &Thread::shared, [](const Access* accesses, unsigned n) {
+  for_each_instruction(warp, &Thread::shared, [](const Access* accesses, unsigned n) {
     count(PG_SIM_SHARED_ACCESSES);
     count(PG_SIM_BANK_CONFLICTS, count_bank_conflicts(accesses, n));
   });
@@ -106,7 +96,7 @@ inline void check_global(const void* address, unsigned bytes, const char* what) 
          static_cast<long>(static_cast<const char*>(address) - found->data), found->bytes);
 }
 
-inline void preempt_sometimes() {
+PG_SIM_NO_TSAN inline void preempt_sometimes() {
   if (--running.until_preemption) return;
   running.until_preemption = 1 + random_below(512);
   yield();
@@ -123,7 +113,8 @@ inline void pg_sim_note_load(const void* address, int bytes) {
     const pg_sim::Quiet quiet;
     pg_sim::check_global(address, static_cast<unsigned>(bytes), "load");
     if (pg_sim::running.count_traffic)
-      pg_sim::running.thread->loads.push_back({reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
+      pg_sim::running.thread->loads.push_back(
+          {reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
   }
   pg_sim::preempt_sometimes();
 }
@@ -132,7 +123,8 @@ inline void pg_sim_note_store(const void* address, int bytes) {
     const pg_sim::Quiet quiet;
     pg_sim::check_global(address, static_cast<unsigned>(bytes), "store");
     if (pg_sim::running.count_traffic)
-      pg_sim::running.thread->stores.push_back({reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
+      pg_sim::running.thread->stores.push_back(
+          {reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
   }
   pg_sim::preempt_sometimes();
 }
