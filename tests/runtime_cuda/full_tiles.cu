@@ -1,4 +1,5 @@
 // Every tile at the sizes of real layers, fixed as in an emitted step: what nvcc is asked to compile without a spill.
+#include "pequegrad/cuda/attention.h"
 #include "pequegrad/cuda/convolution.h"
 #include "pequegrad/cuda/indexing.h"
 #include "pequegrad/cuda/product_tensor.h"
@@ -66,4 +67,13 @@ __global__ void __launch_bounds__(PG_BLOCK) embedding(const float* table, const 
 }
 __global__ void __launch_bounds__(PG_BLOCK) embedding_grad(const float* zeros, const int* index, const float* source, float* out, pg_failure* failure) {
   pg::scatter_add(whole_grid(), failure, 1, pg::index_shape{1, 50257, 4096, 768, false}, zeros, index, source, out);
+}
+__global__ void __launch_bounds__(PG_BLOCK) attention(const float* q, const float* k, const float* v, float* out, float* sums) {
+  // Heads within rows of all heads, as a transformer's one product leaves them: (4, 1024, 3, 12, 64).
+  const auto head = [](const float* p, long i) { return p + i / 12 * 1024 * 2304 + i % 12 * 64; };
+  pg::attention_forward<float, 64>(
+      whole_grid(), 48, 1024, 1024, 0, pg::strided<float, true, 4>([=](long i) { return head(q, i); }, 2304, 1),
+      pg::strided<float, true, 4>([=](long i) { return head(k, i); }, 2304, 1), pg::strided<float, false, 4>([=](long i) { return head(v, i); }, 1, 2304),
+      [](long, long, long, float score) { return score * 0.125f; }, [&](long i, long row, float value) { pg::store(sums + i * 1024 + row, value); },
+      [&](long i, long row, long column, float value) { pg::store(out + (i / 12 * 1024 + row) * 768 + i % 12 * 64 + column, value); });
 }
