@@ -92,6 +92,16 @@ class CacheError(PequegradError, RuntimeError):
     """A cache folder or entry that cannot be used or trusted. The machine's."""
 
 
+class ArtifactError(CacheError):
+    """A saved step that is damaged, foreign, or made for another machine, or one that cannot be saved. The machine's."""
+
+
+class SignatureError(PequegradError, TypeError):
+    """Arguments that a loaded step was not built for. The user's to mend."""
+
+    names_line = True
+
+
 class DataError(PequegradError, OSError):
     """A data file that is missing, truncated, or not what its name says. The user's to mend."""
 
