@@ -310,7 +310,7 @@ inline Collective& collective(unsigned mask, const Place& place) {
     if (!found) warp.others.push_back(found = new Collective);
     found->mask = mask;
   }
-  found->meeting.needed = static_cast<unsigned>(__builtin_popcount(mask & warp.alive));
+  if (found->meeting.arrived == 0) found->meeting.needed = static_cast<unsigned>(__builtin_popcount(mask & warp.alive));
   return *found;
 }
 
@@ -322,7 +322,7 @@ inline Slots exchange(unsigned mask, const void* value, std::size_t bytes, const
   const unsigned parity = c.meeting.generation & 1;
   {
     const Quiet quiet;
-    if (c.meeting.arrived == 0) std::memset(c.slot[parity], 0xff, sizeof c.slot[parity]);
+    if (c.meeting.arrived == 0 && c.meeting.needed < 32) std::memset(c.slot[parity], 0xff, sizeof c.slot[parity]);
     std::memcpy(c.slot[parity][running.thread->lane], value, bytes);
   }
   arrive(c.meeting, place, false);

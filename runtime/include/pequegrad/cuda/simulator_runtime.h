@@ -62,8 +62,8 @@ inline cudaError_t allocate(void** pointer, std::size_t bytes, AllocationTable& 
   return cudaSuccess;
 }
 
-// Waits for the device first, as CUDA does. Works, though it answers with the error, after a kernel broke a rule. A guard
-// zone changed by the host shows here.
+// Waits for the device first, as CUDA does. After a kernel broke a rule it still frees, and answers with the error. A
+// guard zone that the host changed shows here.
 inline cudaError_t release_memory(void* pointer, AllocationTable& table) {
   const Lock lock(machine.lock);
   const Quiet quiet;
