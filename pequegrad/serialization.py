@@ -40,13 +40,17 @@ def save(value: Any, path: str | os.PathLike[str]) -> None:
     The file is written beside and renamed, so that it is either the old one or the new one, whole.
     Raises DTypeError for anything else, DataError where it cannot be written.
     """
+    _write_whole(Path(path), to_bytes(value))
+
+
+def to_bytes(value: Any) -> bytes:
+    """Return what `save` would write. Raises DTypeError as it does."""
     arrays: dict[str, np.ndarray] = {}
     structure = _encode(value, (), arrays)
     from safetensors.numpy import save as pack  # only where a file is written: it would slow the package's import
 
     whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
-    content = pack(whole, {STRUCTURE: json.dumps(structure)})
-    _write_whole(Path(path), content)
+    return pack(whole, {STRUCTURE: json.dumps(structure)})
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -54,12 +58,17 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises DataError for a file that is missing, truncated or not in the safetensors format.
     """
-    from safetensors import SafetensorError, deserialize
-
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"load: cannot read {path}: {error.strerror or error}.") from error
+    return from_bytes(content, path)
+
+
+def from_bytes(content: bytes, path: str | os.PathLike[str]) -> Any:
+    """Return what `load` returns for a file of this content; ``path`` is for messages. Raises DataError."""
+    from safetensors import SafetensorError, deserialize
+
     try:
         entries = deserialize(content)
         length = int.from_bytes(content[:8], "little")
@@ -86,7 +95,7 @@ def _encode(value: Any, path: tuple[str, ...], arrays: dict[str, np.ndarray]) ->
         name = ".".join(path) or "value"
         while name in arrays:
             name += "'"
-        arrays[name] = value.array if isinstance(value, Tensor) else Tensor(value).array
+        arrays[name] = (value if isinstance(value, Tensor) else Tensor(value)).__array__()
         return {"tensor": name}
     if isinstance(value, dict):
         for key in value:
