@@ -53,6 +53,11 @@ class ModuleSnapshot:
             if (key not in _TABLES or type(value) is dict) and key != "_non_persistent_buffers"
         )
 
+    @property
+    def module(self) -> Any:
+        """The module, or None when it is gone."""
+        return self._ref.get()
+
     def failure(self) -> str | None:
         """Return which attribute changed, or None."""
         module = self._ref.get()
@@ -126,6 +131,11 @@ class OptimizerSnapshot:
         raw = [value for group in optimizer.param_groups for value in group.values()]
         raw += vars(optimizer).values()
         return raw
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer, or None when it is gone."""
+        return self._ref.get()
 
     def failure(self) -> str | None:
         """Return what changed, or None."""
@@ -216,6 +226,16 @@ class Guards:
                 return f".grad of tensor {index} of the call {'exists now' if is_none else 'is None now'}"
         checks = [*self._watched, *(s.failure for s in self._modules), *(s.failure for s in self._optimizers)]
         return next((text for check in checks if (text := check()) is not None), None)
+
+    @property
+    def modules(self) -> list[Any]:
+        """The modules that the step called, and that are still there."""
+        return [snapshot.module for snapshot in self._modules if snapshot.module is not None]
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers that the step stepped, and that are still there."""
+        return [snapshot.optimizer for snapshot in self._optimizers if snapshot.optimizer is not None]
 
     def lines(self) -> list[str]:
         """Return one line per kind of guard, for ``explain``."""
