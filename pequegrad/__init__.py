@@ -117,12 +117,14 @@ from .tensor import Tensor, from_dlpack, from_numpy, is_tensor, tensor
 if TYPE_CHECKING:
     from . import data, nn, optim
     from .compiler import compile, stance
+    from .export.loading import load_step
     from .serialization import load, save
 
 _LATE = {
     "compile": ("compiler", "compile"),
     "stance": ("compiler", "stance"),
     "load": ("serialization", "load"),
+    "load_step": ("export.loading", "load_step"),
     "save": ("serialization", "save"),
     "data": ("data", None),
     "nn": ("nn", None),
@@ -151,7 +153,7 @@ __all__ = [
     "from_numpy", "full", "full_like", "gather", "ge", "get_rng_state", "grad", "greater", "greater_equal", "gt",
     "index_add", "index_copy", "index_fill", "index_put", "index_select", "initial_seed", "int32", "int64",
     "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "le", "lerp", "less", "less_equal",
-    "linspace", "load", "log", "log1p", "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor",
+    "linspace", "load", "load_step", "log", "log1p", "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor",
     "logsumexp", "lt", "manual_seed", "masked_fill", "masked_select", "matmul", "max", "maximum", "mean", "min",
     "minimum", "mm", "movedim", "mul", "multiply", "mv", "narrow", "ne", "neg", "negative", "nn", "no_grad",
     "nonzero", "norm", "normal", "not_equal", "one_hot", "ones", "ones_like", "optim", "outer", "permute", "pow",

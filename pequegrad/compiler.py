@@ -15,7 +15,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from .errors import (
     ToolchainError,
     TraceError,
 )
+from .export.saving import Exportable, save_step
 from .locations import definition
 from .passes import run_pipeline
 from .targets import Target
@@ -102,6 +103,17 @@ class Artifact:
     source_path: Path
     seconds: float
     origin: str
+    exportable: Exportable = field(repr=False, compare=False)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write one folder that `pequegrad.load_step` runs in a process that traces and compiles nothing.
+
+        In it are the module, its source, a manifest with sums, and the state as it is now: parameters, buffers, optimizer
+        state, learning rates, random state. ``overwrite``: replace, in one step, an artifact that is there. Python values
+        that the trace read are built in. Raises TraceError, with the reason, for a step that would not do the same there,
+        and ArtifactError where the folder cannot be written.
+        """
+        save_step(self.exportable, path, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +310,11 @@ class CompiledFunction:
         """Build the step for these arguments ahead of time; a later call finds it. Raises what a strict call raises."""
         captured = self._capture(args, kwargs)
         chosen = self._target(target)
-        built = build(lower(optimize(captured.trace.graph), chosen, config.workers()), chosen, self._say_progress)
-        return Artifact(built.path, built.source_path, built.seconds, built.origin)
+        plan = lower(optimize(captured.trace.graph), chosen, config.workers())
+        built = build(plan, chosen, self._say_progress)
+        call = without_data(read_call(args, kwargs))
+        exportable = Exportable(self._name, call, captured, plan, chosen, built)
+        return Artifact(built.path, built.source_path, built.seconds, built.origin, exportable)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """Return, for people: which ops became which kernels, how many bytes move, and what is guarded."""

@@ -1,0 +1,342 @@
+"""A saved step, loaded: what runs it and goes on training, without tracing, rendering or compiling.
+
+Invariant: nothing of a folder runs before all of it was checked; a call either does what the step did where it was saved,
+or raises before it has changed anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import pytree, serialization
+from ..build import loader
+from ..build.loader import StepFailure, StepModule
+from ..config import config
+from ..dtypes import as_dtype
+from ..errors import ArtifactError, AutogradError, CacheError, DataError, SignatureError
+from ..ops.core import EAGER, REGISTRY, TensorSpec, bind, grad_mode, use_interpreter
+from ..tensor import FUSED_GRADIENT, Tensor
+from . import files, machine, values
+from .manifest import STATE_ROLES, FileRecord, Leaf, Manifest, TensorRecord, parse
+from .state import State, make_tensor
+
+_modules: dict[str, StepModule] = {}
+_modules_lock = threading.Lock()
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Return the manifest of a saved step, checked in itself; no other file is read, and nothing is run.
+
+    Raises ArtifactError for a folder that is none, is damaged, or is of a newer format.
+    """
+    folder = Path(path).expanduser()
+    files.check_folder(folder)
+    return parse(files.read_manifest(folder), str(folder / files.MANIFEST))
+
+
+def read_contents(path: str | os.PathLike[str], manifest: Manifest) -> dict[str, bytes]:
+    """Return the files of a saved step by name, with sizes and sums as the manifest has them. Raises ArtifactError."""
+    folder = Path(path).expanduser()
+    records = (manifest.module, manifest.state, manifest.source)
+    return {record.name: files.read_file(folder, record.name, record.bytes, record.sha256) for record in records}
+
+
+def load_step(path: str | os.PathLike[str]) -> LoadedStep:
+    """Return the step that ``step.compile(…).save(path)`` wrote, to be called as the function was, and to go on from there.
+
+    No tracing, rendering or compiling happens, and no compiler is needed. Before anything of the folder runs, all of its
+    files are checked against their sums, and the module against this Python, processor and device: ArtifactError, with
+    both sides named, where something is missing, altered, foreign, or for another machine. Sums find damage, not malice:
+    the module is machine code, so load what you would also run as a program.
+    """
+    folder = Path(path).expanduser().absolute()
+    manifest = read_manifest(folder)
+    machine.check(manifest, str(folder))
+    contents = read_contents(folder, manifest)
+    arrays = _read_state(contents[manifest.state.name], manifest, folder)
+    _check_views(manifest, folder)
+    return LoadedStep(manifest, contents, arrays, _module(folder, manifest))
+
+
+def _module(folder: Path, manifest: Manifest) -> StepModule:
+    """Return the module of a checked file; equal ones share one, as they share the threads."""
+    digest = manifest.module.sha256
+    with _modules_lock:
+        module = _modules.get(digest)
+        if module is None:
+            try:
+                module = loader.load(folder / manifest.module.name, digest)
+            except CacheError as error:
+                raise ArtifactError(
+                    f"{folder / manifest.module.name} does not load here: {error.__cause__}. Its C or C++ library may be newer "
+                    "than this machine's: save the step on a machine like this one."
+                ) from error
+            _modules[digest] = module
+        slots = [(slot.bytes, slot.is_written) for slot in manifest.slots]
+        try:
+            module.configure(slots, manifest.arena_bytes)
+        except ValueError as error:
+            raise ArtifactError(f"{folder}: the manifest does not fit the module: {error}.") from error
+    return module
+
+
+def _read_state(content: bytes, manifest: Manifest, folder: Path) -> dict[str, np.ndarray]:
+    where = folder / manifest.state.name
+    try:
+        found = serialization.from_bytes(content, where)
+    except DataError as error:
+        raise ArtifactError(str(error)) from error
+    wanted = {slot.name: slot for slot in manifest.slots if slot.role not in ("argument", "result")}
+    if not isinstance(found, dict) or found.keys() != wanted.keys():
+        raise ArtifactError(f"{where} does not hold the state that the manifest names.")
+    arrays = {}
+    for name, slot in wanted.items():
+        tensor = found[name]
+        if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype.name) != (slot.shape, slot.dtype):
+            raise ArtifactError(f"{where}: expected {name} as {slot.dtype}{list(slot.shape)}. Got {tensor!r:.200}.")
+        arrays[name] = tensor.array
+    return arrays
+
+
+def _check_views(manifest: Manifest, folder: Path) -> None:
+    for leaf in manifest.results.leaves:
+        for view in leaf.views:
+            if view.op not in REGISTRY or not REGISTRY[view.op].view:
+                raise ArtifactError(f"{folder}: {view.op!r:.80} is no view that this version knows.")
+
+
+class LoadedStep:
+    """A training or inference step that was saved, ready to call. Made by `load_step`.
+
+    ``state``: parameters, buffers, optimizer state, learning rates and random state by name, to read and to change.
+    ``gradients``: where the step keeps gradients, those of its last call by the name of their tensor.
+    ``manifest``: what the folder says of itself. ``name``: the function's name.
+
+    What Python values decided while the step was traced is built in (``manifest.frozen`` says what): ``model.eval()`` or
+    another ``dropout.p`` need a step of their own. Numbers of the optimizer's groups, such as ``lr``, are state.
+    """
+
+    def __init__(
+        self, manifest: Manifest, contents: dict[str, bytes], arrays: dict[str, np.ndarray], module: StepModule
+    ) -> None:
+        self.manifest = manifest
+        self.name = manifest.name
+        self.gradients: dict[str, Tensor] = {}
+        self._contents = contents
+        self._module = module
+        self._lock = threading.RLock()
+        self._tensors: dict[str, Tensor] = {}
+        numbers: dict[str, np.ndarray] = {}
+        self._template: list[Any] = []
+        self._arguments: list[tuple[int, int]] = []
+        self._written_arguments: list[tuple[int, int]] = []
+        for number, slot in enumerate(manifest.slots):
+            if slot.role == "result":
+                break
+            self._template.append(arrays.get(slot.name) if slot.role != "argument" else None)
+            if slot.role == "argument":
+                (self._written_arguments if slot.is_written else self._arguments).append((number, slot.argument))
+            elif slot.role == "scalar":
+                numbers[slot.name] = arrays[slot.name]
+            elif slot.role in STATE_ROLES:
+                self._tensors[slot.name] = make_tensor(arrays[slot.name])
+        self._written = [self._tensors[slot.name] for slot in manifest.slots if slot.is_written and slot.name in self._tensors]
+        self._owners = {id(tensor.array) for tensor in self._written}
+        self.state = State(self._tensors, numbers)
+        self._results = [(slot.shape, as_dtype(slot.dtype)) for slot in manifest.result_slots]
+        self._words = [i for i, slot in enumerate(manifest.slots) if slot.dtype == "bfloat16"]
+        self._records = [(record, as_dtype(record.dtype)) for record in manifest.tensors]
+        self._result_structure = values.decode_structure(manifest.results.structure)
+        self._seen_structure: Any = None
+        self._workers = manifest.workers if manifest.requires.device == "cpu" else 1
+
+    def __repr__(self) -> str:
+        return f"<LoadedStep {self.manifest.signature()} for {self.manifest.requires.target}>"
+
+    # --- calling ------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run once and return what the function returned. Arguments: Tensors or arrays of the same nesting, shapes and
+        dtypes, and the same Python values, as when it was saved.
+
+        Raises SignatureError for other arguments, IndexOutOfRange for a bad index among them.
+        """
+        tensors = self._read_arguments(args, kwargs)
+        with self._lock:
+            slots = self._template.copy()
+            for slot, index in self._arguments:
+                slots[slot] = self._contiguous(tensors[index].array, index)
+            back = self._place_written(slots, tensors)
+            results = [np.empty(shape, dtype.numpy) for shape, dtype in self._results]
+            slots += results
+            for number in self._words:  # NumPy exports no buffer of bfloat16
+                slots[number] = slots[number].view("uint16")
+            failure = self._module.try_run(slots, min(self._workers, config.workers()) if self._workers > 1 else 1)
+            if failure is not None:
+                self._raise(StepFailure(*failure))
+            for array, staged in back:
+                np.copyto(array, staged)
+            for tensor in self._written:
+                tensor.storage.version += 1
+            for _, index in self._written_arguments:
+                tensors[index].storage.version += 1
+            made = [Tensor._wrap(array, TensorSpec(shape, dtype)) for array, (shape, dtype) in zip(results, self._results)]
+            leaves = [self._leaf(leaf, made, tensors) for leaf in self.manifest.results.leaves]
+            self._set_gradients(made, tensors)
+        return pytree.unflatten(self._result_structure, leaves)
+
+    def _raise(self, failure: StepFailure) -> None:
+        kernels = self.manifest.kernels
+        is_known = failure.is_index and 0 <= failure.kernel < len(kernels)
+        raise failure.error(f"{kernels[failure.kernel]}: " if is_known else f"{self.name}: ")
+
+    def _read_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Return the distinct tensors of a call. Raises SignatureError unless it is like the one that was saved."""
+        leaves, structure = pytree.flatten((args, kwargs))
+        if structure != self._seen_structure:
+            if values.encode_structure(structure) != self.manifest.arguments.structure:
+                raise SignatureError(
+                    f"the arguments nest otherwise, or have other names: expected {self.manifest.signature()}. Got "
+                    f"{_show_call(self.name, args, kwargs)}."
+                )
+            self._seen_structure = structure
+        tensors: list[Any] = [None] * len(self._records)
+        given: list[Any] = [None] * len(self._records)
+        for leaf, wanted in zip(leaves, self.manifest.arguments.leaves):
+            if wanted.kind == "value":
+                self._check_value(leaf, wanted)
+            elif tensors[wanted.index] is None:
+                given[wanted.index] = leaf
+                tensors[wanted.index] = self._read_tensor(leaf, wanted.index)
+            elif given[wanted.index] is not leaf:
+                name = self._records[wanted.index][0].name
+                raise SignatureError(f"{self.name} was saved for a call in which {name} is passed twice. Got two tensors.")
+        return tensors
+
+    def _check_value(self, leaf: Any, wanted: Leaf) -> None:
+        try:
+            found = values.encode(leaf)
+        except TypeError:
+            found = NotImplemented
+        if found != wanted.value:
+            raise SignatureError(
+                f"{self.name} was saved for the value {values.show(wanted.value)}, which is built in. Got {leaf!r:.80}. Save a "
+                "step for that value too."
+            )
+
+    def _read_tensor(self, leaf: Any, index: int) -> Tensor:
+        record, dtype = self._records[index]
+        if not isinstance(leaf, Tensor | np.ndarray | np.generic):
+            raise SignatureError(f"{record.name} of {self.name} is {record}. Got {type(leaf).__name__}: {leaf!r:.80}.")
+        if not isinstance(leaf, Tensor):
+            array = np.asarray(leaf)
+            if array.dtype != dtype.numpy or array.shape != record.shape:
+                self._refuse(record, f"{array.dtype}[{','.join(map(str, array.shape))}]")
+            leaf = make_tensor(array)
+        elif leaf.spec.dtype is not dtype or leaf.spec.shape != record.shape:
+            self._refuse(record, str(leaf.spec))
+        if leaf.requires_grad is not record.requires_grad:
+            self._refuse(record, f"requires_grad={leaf.requires_grad}", f"requires_grad={record.requires_grad}")
+        if record.gradient != "any" and (leaf._grad is None) is not (record.gradient == "absent"):
+            self._refuse(record, "one with a .grad" if leaf._grad is not None else "one without", f".grad {record.gradient}")
+        return leaf
+
+    def _refuse(self, record: TensorRecord, found: str, wanted: str = "") -> None:
+        raise SignatureError(
+            f"{record.name} of {self.name}: expected {wanted or record}. Got {found}. A saved step takes the shapes and dtypes "
+            "that it was built for; save another one for these."
+        )
+
+    def _contiguous(self, array: np.ndarray, index: int) -> np.ndarray:
+        if id(array if array.base is None else array.base) in self._owners:
+            self._refuse_shared(index)
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
+
+    def _refuse_shared(self, index: int) -> None:
+        raise SignatureError(
+            f"{self._records[index][0].name} of {self.name} shares memory with what the step changes. Pass a .clone()."
+        )
+
+    def _place_written(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Fill the slots of arguments that the step writes to; return what is to be copied back, and from where."""
+        back = []
+        for slot, index in self._written_arguments:
+            array = tensors[index].array
+            if not array.flags.writeable:
+                raise AutogradError(f"{self._records[index][0].name} is written to by {self.name}, but is read-only.")
+            others = [other for other in slots if other is not None]
+            others += [tensor.array for i, tensor in enumerate(tensors) if i != index]
+            if any(np.may_share_memory(array, other) and np.shares_memory(array, other) for other in others):
+                self._refuse_shared(index)
+            slots[slot] = array if array.flags.c_contiguous else np.array(array, order="C")
+            if slots[slot] is not array:
+                back.append((array, slots[slot]))
+        return back
+
+    def _leaf(self, leaf: Leaf, made: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
+        if leaf.kind == "result":
+            return made[leaf.index]
+        if leaf.kind == "value":
+            return values.decode(leaf.value)
+        tensor = tensors[leaf.index] if leaf.kind == "tensor" else self._tensors[self.manifest.slots[leaf.index].name]
+        with use_interpreter(EAGER), grad_mode(False):
+            for view in leaf.views:
+                params = {key: values.decode(value) for key, value in view.params}
+                tensor = bind(REGISTRY[view.op], tensor, **params)
+        return tensor
+
+    def _set_gradients(self, made: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        for action in self.manifest.gradients:
+            gradient: Any = made[action.result] if action.kind == "store" else None
+            if action.argument >= 0:
+                tensors[action.argument]._grad = FUSED_GRADIENT if action.kind == "fused" else gradient
+            elif gradient is not None:
+                self.gradients[action.name] = gradient
+
+    # --- keeping ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of parameters and buffers by name, as the model's own ``state_dict`` names them.
+
+        So ``model.load_state_dict(step.state_dict())`` takes them back into the program. Of several models, names begin with
+        the model's. Buffers that the step does not use are not there.
+        """
+        roles = {slot.name: slot.role for slot in self.manifest.slots}
+        names = [name for name in self._tensors if roles[name] in ("parameter", "buffer")]
+        with use_interpreter(EAGER), grad_mode(False), self._lock:
+            return {name.removeprefix("model."): self._tensors[name].clone() for name in names}
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write this step, with its state as it is now, into a new folder that `load_step` takes.
+
+        ``overwrite``: replace an artifact that is there. Raises ArtifactError where it cannot be written.
+        """
+        with self._lock:
+            pairs = zip(self.manifest.slots, self._template)
+            state = serialization.to_bytes({slot.name: array for slot, array in pairs if slot.role != "argument"})
+        record = FileRecord(self.manifest.state.name, len(state), files.sum_of(state))
+        manifest = dataclasses.replace(self.manifest, state=record).to_json()
+        contents = {**self._contents, record.name: state, files.MANIFEST: manifest, files.SUM: files.sum_file(manifest)}
+        files.write_folder(Path(path), contents, overwrite=overwrite)
+
+
+def _show_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    leaves, structure = pytree.flatten((args, kwargs))
+    texts = iter([str(leaf.spec) if isinstance(leaf, Tensor) else _show_leaf(leaf) for leaf in leaves])
+    positional, named = values.encode_structure(structure)["children"]
+    parts = [values.show_structure(child, texts) for child in positional["children"]]
+    parts += [f"{key}={values.show_structure(child, texts)}" for key, child in zip(kwargs, named["children"])]
+    return f"{name}({', '.join(parts)})"
+
+
+def _show_leaf(leaf: Any) -> str:
+    if isinstance(leaf, np.ndarray):
+        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return f"{leaf!r:.60}"
