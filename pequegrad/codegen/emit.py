@@ -26,6 +26,8 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 # Columns of emitted text.
 WIDTH = 140
 ALIGNMENT = 64
+# Kernels of a phase that its name lists.
+MOST_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,9 @@ def render(plan: StepPlan, target: Target) -> str:
                 rounds[at].append(_Part(functions[body], view, kernel, is_shared))
             number += 1
         for parts_of_round in rounds:
-            phases.append(_phase_view(plan, len(phases), parts_of_round, phase_functions, can_fail))
-            can_fail = can_fail or phases[-1].can_fail
+            for launched in _launches(parts_of_round, target.most_pointers):
+                phases.append(_phase_view(plan, len(phases), launched, phase_functions, can_fail))
+                can_fail = can_fail or phases[-1].can_fail
     if phases:
         phases[-1] = dataclasses.replace(phases[-1], is_last=True)
     headers = dict.fromkeys(header for kernel in plan.kernels for header in target.headers_of(kernel.family))
@@ -152,6 +155,19 @@ class _Part:
     is_shared: bool
 
 
+def _launches(parts: list[_Part], most_pointers: int) -> list[list[_Part]]:
+    """Return the bodies of a round in as few launches as their parameters allow."""
+    launches: list[list[_Part]] = []
+    pointers = 0
+    for part in parts:
+        pointers += len(part.view.head.pointers)
+        if not launches or pointers > most_pointers:
+            launches.append([])
+            pointers = len(part.view.head.pointers)
+        launches[-1].append(part)
+    return launches
+
+
 def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any, str], is_guarded: bool) -> PhaseView:
     calls = []
     parameters: dict[str, Pointer] = {}
@@ -179,7 +195,9 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
     is_new = identity not in known
     if is_new:
         known[identity] = f"phase{number}"
-    note = ", ".join(part.kernel.name for part in parts)
+    names_shown = [part.kernel.name for part in parts[:MOST_NAMES]]
+    rest = len(parts) - len(names_shown)
+    note = ", ".join(names_shown) + (f" and {rest} more" if rest else "")
     return PhaseView(
         number,
         tuple(calls),

@@ -7,7 +7,7 @@ is settled here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from .views import (
     head_of,
     index_view,
     position_in_row,
+    reads,
     scan_view,
     window_view,
     with_axis,
@@ -141,6 +142,18 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: i
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 
+def _decoded(
+    variables: Sequence[str], extents: Sequence[int], readers: Iterable[Line | Address | str]
+) -> tuple[Loop, ...]:
+    """Return how each index follows from a unit's number; one of extent 1 that something reads is 0."""
+    known = list(readers)
+    loops = {loop.variable: loop for loop in decoded(variables, extents, known)}
+    for variable, extent in zip(variables, extents, strict=True):
+        if extent == 1 and any(reads(reader, variable) for reader in known):
+            loops[variable] = Loop(variable, 1)
+    return tuple(loops.values())
+
+
 def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     extents = kernel.extents or (1,)
     body = kernel.body if kernel.extents else tuple(with_axis(statement) for statement in kernel.body)
@@ -148,7 +161,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
     writer.hoist(body)
     lines = writer.vector_lines(body)
-    unit, decode = counted(decoded(indices, extents, lines))
+    unit, decode = counted(_decoded(indices, extents, lines))
     return ElementView(head_of(kernel, writer), math.prod(extents), unit, decode, tuple(lines))
 
 
@@ -181,16 +194,16 @@ def _row_view(kernel: Row, dtypes: Sequence[DType]) -> GroupedRowView | SideBySi
     lines = [line for stage in stages for part in (stage.before, stage.inner, stage.after) for line in part]
     readers: list[Line | Address | str] = [*lines, *(a.position for stage in stages for a in stage.accumulators)]
     count = math.prod(kernel.inner)
-    element, decode_element = counted(decoded(indices[split:], kernel.inner, readers), "element")
+    element, decode_element = counted(_decoded(indices[split:], kernel.inner, readers), "element")
     head = head_of(kernel, writer)
     if not kernel.lanes_are_rows:
         rows = math.prod(kernel.outer)
-        unit, decode = counted(decoded(indices[:split], kernel.outer, readers))
+        unit, decode = counted(_decoded(indices[:split], kernel.outer, readers))
         threads = BLOCK if count > LONG_ROW or (rows < MANY_ROWS and count > BLOCK) else WARP
         return GroupedRowView(head, rows, threads, unit, decode, count, element, decode_element, tuple(stages))
     lane = kernel.lane_axis
     others = [axis for axis in range(split) if axis != lane]
-    decode = decoded([indices[axis] for axis in others], [kernel.outer[axis] for axis in others], readers)
+    decode = _decoded([indices[axis] for axis in others], [kernel.outer[axis] for axis in others], readers)
     is_sliced = count > SHORT_ROW
     lanes = WARP if is_sliced else BLOCK
     return SideBySideRowView(

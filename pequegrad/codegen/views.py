@@ -262,7 +262,7 @@ def decoded(variables: Sequence[str], extents: Sequence[int], used: Iterable[Lin
     readers = list(used)
     loops = []
     for position, (variable, extent) in enumerate(zip(variables, extents, strict=True)):
-        if extent > 1 and any(_reads(reader, variable) for reader in readers):
+        if extent > 1 and any(reads(reader, variable) for reader in readers):
             outer = math.prod(extents[:position])
             loops.append(Loop(variable, extent, math.prod(extents[position + 1 :]), outer == 1))
     return tuple(loops)
@@ -277,7 +277,7 @@ def counted(decode: tuple[Loop, ...], name: str = "unit") -> tuple[str, tuple[Lo
     return name, decode
 
 
-def _reads(reader: Line | Address | str, name: str) -> bool:
+def reads(reader: Line | Address | str, name: str) -> bool:
     if isinstance(reader, str):
         return name in reader.split()
     if isinstance(reader, Address):

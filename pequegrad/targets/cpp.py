@@ -149,4 +149,5 @@ def native_target() -> Target:
         compiler="cxx",
         headers=HEADERS,
         random_header="philox.h",
+        most_pointers=sys.maxsize,
     )

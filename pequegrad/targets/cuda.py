@@ -45,6 +45,9 @@ HEADERS = (
     ("scan", ("indexing.h",)),
 )
 
+# A launch takes 4,096 bytes of parameters on every device and driver, and compilers are slow with more.
+MOST_POINTERS = 256
+
 # Compute capabilities that nvcc 13 knows and that have all that the templates use.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 
@@ -90,4 +93,5 @@ def _target(
         compiler=compiler,
         headers=HEADERS,
         random_header="random.h",
+        most_pointers=MOST_POINTERS,
     )

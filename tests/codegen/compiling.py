@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -56,10 +58,15 @@ class Compiled:
         buffers = [self.plan.buffers[number] for number in self.plan.slots]
         arena = arena_bytes(self.plan, target) if target.device == "cpu" else 0
         self.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena)
+        self.is_simulated = target.name == "cuda-sim"
 
     def run(self, arrays: Sequence[np.ndarray], workers: int) -> list[np.ndarray]:
-        """Return one array per output of the graph; inputs are copied, so that updates touch copies."""
+        """Return one array per output of the graph; inputs are copied, so that updates touch copies.
+
+        In the simulator ``workers`` is the seed of the order in which threads run."""
         passed = allocate(self.plan, arrays)
+        if self.is_simulated:
+            configure_simulator(self.module.path, seed=workers)
         self.module.run(passed, workers)
         results = iter(passed[len(self.graph.inputs) :])
         positions = {item.value: i for i, item in enumerate(self.graph.inputs)}
@@ -67,6 +74,18 @@ class Compiled:
             next(results) if output.role == "result" else passed[positions[output.target]]
             for output in self.graph.outputs
         ]
+
+
+def ways_of(target: Target) -> tuple[int, ...]:
+    """Return the numbers of workers to run with or, for the simulator, the seeds."""
+    return (1, 2, 3) if target.name == "cuda-sim" else (1, 2)
+
+
+def configure_simulator(module: Path, seed: int, counts_traffic: bool = False) -> None:
+    """Set the order of threads of a step in the simulator, and forget its last error."""
+    configure = ctypes.CDLL(str(module)).pg_sim_configure
+    configure.argtypes = (ctypes.c_ulong, ctypes.c_int, ctypes.c_long)
+    configure(seed, counts_traffic, 0)
 
 
 def run_compiled(traced: Traced, target: Target, workers: int = 1) -> list[np.ndarray]:
@@ -137,13 +156,13 @@ class Batch:
         self.builder.name = self.name
         return self.builder.build()
 
-    def failures(self, target: Target, workers: Sequence[int] = (1, 2)) -> list[str]:
-        """Compile, run with each number of workers, and return what differs from NumPy, a line a case."""
+    def failures(self, target: Target) -> list[str]:
+        """Compile, run each way there is, and return what differs from NumPy, a line a case."""
         graph = self.graph()
         expected = run_graph(graph, self.arrays)
         compiled = Compiled(graph, target)
         found = []
-        for count in workers:
+        for count in ways_of(target):
             got = compiled.run(self.arrays, count)
             for case in self.cases:
                 for i in range(case.first, case.first + case.count):

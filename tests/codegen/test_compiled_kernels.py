@@ -12,9 +12,9 @@ from pequegrad.codegen.interpret import allocate
 from pequegrad.dtypes import bool_, float32, float64, int64
 from pequegrad.errors import IndexOutOfRange
 from pequegrad.trace.graph import Value
-from tests.codegen.compiling import INSTRUCTION_SETS, Batch, Compiled, assert_no_failures, target_for
+from tests.codegen.compiling import TARGETS, Batch, Compiled, assert_no_failures, target_for
 
-SETS = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+SETS = pytest.mark.parametrize("instruction_set", TARGETS)
 NEAR = {np.float32: 3e-6, np.float64: 1e-13}
 
 

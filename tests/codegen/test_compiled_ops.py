@@ -14,7 +14,7 @@ import pytest
 from pequegrad.dtypes import DTYPES, as_dtype
 from pequegrad.errors import DTypeError, NotCompilable, ShapeError
 from pequegrad.ops.core import REGISTRY, Expression, Reduction, TensorSpec
-from tests.codegen.compiling import INSTRUCTION_SETS, Batch, Compiled, assert_no_failures, target_for
+from tests.codegen.compiling import TARGETS, Batch, Compiled, assert_no_failures, target_for
 from tests.codegen.test_samples import NO_KERNEL
 
 OPS = {
@@ -288,9 +288,9 @@ def batch_of(name: str) -> Batch:
 # Half precision is the same code of integer operations for each instruction set: two of them cost enough.
 MODULES = [
     (name, dtype.name)
-    for name in INSTRUCTION_SETS
+    for name in TARGETS
     for dtype in DTYPES
-    if name in ("native", "x86-64-v2") or dtype.name not in ("float16", "bfloat16")
+    if name in ("native", "x86-64-v2", "cuda-sim") or dtype.name not in ("float16", "bfloat16")
 ]
 
 

@@ -8,13 +8,13 @@ import pytest
 from pequegrad.passes import run_pipeline
 from pequegrad.trace.graph import Graph
 from pequegrad.trace.interpreter import run_graph
-from tests.codegen.compiling import INSTRUCTION_SETS, Compiled, target_for
+from tests.codegen.compiling import TARGETS, Compiled, target_for, ways_of
 from tests.codegen.random_graphs import random_program
 from tests.codegen.tracing import Traced, compare
 
 PROGRAMS = 30
 # Seeds whose first program is this one; beyond the native instruction set one module each is enough.
-MODULES = [("native", 0), ("native", 1000), *((name, 2000) for name in INSTRUCTION_SETS[1:])]
+MODULES = [("native", 0), ("native", 1000), *((name, 2000) for name in TARGETS[1:])]
 
 
 def together(programs: list[Traced], name: str) -> Traced:
@@ -34,8 +34,9 @@ def test_random_programs_run_as_in_numpy(instruction_set, first):
     programs = [random_program(seed, length=20) for seed in range(first, first + PROGRAMS)]
     traced = together(programs, f"programs_{first}")
     expected = run_graph(traced.graph, traced.arrays)
-    compiled = Compiled(traced.graph, target_for(instruction_set))
-    for workers in (1, 2):
+    target = target_for(instruction_set)
+    compiled = Compiled(traced.graph, target)
+    for workers in ways_of(target):
         compare(expected, compiled.run(traced.arrays, workers), f"{instruction_set}, {workers} workers", rtol=1e-10)
 
 

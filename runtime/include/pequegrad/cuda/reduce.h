@@ -23,10 +23,32 @@ enum { warp_threads = 32, block_warps = PG_BLOCK / warp_threads };
     __device__ __forceinline__ value_of<T> finish() const { return value; }                                        \
   };
 
-PG_DEFINE_THREAD_ACCUMULATOR(accumulate_sum, 0, a + b)
 PG_DEFINE_THREAD_ACCUMULATOR(accumulate_prod, 1, a* b)
 PG_DEFINE_THREAD_ACCUMULATOR(accumulate_max, lowest_value<value_of<T>>(), maximum(a, b))
 PG_DEFINE_THREAD_ACCUMULATOR(accumulate_min, highest_value<value_of<T>>(), minimum(a, b))
+
+// Sums in two levels of 128: a long row's rounding errors grow with the root of its length, not with it.
+template <class T> struct accumulate_sum {
+  enum { level = 128 };
+  value_of<T> value, high;
+  int added;
+  static __device__ __forceinline__ accumulate_sum start() { return {value_of<T>(0), value_of<T>(0), 0}; }
+  __device__ __forceinline__ void add(value_of<T> b) {
+    value = value_of<T>(value + b);
+    if (is_float<value_of<T>> && ++added % level == 0) {
+      high = value_of<T>(high + value);
+      value = value_of<T>(0);
+    }
+  }
+  __device__ __forceinline__ void merge(const accumulate_sum& other) {
+    value = value_of<T>(value + other.value);
+    high = value_of<T>(high + other.high);
+  }
+  __device__ __forceinline__ accumulate_sum from_lane(int distance) const {
+    return {value_of<T>(__shfl_xor_sync(~0u, value, distance)), value_of<T>(__shfl_xor_sync(~0u, high, distance)), 0};
+  }
+  __device__ __forceinline__ value_of<T> finish() const { return value_of<T>(high + value); }
+};
 
 #define PG_DEFINE_VOTE(NAME, NEUTRAL, OP)                                                                          \
   template <class T> struct NAME {                                                                                 \
