@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(PG_BLOCK) embedding(const float* table, const 
 __global__ void __launch_bounds__(PG_BLOCK) embedding_grad(const float* zeros, const int* index, const float* source, float* out, pg_failure* failure) {
   pg::scatter_add(whole_grid(), failure, 1, pg::index_shape{1, 50257, 4096, 768, false}, zeros, index, source, out);
 }
-__global__ void __launch_bounds__(PG_BLOCK) attention(const float* q, const float* k, const float* v, float* out, float* sums) {
+__global__ void __launch_bounds__(PG_BLOCK, 1) attention(const float* q, const float* k, const float* v, float* out, float* sums) {
   // Heads within rows of all heads, as a transformer's one product leaves them: (4, 1024, 3, 12, 64).
   const auto head = [](const float* p, long i) { return p + i / 12 * 1024 * 2304 + i % 12 * 64; };
   pg::attention_forward<float, 64>(

@@ -1,7 +1,7 @@
 // softmax(scores) v row by row without the scores in memory ("FlashAttention", Dao et al. 2022): forward.
 //
-// How: a block owns 64 queries and walks the keys 64 at a time; the next keys and values are on their way to registers
-// while it works on these. A row's maximum and sum are kept as they grow, what was summed before is rescaled. 16 lanes
+// How: a block owns 64 queries and walks the keys 64 at a time; while it works on scores, the values are on their way to
+// registers, and while it works on values, the next keys. A row's maximum and sum are kept as they grow, what was summed before is rescaled. 16 lanes
 // share 4 rows, so that rows need no barrier of the block.
 //
 // Invariants: sums have a fixed order; as in softmax, a row of which all scores are -inf, or one is NaN, gives NaN; shared
@@ -47,7 +47,6 @@ __device__ __forceinline__ void attention_forward(const part& part, long batch, 
     mover_v.start(v, matrix, 0, Depth);
     mover_k.start(k, matrix, 0, keys);
     mover_k.fetch(k, 0, Depth);
-    mover_v.fetch(v, 0, keys);
 
     value most_seen[4], total[4], sum[4][groups][W];
 #pragma unroll
@@ -59,13 +58,8 @@ __device__ __forceinline__ void attention_forward(const part& part, long batch, 
     }
     for (long key = 0; key < seen; key += rows) {
       mover_k.put(shared, keys_at);
-      mover_v.put(shared, values_at);
       __syncthreads();
-      if (key + rows < seen) {
-        mover_k.start(k, matrix, key + rows, keys);
-        mover_k.fetch(k, 0, Depth);
-        mover_v.fetch(v, key + rows, keys);
-      }
+      mover_v.fetch(v, key, keys);
       value weight[4][4];
 #pragma unroll
       for (int i = 0; i < 16; ++i) weight[i / 4][i % 4] = value(0);
@@ -79,13 +73,13 @@ __device__ __forceinline__ void attention_forward(const part& part, long batch, 
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const long row = first + mine + i;
+        const long row = first + mine + i, end = row + shift < keys ? row + shift + 1 : keys;
+        const int columns = row >= queries || end <= key ? 0 : end - key < rows ? int(end - key) : rows;  // that this row sees here
         value highest = most_seen[i];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const long column = key + lane * 4 + j;
-          const bool is_seen = row < queries && column < keys && column <= row + shift;
-          weight[i][j] = is_seen ? value(score(matrix, row, column, weight[i][j])) : lowest;
+          const int column = lane * 4 + j;
+          weight[i][j] = column < columns ? value(score(matrix, row, key + column, weight[i][j])) : lowest;
           highest = maximum(highest, weight[i][j]);
         }
 #pragma unroll
@@ -103,8 +97,13 @@ __device__ __forceinline__ void attention_forward(const part& part, long batch, 
         }
         write_shared<4>(shared, weights_at + (mine + i) * stride + lane * 4, weight[i]);
       }
-      __syncwarp();
-#pragma unroll 2
+      mover_v.put(shared, values_at);
+      __syncthreads();
+      if (key + rows < seen) {
+        mover_k.start(k, matrix, key + rows, keys);
+        mover_k.fetch(k, 0, Depth);
+      }
+#pragma unroll 1
       for (int c = 0; c < rows; c += 4) {
         value left[4][4];
 #pragma unroll
@@ -121,8 +120,8 @@ __device__ __forceinline__ void attention_forward(const part& part, long batch, 
               for (int r = 0; r < W; ++r) sum[i][g][r] = multiply_add(left[i][j], right[r], sum[i][g][r]);
           }
       }
-      __syncthreads();
     }
+    __syncwarp();
 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -16,6 +16,7 @@
 //   product_tile_32       32 x 32,  18 KiB   small products
 //   product_tile_32x128   32 x 128, 21 KiB   m <= 32, n large: convolutions of few channels
 //   product_tile_16x128   16 x 128, 18 KiB   m <= 16
+// A kernel of it is __launch_bounds__(PG_BLOCK, 1): without the 1, ptxas may spill a few registers to fit two blocks.
 // With fewer tiles than multiprocessors and K >= 512, split K: product_chunks, then product_combine as a body of its own.
 #pragma once
 #include "scalar.h"
