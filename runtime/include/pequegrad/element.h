@@ -36,23 +36,23 @@ PG_INLINE To bit_cast(From from) {
 struct b8 {
   u8 value;
   b8() = default;
-  constexpr b8(bool v) : value(v ? 1 : 0) {}
-  constexpr operator bool() const { return value != 0; }
+  PG_INLINE constexpr b8(bool v) : value(v ? 1 : 0) {}
+  PG_INLINE constexpr operator bool() const { return value != 0; }
 };
 
 // The 16-bit float storages: they only convert, arithmetic is f32. Rounding is to nearest even.
 struct f16 {
   u16 bits;
   f16() = default;
-  explicit f16(f32 value);
-  operator f32() const;
+  PG_INLINE explicit f16(f32 value);
+  PG_INLINE operator f32() const;
 };
 
 struct bf16 {
   u16 bits;
   bf16() = default;
-  explicit bf16(f32 value);
-  operator f32() const;
+  PG_INLINE explicit bf16(f32 value);
+  PG_INLINE operator f32() const;
 };
 
 PG_INLINE bf16::bf16(f32 value) {
