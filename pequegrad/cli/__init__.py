@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import PequegradError
-from . import cache_commands, machine_commands
+from . import cache_commands, export_commands, machine_commands
 from .output import Printer
 
 
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     machine_commands.add_to(commands)
     cache_commands.add_to(commands)
+    export_commands.add_to(commands)
     parsed = parser.parse_args(arguments)
     try:
         return parsed.run(parsed, Printer(sys.stdout))

@@ -158,7 +158,9 @@ def _read(path: Path, name: str, *, most: int, exactly: int = -1) -> bytes:
         hint = "" if name != MANIFEST else " Expected a folder that an artifact's save wrote."
         raise ArtifactError(f"{path} has no {name}.{hint}") from None
     except OSError as error:
-        what = "is a symbolic link, which is not followed" if place.is_symlink() else f"cannot be read: {error.strerror}"
+        what = (
+            "is a symbolic link, which is not followed" if place.is_symlink() else f"cannot be read: {error.strerror}"
+        )
         raise ArtifactError(f"{place} {what}.") from error
     with open(number, "rb") as file:
         status = os.fstat(number)

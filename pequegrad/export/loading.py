@@ -147,7 +147,9 @@ class LoadedStep:
                 numbers[slot.name] = arrays[slot.name]
             elif slot.role in STATE_ROLES:
                 self._tensors[slot.name] = make_tensor(arrays[slot.name])
-        self._written = [self._tensors[slot.name] for slot in manifest.slots if slot.is_written and slot.name in self._tensors]
+        self._written = [
+            self._tensors[slot.name] for slot in manifest.slots if slot.is_written and slot.name in self._tensors
+        ]
         self._owners = {id(tensor.array) for tensor in self._written}
         self.state = State(self._tensors, numbers)
         self._results = [(slot.shape, as_dtype(slot.dtype)) for slot in manifest.result_slots]
@@ -187,7 +189,9 @@ class LoadedStep:
                 tensor.storage.version += 1
             for _, index in self._written_arguments:
                 tensors[index].storage.version += 1
-            made = [Tensor._wrap(array, TensorSpec(shape, dtype)) for array, (shape, dtype) in zip(results, self._results)]
+            made = [
+                Tensor._wrap(array, TensorSpec(shape, dtype)) for array, (shape, dtype) in zip(results, self._results)
+            ]
             leaves = [self._leaf(leaf, made, tensors) for leaf in self.manifest.results.leaves]
             self._set_gradients(made, tensors)
         return pytree.unflatten(self._result_structure, leaves)
@@ -217,7 +221,9 @@ class LoadedStep:
                 tensors[wanted.index] = self._read_tensor(leaf, wanted.index)
             elif given[wanted.index] is not leaf:
                 name = self._records[wanted.index][0].name
-                raise SignatureError(f"{self.name} was saved for a call in which {name} is passed twice. Got two tensors.")
+                raise SignatureError(
+                    f"{self.name} was saved for a call in which {name} is passed twice. Got two tensors."
+                )
         return tensors
 
     def _check_value(self, leaf: Any, wanted: Leaf) -> None:
@@ -245,7 +251,9 @@ class LoadedStep:
         if leaf.requires_grad is not record.requires_grad:
             self._refuse(record, f"requires_grad={leaf.requires_grad}", f"requires_grad={record.requires_grad}")
         if record.gradient != "any" and (leaf._grad is None) is not (record.gradient == "absent"):
-            self._refuse(record, "one with a .grad" if leaf._grad is not None else "one without", f".grad {record.gradient}")
+            self._refuse(
+                record, "one with a .grad" if leaf._grad is not None else "one without", f".grad {record.gradient}"
+            )
         return leaf
 
     def _refuse(self, record: TensorRecord, found: str, wanted: str = "") -> None:
@@ -296,7 +304,8 @@ class LoadedStep:
         for action in self.manifest.gradients:
             gradient: Any = made[action.result] if action.kind == "store" else None
             if action.argument >= 0:
-                tensors[action.argument]._grad = FUSED_GRADIENT if action.kind == "fused" else gradient
+                owner: Any = tensors[action.argument]
+                owner._grad = FUSED_GRADIENT if action.kind == "fused" else gradient
             elif gradient is not None:
                 self.gradients[action.name] = gradient
 

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 
@@ -46,14 +46,16 @@ def requirements(target: Target, python: str, toolkit: str) -> Requirements:
         device=target.device,
         python=python,
         machine=targets.host_machine(),
-        instruction_set=f"{target.instruction_set.name}, as this processor" if target.is_native else target.instruction_set.name,
+        instruction_set=f"{target.instruction_set.name}, as this processor"
+        if target.is_native
+        else target.instruction_set.name,
         features=tuple(sorted(features)),
         architecture=target.instruction_set.name if is_on_device else "",
         toolkit=toolkit if is_on_device else "",
     )
 
 
-def toolkit_version(texts: Sequence[str]) -> str:
+def toolkit_version(texts: Iterable[str]) -> str:
     """Return CUDA's version from what nvcc says of itself, which is among some texts; "" where it is not."""
     found = [match for text in texts if (match := re.search(r"\brelease (\d+\.\d+)", text))]
     return found[0][1] if found else ""
@@ -108,7 +110,9 @@ def _find_device_problem(needs: Requirements) -> str | None:
     # A driver runs what any toolkit of its major version has made, and of older ones.
     if device.driver[0] < int(toolkit[1]):
         driver = "{}.{}".format(*device.driver)
-        return f"it was built with CUDA {needs.toolkit}, and this machine's driver is for CUDA {driver}: update the driver"
+        return (
+            f"it was built with CUDA {needs.toolkit}, and this machine's driver is for CUDA {driver}: update the driver"
+        )
     return None
 
 

@@ -213,7 +213,8 @@ def _read(kind: Any, value: Any, place: str) -> Any:
         if not isinstance(value, dict) or sorted(value) != sorted(names):
             raise ValueError(f"{place} must have {', '.join(names)}")
         hints = get_type_hints(kind)
-        return kind(**{name: _read(hints[name], value[name], f"{place}.{name}") for name in names})
+        make: Any = kind
+        return make(**{name: _read(hints[name], value[name], f"{place}.{name}") for name in names})
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
@@ -242,7 +243,9 @@ def _check(manifest: Manifest) -> None:
     _require(1 <= manifest.workers <= 2**16, f"{manifest.workers} workers")
     for tensor in manifest.tensors:
         _check_shape(tensor.name, tensor.shape, tensor.dtype)
-        _require(tensor.gradient in ("any", "absent", "present"), f"{tensor.name} has a gradient {tensor.gradient!r:.80}")
+        _require(
+            tensor.gradient in ("any", "absent", "present"), f"{tensor.name} has a gradient {tensor.gradient!r:.80}"
+        )
     _check_slots(manifest)
     results = len(manifest.result_slots)
     _check_nesting(manifest.arguments, {"tensor": len(manifest.tensors)}, "arguments")
@@ -281,15 +284,21 @@ def _check_slots(manifest: Manifest) -> None:
         size = _check_shape(slot.name, slot.shape, slot.dtype)
         _require(slot.bytes == size, f"{slot.name!r:.80} has {slot.bytes} bytes, and its shape makes {size}")
         if slot.role == "argument":
-            _require(0 <= slot.argument < len(manifest.tensors), f"{slot.name!r:.80} is tensor {slot.argument} of the call")
+            _require(
+                0 <= slot.argument < len(manifest.tensors), f"{slot.name!r:.80} is tensor {slot.argument} of the call"
+            )
             tensor = manifest.tensors[slot.argument]
-            _require((tensor.shape, tensor.dtype) == (slot.shape, slot.dtype), f"{slot.name!r:.80} is not as its argument")
+            _require(
+                (tensor.shape, tensor.dtype) == (slot.shape, slot.dtype), f"{slot.name!r:.80} is not as its argument"
+            )
         else:
             _require(slot.argument == -1, f"{slot.name!r:.80} is no argument")
             _require(slot.name not in names, f"two slots are named {slot.name!r:.80}")
             names.add(slot.name)
         if slot.role == "scalar":
-            _require((slot.shape, slot.dtype, slot.is_written) == ((), "float64", False), f"{slot.name!r:.80} is no number")
+            _require(
+                (slot.shape, slot.dtype, slot.is_written) == ((), "float64", False), f"{slot.name!r:.80} is no number"
+            )
 
 
 def _check_nesting(nesting: Nesting, limits: dict[str, int], what: str) -> None:
@@ -307,7 +316,9 @@ def _check_nesting(nesting: Nesting, limits: dict[str, int], what: str) -> None:
 def _check_structure(value: Any, what: str) -> None:
     if value is None:
         return
-    is_right = isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("children"), list)
+    is_right = (
+        isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("children"), list)
+    )
     _require(is_right, f"{what} have no nesting")
     keys = value.get("keys")
     if value["kind"] not in ("tuple", "list"):

@@ -101,7 +101,7 @@ def _check_can_be_saved(step: Exportable) -> None:
         if isinstance(binding.source, FromGradient) and binding.source.argument >= 0:
             raise _refusal(step, "it adds to the .grad of an argument", "Return the gradient instead.")
     # A .grad of an argument is looked at when the saved step is called.
-    wanted = {guard.owner.index: guard.is_none for guard in trace.gradient_guards if _is_of_argument(guard.owner)}
+    wanted = _argument_guards(trace)
     standins = [SimpleNamespace(_grad=None if wanted.get(i, True) else i) for i in range(_tensor_count(step.call))]
     failure = guards.failure(standins)
     if failure is not None:
@@ -111,7 +111,8 @@ def _check_can_be_saved(step: Exportable) -> None:
         raise _refusal(step, "it makes one tensor's .grad the .grad of another", "Copy it in place instead.")
     for guard in trace.gradient_guards:
         kind = after.get(_owner_key(guard.owner))
-        if kind is not None and (kind == "none") is not guard.is_none and not _is_of_argument(guard.owner):
+        is_argument = isinstance(guard.owner, FromArgument)
+        if kind is not None and (kind == "none") is not guard.is_none and not is_argument:
             raise _refusal(
                 step,
                 "its first call differs from the next: it finds a .grad that is None, and leaves one"
@@ -121,8 +122,9 @@ def _check_can_be_saved(step: Exportable) -> None:
             )
 
 
-def _is_of_argument(owner: Any) -> bool:
-    return isinstance(owner, FromArgument)
+def _argument_guards(trace: Trace) -> dict[int, bool]:
+    """Return, by the number of the tensor of the call, whether its .grad must be None."""
+    return {g.owner.index: g.is_none for g in trace.gradient_guards if isinstance(g.owner, FromArgument)}
 
 
 def _owner_key(owner: FromTensor | FromArgument) -> Any:
@@ -164,12 +166,14 @@ def _manifest(step: Exportable, named: Sequence[Named], records: list[FileRecord
     key = record.get("key", {})
     module, state, source = records
     plan, trace, call = step.plan, step.captured.trace, step.call
-    texts = [str(key.get(field, "")) for field in key]
+    tensors = _tensors(call, trace)
     return Manifest(
         format=FORMAT,
         kind=KIND,
         name=step.name,
-        requires=machine.requirements(step.target, str(key.get("python", "")), machine.toolkit_version(texts)),
+        requires=machine.requirements(
+            step.target, str(key.get("python", "")), machine.toolkit_version(map(str, key.values()))
+        ),
         made_by=Origin(
             pequegrad=str(key.get("pequegrad", "")),
             numpy=np.__version__,
@@ -184,9 +188,9 @@ def _manifest(step: Exportable, named: Sequence[Named], records: list[FileRecord
         arena_bytes=emit.arena_bytes(plan, step.target) if step.target.device == "cpu" else 0,
         workers=plan.workers,
         arguments=_arguments(step),
-        tensors=tuple(_tensors(call, trace)),
-        slots=tuple(_slots(step, named)),
-        results=_results(step, named),
+        tensors=tuple(tensors),
+        slots=tuple(_slots(step, named, tensors)),
+        results=_results(step),
         gradients=tuple(_gradients(step, named)),
         kernels=tuple([_place(kernel.origin) for kernel in plan.kernels]),
         frozen=tuple(_frozen(step)),
@@ -195,7 +199,7 @@ def _manifest(step: Exportable, named: Sequence[Named], records: list[FileRecord
 
 def _place(origin: Any) -> str:
     where = f"{origin.locations[0]}: " if origin.locations else ""
-    return f"{where}{' '.join(origin.ops)}"
+    return f"{where}{' '.join(origin.ops)[:200]}"
 
 
 # --- the call ---------------------------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ def _encoded(step: Exportable, value: Any, what: str) -> Any:
 
 
 def _tensors(call: Call, trace: Trace) -> list[TensorRecord]:
-    gradients = {g.owner.index: g.is_none for g in trace.gradient_guards if isinstance(g.owner, FromArgument)}
+    gradients = _argument_guards(trace)
     names = {place: path for path, place in reversed(list(zip(_paths(call), call.places)))}
     records = []
     for index in range(_tensor_count(call)):
@@ -234,11 +238,12 @@ def _paths(call: Call) -> list[str]:
 # --- the slots --------------------------------------------------------------------------------------------------
 
 
-def _slots(step: Exportable, named: Sequence[Named]) -> list[SlotRecord]:
+def _slots(step: Exportable, named: Sequence[Named], tensors: Sequence[TensorRecord]) -> list[SlotRecord]:
     trace, buffers = step.captured.trace, [step.plan.buffers[number] for number in step.plan.slots]
     slots = []
     for binding, (role, name) in zip(trace.inputs, named):
         argument = binding.source.index if isinstance(binding.source, FromArgument) else -1
+        name = tensors[argument].name if argument >= 0 else name
         slots.append(_slot(role, name, binding.spec, binding.is_written, argument))
     results = [output for output in trace.graph.outputs if output.role == "result"]
     slots += [_slot("result", f"result{i}", output.value.spec, True) for i, output in enumerate(results)]
@@ -255,7 +260,11 @@ def _slot(role: str, name: str, spec: TensorSpec, is_written: bool, argument: in
 def _slot_of(step: Exportable, root: FromTensor | FromGradient) -> int:
     for number, binding in enumerate(step.captured.trace.inputs):
         source = binding.source
-        if isinstance(root, FromTensor) and isinstance(source, FromTensor) and source.tensor.storage is root.tensor.storage:
+        if (
+            isinstance(root, FromTensor)
+            and isinstance(source, FromTensor)
+            and source.tensor.storage is root.tensor.storage
+        ):
             return number
         if isinstance(root, FromGradient) and isinstance(source, FromGradient) and source.owner is root.owner:
             return number
@@ -265,7 +274,7 @@ def _slot_of(step: Exportable, root: FromTensor | FromGradient) -> int:
 # --- what comes back --------------------------------------------------------------------------------------------
 
 
-def _results(step: Exportable, named: Sequence[Named]) -> Nesting:
+def _results(step: Exportable) -> Nesting:
     trace = step.captured.trace
     structure = values.encode_structure(trace.result_structure)
     try:
@@ -329,4 +338,6 @@ def _frozen(step: Exportable) -> list[str]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return len(value) <= 8 and all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | DType) or (isinstance(value, str) and len(value) < 80)
+    return (
+        value is None or isinstance(value, bool | int | float | DType) or (isinstance(value, str) and len(value) < 80)
+    )

@@ -23,6 +23,7 @@ OURS_LATE = (
     "optim",
     "data",
     "serialization",
+    "export",
     "cli",
 )
 THEIRS_LATE = (
