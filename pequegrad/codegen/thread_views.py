@@ -118,6 +118,9 @@ class SideBySideRowView:
         return self.rows * self.lane_blocks
 
 
+RowBody = GroupedRowView | SideBySideRowView
+
+
 def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: int) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
@@ -138,7 +141,7 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: i
         return (_index_view(kernel, dtypes, number),)
     if isinstance(kernel, Scan):
         blocks = kernel.outer if kernel.inner == 1 else -(-kernel.outer * kernel.inner // BLOCK)
-        return (SpreadView(scan_view(kernel, dtypes), blocks),)
+        return (ScanBody(scan_view(kernel, dtypes), blocks),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 
@@ -165,7 +168,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     return ElementView(head_of(kernel, writer), math.prod(extents), unit, decode, tuple(lines))
 
 
-def _row_view(kernel: Row, dtypes: Sequence[DType]) -> GroupedRowView | SideBySideRowView:
+def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
     extents = kernel.outer + kernel.inner
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
     writer = KernelWriter(dtypes, indices, extents, kernel.lane_axis)
@@ -224,12 +227,11 @@ def _row_view(kernel: Row, dtypes: Sequence[DType]) -> GroupedRowView | SideBySi
 
 
 @dataclass(frozen=True, slots=True)
-class SpreadView:
-    """A kernel whose device function spreads its work over ``blocks`` by itself; ``width``: elements moved as one."""
+class WindowBody:
+    """A pooling kernel; its device function spreads the work over ``blocks`` by itself."""
 
-    body: WindowView | IndexView | ScanView
+    body: WindowView
     blocks: int
-    width: int = 1
     shared = ""
 
     @property
@@ -237,15 +239,42 @@ class SpreadView:
         return self.body.head
 
 
-def _window_view(kernel: Window, dtypes: Sequence[DType]) -> SpreadView:
+@dataclass(frozen=True, slots=True)
+class IndexBody:
+    """A gather, of ``width`` elements at a time, or scatter-add; its device function spreads the work by itself."""
+
+    body: IndexView
+    blocks: int
+    width: int
+    shared = ""
+
+    @property
+    def head(self) -> KernelHead:
+        return self.body.head
+
+
+@dataclass(frozen=True, slots=True)
+class ScanBody:
+    """A running sum; its device function spreads the work over ``blocks`` by itself."""
+
+    body: ScanView
+    blocks: int
+    shared = ""
+
+    @property
+    def head(self) -> KernelHead:
+        return self.body.head
+
+
+def _window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowBody:
     view = window_view(kernel, dtypes)
     s = kernel.shape
     is_gradient = kernel.kind in ("window_put", "avg_pool2d_grad")
     elements = s.planes * (s.H * s.W if is_gradient else s.OH * s.OW)
-    return SpreadView(view, -(-elements // BLOCK))
+    return WindowBody(view, -(-elements // BLOCK))
 
 
-def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> SpreadView:
+def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexBody:
     view = index_view(kernel, dtypes, number)
     if kernel.kind == "gather":
         width = 1
@@ -253,7 +282,7 @@ def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> SpreadVi
             places = (kernel.inner, kernel.table.offset, kernel.out.offset)
             fitting = (w for w in (8, 4, 2) if w * kernel.dtype.itemsize <= 16 and not any(p % w for p in places))
             width = next(fitting, 1)
-        return SpreadView(view, -(-kernel.outer * kernel.count * kernel.inner // (BLOCK * width)), width)
+        return IndexBody(view, -(-kernel.outer * kernel.count * kernel.inner // (BLOCK * width)), width)
     if kernel.per_element:
-        return SpreadView(view, -(-kernel.outer * kernel.inner // BLOCK))
-    return SpreadView(view, min(kernel.outer * kernel.extent, 2 * MOST_BLOCKS))
+        return IndexBody(view, -(-kernel.outer * kernel.inner // BLOCK), 1)
+    return IndexBody(view, min(kernel.outer * kernel.extent, 2 * MOST_BLOCKS), 1)

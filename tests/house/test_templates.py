@@ -19,6 +19,8 @@ import jinja2
 import pytest
 from jinja2 import meta, nodes
 
+from pequegrad.codegen.plan import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "pequegrad" / "templates").rglob("*.j2"))
 RECORD_MODULES = tuple(path.stem for path in (ROOT / "pequegrad" / "codegen").glob("[!_]*.py"))
@@ -29,8 +31,8 @@ per_template = pytest.mark.parametrize(
 )
 
 
-def record_of(text: str) -> type:
-    """Return the record that the first line of a template names."""
+def record_of(text: str) -> Any:
+    """Return the record, or the union of records, that the first line of a template names."""
     match = FIRST_LINE.fullmatch(text.splitlines()[0].strip())
     assert match, f"the first line must be {{#- record: module.Class -#}}. Got {text[:80]!r}."
     module, name = match.groups()
@@ -135,7 +137,7 @@ class FieldCheck:
                 self.type_of(node, scope)
 
 
-def wrong_fields(text: str, record: type, is_macros: bool) -> list[str]:
+def wrong_fields(text: str, record: Any, is_macros: bool) -> list[str]:
     """Return complaints about a template; a file of macros has no variable of its own."""
     tree = jinja2.Environment().parse(text)
     variables = sorted(meta.find_undeclared_variables(tree))
@@ -148,14 +150,17 @@ def wrong_fields(text: str, record: type, is_macros: bool) -> list[str]:
     return check.wrong
 
 
-def test_there_are_templates():
-    assert TEMPLATES
+def test_every_target_has_the_same_templates():
+    folders = {path.parent.name for path in TEMPLATES} - {"macros"}
+    names = {folder: {path.name for path in TEMPLATES if path.parent.name == folder} for folder in folders}
+    assert folders == {"cpp", "cuda"}
+    assert names["cpp"] == names["cuda"] == {f"{family}.j2" for family in (*FAMILIES, "step")}
 
 
 @per_template
 def test_first_line_names_a_frozen_typed_record(path):
     record = record_of(path.read_text(encoding="utf-8"))
-    assert dataclasses.is_dataclass(record) and record.__dataclass_params__.frozen, record
+    assert all(dataclasses.is_dataclass(part) and part.__dataclass_params__.frozen for part in members(record)), record
 
 
 @per_template
