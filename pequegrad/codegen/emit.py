@@ -110,7 +110,7 @@ def render(plan: StepPlan, target: Target) -> str:
     for phase in plan.phases:
         rounds: list[list[_Part]] = []
         for kernel in phase.kernels:
-            parts = _VIEWS[target.execution].views_of(plan, kernel, number, scratch.get(number, -1), target.lanes)
+            parts = _VIEWS[target.execution].views_of(plan, kernel, number, scratch.get(number, -1), target)
             for at, view in enumerate(parts):
                 body = environment.get_template(f"{kernel.family}.j2").render(k=view)
                 is_shared = body in functions
@@ -246,7 +246,7 @@ def arena_bytes(plan: StepPlan, target: Target) -> int:
     """Return the bytes of arena that a rendered step needs: the plan's, and its kernels' chunk sums."""
     end = plan.arena_bytes
     for number, offset in _scratch_offsets(plan, target).items():
-        end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number]))
+        end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number], target))
     return end
 
 
@@ -298,7 +298,7 @@ def _scratch_offsets(plan: StepPlan, target: Target) -> dict[int, int]:
     offsets = {}
     end = -(-plan.arena_bytes // ALIGNMENT) * ALIGNMENT
     for number, kernel in enumerate(plan.kernels):
-        size = _VIEWS[target.execution].scratch_bytes(kernel)
+        size = _VIEWS[target.execution].scratch_bytes(kernel, target)
         if size:
             offsets[number] = end
             end += -(-size // ALIGNMENT) * ALIGNMENT

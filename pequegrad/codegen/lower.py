@@ -6,8 +6,8 @@ Invariant: whatever this leaves out is refused with NotCompilable, which names t
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
-from dataclasses import replace
 from typing import Any
 
 from ..errors import NotCompilable
@@ -21,17 +21,30 @@ from .layout import Place, axes_of, contiguous_strides
 from .legalize import legalize
 from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
 from .outputs import Binder, Home
-from .plan import Buffer, Kernel, Layout, Phase, StepPlan
+from .plan import Buffer, Contract, Conv2d, Kernel, Layout, Phase, StepPlan
 from .shard import annotate_grids
 from .widen import widen_halves
 
 
-def lower(graph: Graph, target: Target, workers: int = 1) -> StepPlan:
+def lower(graph: Graph, target: Target, workers: int = 1, precision: str = "fp32") -> StepPlan:
     """Return the plan of ``graph`` for a target: passed buffers first (inputs, then results, in the graph's order).
 
-    ``workers``: how many threads there are; a small step asks for one. Raises NotCompilable.
+    ``workers``: how many threads there are; a small step asks for one. ``precision``: "tf32" or "bf16" lets the target
+    round the operands of float32 products. Raises NotCompilable.
     """
-    return _Lowering(graph, target).plan(workers)
+    plan = _Lowering(graph, target).plan(workers)
+    return plan if precision == "fp32" else _with_precision(plan, precision)
+
+
+def _with_precision(plan: StepPlan, precision: str) -> StepPlan:
+    phases = []
+    for phase in plan.phases:
+        kernels = tuple(
+            dataclasses.replace(kernel, precision=precision) if isinstance(kernel, Contract | Conv2d) else kernel
+            for kernel in phase.kernels
+        )
+        phases.append(dataclasses.replace(phase, kernels=kernels))
+    return dataclasses.replace(plan, phases=tuple(phases))
 
 
 def memory_report(plan: StepPlan) -> MemoryReport:
@@ -69,7 +82,7 @@ class _Lowering:
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
         plan = StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, 1)
         count = schedule.workers(plan, workers)
-        return annotate_grids(replace(plan, workers=count))
+        return annotate_grids(dataclasses.replace(plan, workers=count))
 
     def _check(self, graph: Graph) -> None:
         literals: dict[Value, Any] = {}

@@ -209,6 +209,8 @@ class Contract:
     b: Access
     dtype: DType
     epilogue: tuple[Statement, ...]
+    precision: str = "fp32"
+    """Of the products where the target may choose: "fp32", or less where "tf32" or "bf16" was asked for."""
     family = "contract"
 
 
@@ -258,6 +260,7 @@ class Conv2d:
     epilogue: tuple[Statement, ...]
     scratch: int = -1
     """Arena buffer for per-worker scratch or chunk sums; -1 for none."""
+    precision: str = "fp32"
     family = "conv2d"
 
 

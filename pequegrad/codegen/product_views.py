@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..dtypes import DType
+from ..dtypes import DType, float32
+from ..targets import Target
 from .expressions import computed_as, scalar_type
 from .launch import BLOCK, MULTIPROCESSORS, SHARED_BYTES
 from .plan import Contract, Conv2d, ConvShape, Kernel
@@ -17,14 +18,15 @@ from .rendering import Address, KernelWriter, Line, Variable
 from .views import KernelHead, Loop, Parameter, decoded, head_of, operand, parameters_of, weight_runs
 
 
-def scratch_bytes(kernel: Kernel) -> int:
+def scratch_bytes(kernel: Kernel, target: Target) -> int:
     """Return the bytes of arena that a kernel's chunk sums take."""
     if isinstance(kernel, Contract):
         batch = math.prod(kernel.batch)
-        chunks = _chunks(_tile(batch, kernel.m, kernel.n, kernel.dtype).count(batch, kernel.m, kernel.n), kernel.k)
+        tile = _tile(batch, kernel.m, kernel.n, kernel.dtype, tensor_precision(kernel, target))
+        chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k)
         elements = batch * kernel.m * kernel.n if chunks > 1 else 0
     elif isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
-        chunks = _conv2d_form(kernel).chunks
+        chunks = _conv2d_form(kernel, target).chunks
         elements = kernel.shape.weight_elements
     else:
         return 0
@@ -44,12 +46,20 @@ class Tile:
         return batch * -(-m // self.rows) * -(-n // self.columns)
 
 
-LARGE, TALL, MEDIUM, SMALL, FLAT = (
+LARGE, TALL, MEDIUM, WIDE, SMALL, THIN, FLAT = (
     Tile("product_tile_128", 128, 128),
     Tile("product_tile_128x64", 128, 64),
     Tile("product_tile_64", 64, 64),
+    Tile("product_tile_64x8", 64, 64),
     Tile("product_tile_32", 32, 32),
+    Tile("product_tile_32x128", 32, 128),
     Tile("product_tile_16x128", 16, 128),
+)
+TENSOR_TILES = (
+    Tile("tensor_tile_128", 128, 128),
+    Tile("tensor_tile_128x64", 128, 64),
+    Tile("tensor_tile_64", 64, 64),
+    Tile("tensor_tile_32x64", 32, 64),
 )
 ENOUGH_TILES = 3 * MULTIPROCESSORS // 2
 """Tiles that keep the multiprocessors of a large device busy."""
@@ -59,15 +69,29 @@ LEAST_CHUNK = 128
 MOST_CHUNKS = 16
 
 
-def _tile(batch: int, m: int, n: int, dtype: DType) -> Tile:
+def tensor_precision(kernel: Contract | Conv2d, target: Target) -> str:
+    """Return the precision in which tensor cores multiply for a kernel, "tf32" or "bf16", or "" for none."""
+    is_asked = kernel.precision != "fp32" and kernel.dtype == float32
+    return kernel.precision if is_asked and target.has_tensor_cores else ""
+
+
+def _tile(batch: int, m: int, n: int, dtype: DType, precision: str) -> Tile:
+    if precision:
+        fitting = (tile for tile in TENSOR_TILES[:-1] if _is_filled(tile, batch, m, n))
+        last = TENSOR_TILES[-1] if m <= TENSOR_TILES[-1].rows else TENSOR_TILES[-2]
+        tile = next(fitting, last)
+        return Tile(f"{tile.name}<pg::{precision}_precision>", tile.rows, tile.columns)
     if m <= FLAT.rows and n >= MEDIUM.columns:
         return FLAT
-    candidates = [MEDIUM] if dtype.itemsize == 8 else [LARGE, TALL, MEDIUM]
-    for tile in candidates:
-        is_filled = 2 * m >= tile.rows and 2 * n >= tile.columns
-        if is_filled and tile.count(batch, m, n) >= ENOUGH_TILES:
-            return tile
-    return SMALL
+    if m <= THIN.rows and THIN.count(batch, m, n) >= ENOUGH_TILES:
+        return THIN
+    candidates = [WIDE] if dtype.itemsize == 8 else [LARGE, TALL, MEDIUM]
+    return next((tile for tile in candidates if _is_filled(tile, batch, m, n)), SMALL)
+
+
+def _is_filled(tile: Tile, batch: int, m: int, n: int) -> bool:
+    """Whether tiles of that size are used well, and are enough."""
+    return 2 * m >= tile.rows and 2 * n >= tile.columns and tile.count(batch, m, n) >= ENOUGH_TILES
 
 
 def _chunks(tiles: int, length: int) -> int:
@@ -118,10 +142,10 @@ class ProductView:
         return "" if self.stage == "combine" else f"pg::product_shared<{self.type}, pg::{self.tile.name}>"
 
 
-def contract_views(kernel: Contract, dtypes: Sequence[DType], scratch: int) -> tuple[ProductView, ...]:
+def contract_views(kernel: Contract, dtypes: Sequence[DType], scratch: int, target: Target) -> tuple[ProductView, ...]:
     """Return the bodies of a product: one, or two where its sums are cut into chunks."""
     batch = math.prod(kernel.batch)
-    tile = _tile(batch, kernel.m, kernel.n, kernel.dtype)
+    tile = _tile(batch, kernel.m, kernel.n, kernel.dtype, tensor_precision(kernel, target))
     chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k)
     stages = ("whole",) if chunks == 1 else ("chunks", "combine")
     return tuple(_product_view(kernel, dtypes, scratch, tile, chunks, stage) for stage in stages)
@@ -236,8 +260,9 @@ def shape_text(s: ConvShape) -> str:
     return f"{{{', '.join(map(str, (s.N, s.C, s.H, s.W, s.O, s.KH, s.KW, *geometry)))}}}"
 
 
-def _conv2d_form(kernel: Conv2d) -> ConvForm:
+def _conv2d_form(kernel: Conv2d, target: Target) -> ConvForm:
     s = kernel.shape
+    precision = tensor_precision(kernel, target)
     inputs, outputs = s.C // s.groups, s.O // s.groups
     channels = next(n for n in (1, 2, 4, 8) if n >= min(outputs, FEW_CHANNELS))
     rows = 7 * s.stride_h + (s.KH - 1) * s.dilation_h + 1
@@ -246,7 +271,7 @@ def _conv2d_form(kernel: Conv2d) -> ConvForm:
     is_direct = inputs <= FEW_CHANNELS and outputs <= FEW_CHANNELS and piece <= SHARED_BYTES
     positions = s.N * s.OH * s.OW
     if kernel.kind == "grad_weight":
-        tile = None if is_direct else _tile(s.groups, outputs, inputs * s.KH * s.KW, kernel.dtype)
+        tile = None if is_direct else _tile(s.groups, outputs, inputs * s.KH * s.KW, kernel.dtype, precision)
         tiles = s.weight_elements if tile is None else tile.count(s.groups, outputs, inputs * s.KH * s.KW)
         wanted = -(-4 * MULTIPROCESSORS // max(tiles, 1))
         chunks = max(1, min(positions // LEAST_POSITIONS, wanted, MOST_POSITION_CHUNKS))
@@ -254,22 +279,22 @@ def _conv2d_form(kernel: Conv2d) -> ConvForm:
     if kernel.kind == "grad_input":
         if is_direct:
             return ConvForm(None, channels, 1, -(-s.N * s.C * s.H * s.W // BLOCK))
-        tile = _tile(s.groups, inputs, s.N * s.H * s.W, kernel.dtype)
+        tile = _tile(s.groups, inputs, s.N * s.H * s.W, kernel.dtype, precision)
         return ConvForm(tile, channels, 1, tile.count(s.groups, inputs, s.N * s.H * s.W))
     if is_direct:
         parts = -(-outputs // channels)
         return ConvForm(None, channels, 1, s.N * s.groups * parts * -(-s.OH // 8) * -(-s.OW // 32))
-    tile = _tile(s.groups, outputs, positions, kernel.dtype)
+    tile = _tile(s.groups, outputs, positions, kernel.dtype, precision)
     return ConvForm(tile, channels, 1, tile.count(s.groups, outputs, positions))
 
 
-def conv2d_views(kernel: Conv2d, dtypes: Sequence[DType], scratch: int) -> tuple[ConvBodyView, ...]:
+def conv2d_views(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, target: Target) -> tuple[ConvBodyView, ...]:
     """Return the bodies of a convolution: one, or the chunk sums of a weight's gradient and what combines them."""
     stages = ("chunks", "combine") if kernel.kind == "grad_weight" else ("whole",)
-    return tuple(_conv2d_view(kernel, dtypes, scratch, stage) for stage in stages)
+    return tuple(_conv2d_view(kernel, dtypes, scratch, stage, _conv2d_form(kernel, target)) for stage in stages)
 
 
-def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, stage: str) -> ConvBodyView:
+def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, stage: str, form: ConvForm) -> ConvBodyView:
     s = kernel.shape
     run = 1
     epilogue = kernel.epilogue
@@ -301,6 +326,6 @@ def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, stage: s
     length = s.C // s.groups * s.KH * s.KW
     width = next(w for w in (4, 2, 1) if w * kernel.dtype.itemsize <= 16 and length % w == 0 == kernel.b.offset % w)
     return ConvBodyView(
-        head_of(kernel, writer), kernel.kind, stage, f"pg::{kernel.dtype.c_name}", s, _conv2d_form(kernel), a, b, width,
+        head_of(kernel, writer), kernel.kind, stage, f"pg::{kernel.dtype.c_name}", s, form, a, b, width,
         run, decode, parameters, tuple(lines),
     )  # fmt: skip

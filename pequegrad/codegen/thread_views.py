@@ -13,6 +13,7 @@ from typing import Any
 
 from ..dtypes import DType
 from ..errors import CompilerBug
+from ..targets import Target
 from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, WARP
 from .plan import Contract, Conv2d, Index, Kernel, Map, Row, Scan, StepPlan, Window
 from .product_views import contract_views, conv2d_views, scratch_bytes
@@ -121,7 +122,7 @@ class SideBySideRowView:
 RowBody = GroupedRowView | SideBySideRowView
 
 
-def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: int) -> tuple[Any, ...]:
+def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
     ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums in the arena, or -1.
@@ -132,9 +133,9 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: i
     if isinstance(kernel, Row):
         return (_row_view(kernel, dtypes),)
     if isinstance(kernel, Contract):
-        return contract_views(kernel, dtypes, scratch)
+        return contract_views(kernel, dtypes, scratch, target)
     if isinstance(kernel, Conv2d):
-        return conv2d_views(kernel, dtypes, scratch)
+        return conv2d_views(kernel, dtypes, scratch, target)
     if isinstance(kernel, Window):
         return (_window_view(kernel, dtypes),)
     if isinstance(kernel, Index):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..dtypes import DType
 from ..errors import CompilerBug
+from ..targets import Target
 from .expressions import computed_as, rounded, scalar_type, vector_type
 from .layout import merge_plan
 from .plan import (
@@ -219,7 +220,7 @@ class ScanView(LaneView):
     out: Address
 
 
-def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: int) -> tuple[Any, ...]:
+def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
     ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums, or -1.
@@ -228,7 +229,7 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: i
     if isinstance(kernel, Map):
         return (_map_view(kernel, dtypes),)
     if isinstance(kernel, Row):
-        return (_row_view(kernel, dtypes, lanes),)
+        return (_row_view(kernel, dtypes, target.lanes),)
     if isinstance(kernel, Contract):
         return (contract_view(kernel, dtypes),)
     if isinstance(kernel, Conv2d):
@@ -242,7 +243,7 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, lanes: i
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 
-def scratch_bytes(kernel: Kernel) -> int:
+def scratch_bytes(kernel: Kernel, target: Target) -> int:
     """Return the bytes of arena that a kernel's chunk sums take."""
     if isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
         return kernel.shape.weight_chunks * kernel.shape.weight_elements * kernel.dtype.itemsize

@@ -150,4 +150,5 @@ def native_target() -> Target:
         headers=HEADERS,
         random_header="philox.h",
         most_pointers=sys.maxsize,
+        has_tensor_cores=False,
     )

@@ -38,8 +38,8 @@ SIMULATOR_FLAGS = (
 HEADERS = (
     ("map", ("scalar.h",)),
     ("row", ("reduce.h",)),
-    ("contract", ("product.h",)),
-    ("conv2d", ("convolution.h",)),
+    ("contract", ("product_tensor.h",)),
+    ("conv2d", ("convolution.h", "product_tensor.h")),
     ("window", ("window.h",)),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),
@@ -50,6 +50,9 @@ MOST_POINTERS = 256
 
 # Compute capabilities that nvcc 13 knows and that have all that the templates use.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
+
+# Their tensor cores know neither tf32 nor bf16.
+WITHOUT_TENSOR_CORES = ("sm_75",)
 
 _SIMULATOR = InstructionSet(name="simulator", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=())
 
@@ -94,4 +97,5 @@ def _target(
         headers=HEADERS,
         random_header="random.h",
         most_pointers=MOST_POINTERS,
+        has_tensor_cores=machine_code.name not in WITHOUT_TENSOR_CORES,
     )

@@ -41,7 +41,8 @@ class Target:
     ``is_native``: compile with ``native_flags`` for exactly this machine's processor; else with the
     instruction set's. ``execution``: how templates read a plan, "lanes" (of vectors, on workers) or "threads" (in blocks).
     ``device``: where a step's memory lies, "cpu" or a device's name. ``compiler``: "cxx" or "nvcc", for the step's source;
-    the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes. ``most_pointers``: parameters that one launch can take.
+    the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes.
+    ``most_pointers``: parameters that one launch can take. ``has_tensor_cores``: for products in tf32 and bf16.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Target:
     headers: tuple[tuple[str, tuple[str, ...]], ...]
     random_header: str
     most_pointers: int
+    has_tensor_cores: bool
 
     @property
     def lanes(self) -> int:

@@ -9,9 +9,8 @@ from pequegrad import targets
 from pequegrad.codegen.lower import lower
 from pequegrad.errors import NotCompilable
 from pequegrad.ops.core import REGISTRY
+from tests.codegen.op_cases import NO_KERNEL
 from tests.codegen.tracing import check_plan, one_op
-
-NO_KERNEL = {"scatter"}  # of two writes to one place the later stays: no kernel family does that yet
 
 CASES = [
     pytest.param(name, sample, id=f"{name}-{i}")

@@ -180,7 +180,6 @@ def test_decorator_forms_and_names():
     [
         ({"mode": "fastest"}, ValueError),
         ({"mode": "autotune"}, NotImplementedError),
-        ({"precision": "bf16"}, NotImplementedError),
         ({"precision": "fp8"}, ValueError),
         ({"memory": "small"}, NotImplementedError),
         ({"strict": "yes"}, TypeError),
