@@ -107,6 +107,8 @@ class Config:
     cxx = Setting("CXX", None, "C++ compiler command; None: g++, then c++, then clang++ on PATH")
     cxxflags = Setting("CXXFLAGS", "", "extra flags for the C++ compiler")
     cuda_home = Setting("CUDA_HOME", None, "CUDA toolkit folder", _path)
+    nvcc_prepend_flags = Setting("NVCC_PREPEND_FLAGS", "", "extra flags for nvcc, before pequegrad's own")
+    nvcc_append_flags = Setting("NVCC_APPEND_FLAGS", "", "extra flags for nvcc, after pequegrad's own")
     omp_num_threads = Setting("OMP_NUM_THREADS", None, "honoured when num_threads is not set", _positive)
     no_color = Setting("NO_COLOR", False, "never print colours; any value counts", bool)
     quiet = Setting("PEQUEGRAD_QUIET", False, "do not print the line per compile", _flag)

@@ -22,8 +22,9 @@ from ..config import config
 from ..errors import CacheError, CompilerBug, ToolchainError
 from ..targets import Target
 from . import folder as disk
-from . import keys, loader, toolchain
+from . import kernel_report, keys, loader, nvcc, toolchain
 from .folder import BINDINGS, STEPS, Entry, Root
+from .kernel_report import KernelReport
 from .keys import CacheKey
 from .loader import StepModule
 from .toolchain import Compiler
@@ -47,6 +48,11 @@ class BuiltStep:
     source_path: Path
     seconds: float
     origin: Origin
+
+    @property
+    def kernels(self) -> tuple[KernelReport, ...]:
+        """What each kernel on a device takes there; empty for a step on the processor."""
+        return kernel_report.read(self.path.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +109,36 @@ def make_key(plan_text: str, target: Target, *, name: str) -> CacheKey:
     return keys.make_step_key(plan_text, target, name=name, memo=disk.open_root())
 
 
+def check_can_run(target: Target) -> None:
+    """Raise DeviceError if this machine cannot run steps for the target: its processor or device is another, or there is
+    none."""
+    keys.check_can_run(target)
+
+
 def get_or_build(
-    key: CacheKey, render: Callable[[], str], target: Target, progress: Progress | None = None
+    key: CacheKey,
+    render: Callable[[], str],
+    target: Target,
+    progress: Progress | None = None,
+    *,
+    is_for_here: bool = True,
 ) -> BuiltStep:
     """Return the step of a key from memory, from disk, or compiled from the source text that ``render``
     returns.
 
-    ``progress`` is told, in a few words, what takes long. Raises ToolchainError when the compiler fails and
-    DeviceError when this processor lacks the target's instructions. Threads and processes that ask for one
-    key make one build.
+    ``progress`` is told, in a few words, what takes long. ``is_for_here``: the step is to run on this machine; raises
+    DeviceError when it cannot, because of processor, device or driver. Raises ToolchainError when the compiler fails.
+    Threads and processes that ask for one key make one build.
     """
     start = time.perf_counter()
+    if is_for_here:
+        keys.check_can_run(target, key)
     digest = key.digest
     with _state_lock:
         known = _loaded.get(digest)
         building = _building.setdefault(digest, threading.Lock())
     if known is not None:
         return dataclasses.replace(known, seconds=0.0, origin="memory")
-    target.check_runs_on(targets.host_machine(), targets.host_features())
     with building:
         known = _loaded.get(digest)
         if known is not None:
@@ -168,7 +186,7 @@ def _build_step(
 ) -> Entry:
     """Compile and link a step into a new entry. The caller holds the lock of the digest."""
     start = time.perf_counter()
-    compiler = Compiler(key.compiler, key.extra_flags, key.compiler_version)
+    compiler, device_compiler = key.host_compiler, key.device_compiler
     binding = _get_or_build_binding(root, key, target, progress)
     progress("compiling")
     with root.begin(STEPS, digest) as folder:
@@ -177,9 +195,14 @@ def _build_step(
         product = folder / f"{loader.INIT_NAME}{key.python}"
         step_object = folder / "step.o"
         includes = (keys.runtime_folder() / "include",)
-        compiled = toolchain.compile_object(compiler, key.flags, includes, source, step_object)
+        if device_compiler is None:
+            compiled = toolchain.compile_object(compiler, key.flags, includes, source, step_object)
+        else:
+            compiled = nvcc.compile_object(device_compiler, compiler, key.flags, includes, source, step_object)
         _finish(root, digest, folder, source, compiled)
-        linked = toolchain.link_shared(compiler, key.link_flags, (step_object, binding), product)
+        kernel_report.write(folder, kernel_report.parse(compiled.output))
+        link_flags = (*(f"-L{place}" for place in key.nvcc_libraries), *key.link_flags)
+        linked = toolchain.link_shared(compiler, link_flags, (step_object, binding), product)
         _finish(root, digest, folder, source, linked)
         step_object.unlink()
         record = {
@@ -209,7 +232,7 @@ def _get_or_build_binding(root: Root, key: CacheKey, target: Target, progress: P
 
 def _build_binding(root: Root, key: CacheKey, digest: str, identity: dict[str, Any], target: Target) -> Entry:
     start = time.perf_counter()
-    compiler = Compiler(key.compiler, key.extra_flags, key.compiler_version)
+    compiler = key.host_compiler
     runtime = keys.runtime_folder()
     source = runtime / "binding" / _BINDING_SOURCE
     includes = (runtime / "include", *toolchain.python_include_folders())
@@ -237,7 +260,7 @@ def _finish(root: Root, digest: str, folder: Path, source: Path, result: toolcha
     if result.status != 0:
         kept = root.keep_failed(digest, folder)
         kept_source = kept / source.name if source.parent == folder else source
-        raise toolchain.compile_failure(result, kept_source, kept / _BUILD_LOG)
+        raise toolchain.compile_failure(result, kept_source, kept / _BUILD_LOG, nvcc.cure(result.output))
 
 
 def _render(render: Callable[[], str]) -> str:

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import targets
-from ..errors import CacheError
+from ..config import config
+from ..errors import CacheError, DeviceError, ToolchainError
 from ..targets import Target
-from . import toolchain
+from . import nvcc, toolchain
+from .nvcc import Nvcc
 from .toolchain import Compiler
 
-_FORMAT = 1  # goes up when the layout of an entry changes
+_FORMAT = 2  # goes up when the layout of an entry changes
 _PACKAGE = Path(__file__).resolve().parents[1]
 # All of the runtime that the binding's object is made of: other headers may change without compiling it again.
 BINDING_SOURCES = ("binding/binding.cpp", "include/pequegrad/interface.h", "include/pequegrad/pool.h")
@@ -32,6 +34,8 @@ _GENERATOR_ROOMS = ("codegen", "ops", "targets")
 # A file edited twice within one tick of the file system's clock has the same stamp: a fresh one is read
 # again.
 _SETTLED_SECONDS = 2.0
+_NO_NVCC = Nvcc("", "", (), (), ())
+_LAST_NVCC = "the last nvcc"
 
 
 class Memo(Protocol):
@@ -46,7 +50,9 @@ class Memo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity."""
+    """Everything that decides what a step module is. ``name`` is for people and is no part of the identity. The fields
+    of nvcc are empty where the C++ compiler alone is asked.
+    """
 
     name: str = dataclasses.field(compare=False)
     format: int
@@ -60,6 +66,11 @@ class CacheKey:
     flags: tuple[str, ...]
     link_flags: tuple[str, ...]
     extra_flags: tuple[str, ...]
+    nvcc: str
+    nvcc_version: str
+    nvcc_prepend_flags: tuple[str, ...]
+    nvcc_append_flags: tuple[str, ...]
+    nvcc_libraries: tuple[str, ...]
     processor: str
     python: str
     pybind11: str
@@ -74,6 +85,18 @@ class CacheKey:
     def digest(self) -> str:
         """The identity as 40 hexadecimal digits."""
         return digest_of(self.fields())
+
+    @property
+    def host_compiler(self) -> Compiler:
+        """The C++ compiler: of the binding and the link always, of the step's source where there is no nvcc."""
+        return Compiler(self.compiler, self.extra_flags, self.compiler_version)
+
+    @property
+    def device_compiler(self) -> Nvcc | None:
+        """nvcc, or None where the C++ compiler alone is asked."""
+        if not self.nvcc:
+            return None
+        return Nvcc(self.nvcc, self.nvcc_version, self.nvcc_prepend_flags, self.nvcc_append_flags, self.nvcc_libraries)
 
 
 def digest_of(fields: dict[str, Any]) -> str:
@@ -97,9 +120,10 @@ def runtime_folder() -> Path:
 
 def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> CacheKey:
     """Return the key of the step with this canonical plan text. Raises ToolchainError when there is no
-    compiler.
+    compiler, or no nvcc for a target that needs it.
     """
     compiler = find_compiler(memo)
+    device_compiler = find_nvcc(memo, compiler) if target.compiler == "nvcc" else _NO_NVCC
     generator = hash_folders(memo, *(_PACKAGE / room for room in _GENERATOR_ROOMS), suffix=".py")
     return CacheKey(
         name=name,
@@ -114,6 +138,11 @@ def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> C
         flags=target.compile_flags,
         link_flags=target.link_flags,
         extra_flags=compiler.extra_flags,
+        nvcc=device_compiler.path,
+        nvcc_version=device_compiler.version,
+        nvcc_prepend_flags=device_compiler.prepend_flags,
+        nvcc_append_flags=device_compiler.append_flags,
+        nvcc_libraries=device_compiler.library_folders,
         processor=targets.host_processor() if target.is_native else targets.host_machine(),
         python=toolchain.python_tag(),
         pybind11=_pybind11_version(memo),
@@ -147,6 +176,47 @@ def find_compiler(memo: Memo) -> Compiler:
         version = toolchain.probe_version(command)
         memo.put(name, stamp, version)
     return Compiler(command, toolchain.extra_flags(), version)
+
+
+def find_nvcc(memo: Memo, host: Compiler) -> Nvcc:
+    """Return nvcc; a process is started only when it has changed since the memo was written. Where none is there any
+    more, return the last one that was: what it has built is still good.
+    """
+    prepend, append = nvcc.user_flags()
+    try:
+        path = nvcc.locate()
+    except ToolchainError:
+        last = memo.get(_LAST_NVCC, "") if config.cuda_home is None else None
+        if last is None:
+            raise
+        path, version, *libraries = json.loads(last)
+        return Nvcc(path, version, prepend, append, tuple(libraries))
+    name, stamp = f"nvcc {path}", toolchain.command_stamp((path,))
+    known = memo.get(name, stamp)
+    if known is None:
+        version, folders = nvcc.probe(path, host)
+        known = json.dumps([path, version, *folders])
+        memo.put(name, stamp, known)
+        memo.put(_LAST_NVCC, "", known)
+    path, version, *libraries = json.loads(known)
+    return Nvcc(path, version, prepend, append, tuple(libraries))
+
+
+def check_can_run(target: Target, key: CacheKey | None = None) -> None:
+    """Raise DeviceError if this machine cannot run code for the target, with what it needs and what is here named.
+
+    ``key``, where there is one, tells what the code was compiled with.
+    """
+    target.check_runs_on(targets.host_machine(), targets.host_features())
+    if target.compiler != "nvcc":
+        return
+    device = targets.find_device()
+    if isinstance(device, str):
+        raise DeviceError(targets.no_device(device))
+    toolkit = nvcc.release_of(key.nvcc_version) if key is not None else ""
+    problem = targets.device_problem(device, target.instruction_set.name, toolkit)
+    if problem is not None:
+        raise DeviceError(f"a compiled step cannot run on this machine: {problem}.")
 
 
 def hash_folders(memo: Memo, *folders: Path, suffix: str = "") -> str:

@@ -14,7 +14,7 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def probe_version(command: Sequence[str]) -> str:
     result = run_command([*command, "--version"])
     if result.status != 0 or not result.output.strip():
         raise ToolchainError(
-            f"the C++ compiler does not run: {shlex.join(result.command)} said:\n{_quote(result.output)}"
+            f"the C++ compiler does not run: {shlex.join(result.command)} said:\n{quote(result.output)}"
         )
     return result.output.strip().splitlines()[0]
 
@@ -153,18 +153,19 @@ def link_shared(compiler: Compiler, flags: Sequence[str], objects: Sequence[Path
     return run_command([*compiler.command, *map(str, objects), *flags, *compiler.extra_flags, "-o", str(output)])
 
 
-def compile_failure(result: CommandResult, source: Path, log: Path) -> ToolchainError:
-    """Return the error that tells the user what the compiler said and where to look."""
+def compile_failure(result: CommandResult, source: Path, log: Path, cure: str = "") -> ToolchainError:
+    """Return the error that tells the user what the compiler said and where to look, and the cure where it is known."""
+    at_fault = "If the source is at fault, this is a bug of pequegrad: please report it with both files."
+    program = "nvcc" if os.path.basename(result.command[0]) == "nvcc" else "the C++ compiler"
     return ToolchainError(
-        f"the C++ compiler failed with exit status {result.status}:\n{_quote(result.output)}\n"
-        f"command: {shlex.join(result.command)}\nsource:  {source}\nlog:     {log}\n"
-        f"If the source is at fault, this is a bug of pequegrad: please report it with both files."
+        f"{program} failed with exit status {result.status}:\n{quote(result.output)}\n"
+        f"command: {shlex.join(result.command)}\nsource:  {source}\nlog:     {log}\n{cure or at_fault}"
     )
 
 
-def run_command(command: Sequence[str]) -> CommandResult:
+def run_command(command: Sequence[str], variables: Mapping[str, str] | None = None) -> CommandResult:
     """Run a command to its end and return what it did; kill it, and what it started, if the wait is
-    interrupted.
+    interrupted. ``variables``: its environment; None: this process's.
     """
     import subprocess
 
@@ -179,6 +180,7 @@ def run_command(command: Sequence[str]) -> CommandResult:
             start_new_session=True,
             text=True,
             errors="replace",
+            env=variables,
         )
     except OSError as error:
         raise ToolchainError(f"cannot start {command[0]}: {error.strerror}. {_INSTALL_HINT}") from error
@@ -199,10 +201,13 @@ def python_tag() -> str:
     return EXTENSION_SUFFIXES[0] if EXTENSION_SUFFIXES else f".{sys.implementation.cache_tag}.so"
 
 
-def _quote(output: str) -> str:
+def quote(output: str) -> str:
+    """Return the lines of a compiler's output that a message shows."""
     lines = output.strip().splitlines()
     # Errors first: a template's notes and warnings can fill the page before them.
-    first = next((index for index, line in enumerate(lines) if "error:" in line), 0)
+    first = next(
+        (index for index, line in enumerate(lines) if "error:" in line or "error " in line or "fatal" in line), 0
+    )
     shown = lines[first : first + _QUOTED_LINES]
     if len(lines) > len(shown):
         shown.append(f"... ({len(lines) - len(shown)} more lines in the log)")

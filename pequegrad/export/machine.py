@@ -5,21 +5,17 @@ Invariant: nothing of the module is loaded to find out; each refusal names what 
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 
 from .. import targets
 from ..errors import ArtifactError
-from ..targets import Target
+from ..targets import Target, device_problem, find_device
 from .manifest import Manifest, Requirements
 
 CUDA = "cuda"
-_COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 # Of what /proc/cpuinfo lists for x86-64, the names of instructions that a compiler may use; the rest are facts about
 # the machine, such as "hypervisor", which may differ.
 _INSTRUCTIONS = re.compile(
@@ -27,14 +23,6 @@ _INSTRUCTIONS = re.compile(
     r"clflushopt|clwb|xsave|fsgsbase|lahf_lm|cx16|prfchw|tbm|3dnow|serialize|waitpkg|cldemote|enqcmd|ptwrite|rdpid|clzero|mwaitx)"
 )
 _NOT_INSTRUCTIONS = ("evtstrm", "cpuid")  # aarch64's list has these beside its instructions
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A CUDA device: its compute capability, such as (9, 0), and the newest CUDA that its driver knows."""
-
-    capability: tuple[int, int]
-    driver: tuple[int, int]
 
 
 def requirements(target: Target, python: str, toolkit: str) -> Requirements:
@@ -95,25 +83,12 @@ def check(manifest: Manifest, where: str) -> None:
 
 
 def _find_device_problem(needs: Requirements) -> str | None:
-    wanted = re.fullmatch(r"sm_(\d+)(\d)", needs.architecture)
-    toolkit = re.fullmatch(r"(\d+)\.(\d+)", needs.toolkit)
-    if wanted is None or toolkit is None:
-        return f"it names no CUDA architecture and toolkit, but {needs.architecture!r:.80} and {needs.toolkit!r:.80}"
+    if not needs.toolkit:
+        return f"it names no CUDA toolkit that it was built with for {needs.architecture!r:.80}"
     device = find_device()
     if isinstance(device, str):
         return f"it was built for {needs.architecture}, and {device}"
-    major, minor = int(wanted[1]), int(wanted[2])
-    # Machine code runs on its own generation, of this or a later minor version.
-    if device.capability[0] != major or device.capability[1] < minor:
-        here = "sm_{}{}".format(*device.capability)
-        return f"it was built for {needs.architecture}, and this device is {here}"
-    # A driver runs what any toolkit of its major version has made, and of older ones.
-    if device.driver[0] < int(toolkit[1]):
-        driver = "{}.{}".format(*device.driver)
-        return (
-            f"it was built with CUDA {needs.toolkit}, and this machine's driver is for CUDA {driver}: update the driver"
-        )
-    return None
+    return device_problem(device, needs.architecture, needs.toolkit)
 
 
 def _find_memory_problem(manifest: Manifest) -> str | None:
@@ -123,25 +98,3 @@ def _find_memory_problem(manifest: Manifest) -> str | None:
         return None
     needed = manifest.arena_bytes + sum(slot.bytes for slot in manifest.slots)
     return f"it needs {needed} bytes of memory, and this machine has {total}" if needed > total else None
-
-
-@functools.lru_cache(maxsize=1)
-def find_device() -> Device | str:
-    """Return the first CUDA device, or a text that says why there is none. Asks the driver alone, and makes no context."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "this machine has no CUDA driver (libcuda.so.1)"
-    status = driver.cuInit(0)
-    if status != 0:
-        return f"its CUDA driver does not start (error {status})"
-    version, device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    for result in (
-        driver.cuDriverGetVersion(ctypes.byref(version)),
-        driver.cuDeviceGet(ctypes.byref(device), 0),
-        driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_MAJOR, device),
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_MINOR, device),
-    ):
-        if result != 0:
-            return f"its CUDA driver finds no device (error {result})"
-    return Device((major.value, minor.value), (version.value // 1000, version.value % 1000 // 10))

@@ -75,7 +75,7 @@ def test_a_bad_index_raises_with_value_and_bound(root):
     assert gather(module, 7)[0] == 70
     with pytest.raises(IndexOutOfRange, match=r"index 12 is outside a dimension of size 10"):
         gather(module, 12)
-    assert module.try_run([np.arange(10), np.array(-1), np.zeros(2, np.int64)], 1) == (1, 3, -1, 10)
+    assert module.try_run([np.arange(10), np.array(-1), np.zeros(2, np.int64)], 1) == (1, 3, -1, 10, "")
     assert gather(module, 9)[0] == 90
 
 
