@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from pequegrad.dtypes import DTYPES, as_dtype
 from pequegrad.errors import DTypeError, NotCompilable, ShapeError
-from pequegrad.ops.core import REGISTRY, Expression, Reduction, TensorSpec
+from pequegrad.ops.core import REGISTRY, Expression, Op, Reduction, TensorSpec
 from tests.codegen.compiling import Batch
 
 NO_KERNEL = {"scatter"}  # of two writes to one place the later stays: no kernel family does that yet
@@ -22,6 +23,7 @@ OPS = {
     for name, op in REGISTRY.items()
     if op.__module__.startswith("pequegrad.") and not isinstance(op.lowering, NotCompilable) and name not in NO_KERNEL
 }
+EVERY_OP = frozenset(OPS)
 # Their public functions turn integers into floats first.
 FLOATS_ONLY = {
     "erf",
@@ -122,9 +124,9 @@ def claim(batch: Batch, what: str, name: str, values: list, params: dict, dtype:
     batch.expect(f"{name} {what}", batch.apply(name, values, **params), ulps, tolerance, name in ZEROS_ALIKE)
 
 
-def add_samples(batch: Batch, dtype: np.dtype) -> None:
+def add_samples(batch: Batch, dtype: np.dtype, ops: Mapping[str, type[Op]]) -> None:
     """Add each op's own samples, in this dtype where they are of one that stands for all."""
-    for name, op in OPS.items():
+    for name, op in ops.items():
         for number, sample in enumerate(op.samples()):
             kinds = [a.dtype for a in sample.arrays if a.dtype.kind != "b"] or [a.dtype for a in sample.arrays]
             main = kinds[0] if kinds and not name.startswith("random") else None
@@ -196,11 +198,11 @@ LAYOUTS = [
 ]
 
 
-def add_pointwise(batch: Batch, dtype: np.dtype) -> None:
+def add_pointwise(batch: Batch, dtype: np.dtype, ops: Mapping[str, type[Op]]) -> None:
     """Add each pointwise op on hard numbers, in several layouts."""
     rng = np.random.default_rng(5)
     turn = 0
-    for name, op in OPS.items():
+    for name, op in ops.items():
         samples = op.samples()
         if not isinstance(op.lowering, Expression) or not samples[0].arrays or name == "cast":
             continue
@@ -241,7 +243,7 @@ def add_casts(batch: Batch, dtype: np.dtype) -> None:
             batch.expect(f"cast to {to.name}, {layout}", batch.apply("cast", [value], dtype=to))
 
 
-def add_reductions(batch: Batch, dtype: np.dtype) -> None:
+def add_reductions(batch: Batch, dtype: np.dtype, ops: Mapping[str, type[Op]]) -> None:
     """Add every reduction over several dimensions and layouts, with ties, NaN, and nothing to reduce."""
     rng = np.random.default_rng(7)
     cases = [("long", (0,)), ("number", ()), ("one", (0,)), ("permuted", (0,)), ("permuted", (1,)), ("strided", (0, 1))]
@@ -254,7 +256,7 @@ def add_reductions(batch: Batch, dtype: np.dtype) -> None:
         ("column", (1,)),
     ]
     cases += [("flipped", (1,)), ("empty", (0,)), ("empty", (1,))]
-    for name, op in OPS.items():
+    for name, op in ops.items():
         if not isinstance(op.lowering, Reduction):
             continue
         for number, (layout, dims) in enumerate(cases):
@@ -275,12 +277,14 @@ def add_reductions(batch: Batch, dtype: np.dtype) -> None:
                 claim(batch, f"{layout} {dims}", name, [value], params, dtype)
 
 
-def batch_of(name: str) -> Batch:
-    """Return all cases of a dtype."""
+def batch_of(name: str, only: Collection[str] = EVERY_OP) -> Batch:
+    """Return all cases of a dtype, or those of some ops."""
     dtype = as_dtype(name).numpy
+    ops = {op: OPS[op] for op in OPS if op in only}
     batch = Batch(f"ops_{name}")
-    add_samples(batch, dtype)
-    add_pointwise(batch, dtype)
-    add_casts(batch, dtype)
-    add_reductions(batch, dtype)
+    add_samples(batch, dtype, ops)
+    add_pointwise(batch, dtype, ops)
+    if "cast" in only:
+        add_casts(batch, dtype)
+    add_reductions(batch, dtype, ops)
     return batch
