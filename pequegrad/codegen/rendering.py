@@ -37,7 +37,7 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class Line:
     """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_scalar", "let" (``type`` name =
-    text), "splat", "store", "store_strided", "store_scalar". ``type`` of a splat is what lanes are made of."""
+    text), "keep" (name = text), "splat", "store", "store_strided", "store_scalar". ``type`` of a splat is what lanes are made of."""
 
     form: str
     name: str = ""

@@ -6,6 +6,7 @@ is settled here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from typing import Any
 from ..dtypes import DType
 from ..errors import CompilerBug
 from ..targets import Target
+from .expressions import scalar_type, vector_type
 from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, WARP
-from .plan import Contract, Conv2d, Index, Kernel, Map, Row, Scan, StepPlan, Window
+from .plan import Access, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window
 from .product_views import contract_views, conv2d_views, scratch_bytes
 from .rendering import Address, KernelWriter, Line
 from .views import (
     IndexView,
     KernelHead,
     Loop,
+    Parameter,
     ScanView,
     StageView,
     WindowView,
@@ -37,6 +40,8 @@ from .views import (
     with_axis,
 )  # fmt: skip
 
+MOST_KEPT = 8
+"""Elements of a row that a thread keeps in registers, of each operand, at most."""
 LONG_ROW = 1024
 """Rows of more elements than this get a whole block."""
 MANY_ROWS = 1056
@@ -66,7 +71,9 @@ class ElementView:
 
 @dataclass(frozen=True, slots=True)
 class GroupedRowView:
-    """Rows of ``count`` elements, each reduced by ``threads`` threads; ``unit`` counts rows, ``element`` what is in one."""
+    """Rows of ``count`` elements, each reduced by ``threads`` threads; ``unit`` counts rows, ``element`` what is in one.
+
+    ``kept``: what is loaded once and stays in registers for later stages; then each thread has ``steps`` elements."""
 
     head: KernelHead
     rows: int
@@ -77,8 +84,18 @@ class GroupedRowView:
     element: str
     decode_element: tuple[Loop, ...]
     stages: tuple[StageView, ...]
+    kept: tuple[Parameter, ...]
     is_side_by_side = False
     shared = ""
+
+    @property
+    def steps(self) -> int:
+        return -(-self.count // self.threads)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every thread has all its steps."""
+        return self.count % self.threads == 0
 
     @property
     def rows_per_block(self) -> int:
@@ -169,6 +186,36 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     return ElementView(head_of(kernel, writer), math.prod(extents), unit, decode, tuple(lines))
 
 
+def _kept_in_registers(kernel: Row, stages: list[StageView]) -> tuple[list[StageView], tuple[Parameter, ...]]:
+    """Return the stages with what several of them load of the same place loaded once, by the first."""
+    written = {s.access.buffer for stage in kernel.stages for s in stage.inner if isinstance(s, Store)}
+    loads: dict[Access, list[tuple[int, Load]]] = {}
+    for number, stage in enumerate(kernel.stages):
+        for statement in stage.inner:
+            if isinstance(statement, Load) and statement.access.buffer not in written:
+                loads.setdefault(statement.access, []).append((number, statement))
+    lines = [list(stage.inner) for stage in stages]
+    kept = []
+    for found in loads.values():
+        names = [f"v{load.dst}" for _, load in found]
+        if len(found) < 2 or not all(_defines(lines[n], name) for (n, _), name in zip(found, names, strict=True)):
+            continue
+        place = f"kept{len(kept)}"
+        kept.append(Parameter(scalar_type(found[0][1].dtype), place))
+        for (number, load), name in zip(found, names, strict=True):
+            at = next(i for i, line in enumerate(lines[number]) if line.name == name)
+            if (number, load) == found[0]:
+                lines[number].insert(at + 1, Line("keep", f"{place}[step]", text=name))
+            else:
+                lines[number][at] = Line("let", name, vector_type(load.dtype), f"{place}[step]")
+    changed = [dataclasses.replace(stage, inner=tuple(inner)) for stage, inner in zip(stages, lines, strict=True)]
+    return changed, tuple(kept)
+
+
+def _defines(lines: Sequence[Line], name: str) -> bool:
+    return any(line.name == name for line in lines)
+
+
 def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
     extents = kernel.outer + kernel.inner
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
@@ -204,7 +251,10 @@ def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
         rows = math.prod(kernel.outer)
         unit, decode = counted(_decoded(indices[:split], kernel.outer, readers))
         threads = BLOCK if count > LONG_ROW or (rows < MANY_ROWS and count > BLOCK) else WARP
-        return GroupedRowView(head, rows, threads, unit, decode, count, element, decode_element, tuple(stages))
+        kept: tuple[Parameter, ...] = ()
+        if count <= threads * MOST_KEPT:
+            stages, kept = _kept_in_registers(kernel, stages)
+        return GroupedRowView(head, rows, threads, unit, decode, count, element, decode_element, tuple(stages), kept)
     lane = kernel.lane_axis
     others = [axis for axis in range(split) if axis != lane]
     decode = _decoded([indices[axis] for axis in others], [kernel.outer[axis] for axis in others], readers)

@@ -61,11 +61,15 @@ class Compiled:
         self.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena)
         self.is_simulated = target.name == "cuda-sim"
 
+    def allocated(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return what the module is called with: copies of the inputs, and room for the results."""
+        return allocate(self.plan, arrays)
+
     def run(self, arrays: Sequence[np.ndarray], workers: int) -> list[np.ndarray]:
         """Return one array per output of the graph; inputs are copied, so that updates touch copies.
 
         In the simulator ``workers`` is the seed of the order in which threads run."""
-        passed = allocate(self.plan, arrays)
+        passed = self.allocated(arrays)
         if self.is_simulated:
             configure_simulator(self.module.path, seed=workers)
         self.module.run(passed, workers)
