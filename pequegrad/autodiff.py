@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from . import arrays
 from .errors import AutogradError, ShapeError
 from .ops.core import Saved, TapeNode, as_tensor, context, grad_mode
 from .ops.movement import zeros_like_spec
@@ -56,7 +57,7 @@ def backward(
             present = leaves.get(id(edge))
             leaves[id(edge)] = (edge, gradient if present is None else present[1] + gradient)
 
-    with grad_mode(create_graph):
+    with grad_mode(create_graph), _same_device_after():
         for output, gradient in zip(outputs, gradients, strict=True):
             arrive(output.edge(), gradient)
         visited = []
@@ -64,6 +65,9 @@ def backward(
             _, node = heapq.heappop(heap)
             grads = pending.pop(node)
             visited.append(node)
+            # What a gradient is padded with must lie where it lies itself.
+            if arrays.device_types:
+                context.device = next(gradient.device for gradient in grads if gradient is not None)
             with context.interpreter.at(node.location):
                 for edge, spec, gradient in _through(node, grads):
                     arrive(edge, _fit(gradient, spec))
@@ -114,6 +118,18 @@ def grad(
                 f"grad: the outputs do not depend on input {i}, {tensor.spec}. Pass allow_unused=True to get None."
             )
     return tuple(found)
+
+
+class _same_device_after:
+    """Leaves `context.device` as it found it."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = context.device
+
+    def __exit__(self, *_: object) -> None:
+        context.device = self._before
 
 
 def _as_sequence(value: Any) -> list[Any]:

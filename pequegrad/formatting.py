@@ -74,7 +74,7 @@ def _shown(array: np.ndarray, is_short: bool) -> np.ndarray:
 
 def format_tensor(tensor: Any) -> str:
     """Return the elements of a tensor as text; of a traced tensor, which has none, its spec."""
-    return repr(tensor) if tensor.is_traced else format_array(tensor.array)
+    return repr(tensor) if tensor.is_traced else format_array(tensor.__array__())
 
 
 def format_html(tensor: Any) -> str:
@@ -84,7 +84,7 @@ def format_html(tensor: Any) -> str:
     if tensor.is_traced or tensor.ndim != 2 or tensor.spec.size == 0:
         # Numbers, brackets and the words of a spec: nothing in them needs escaping.
         return f"{head}<pre>{format_tensor(tensor)}</pre></div>"
-    array = tensor.array
+    array = tensor.__array__()
     rows = "".join(f"<tr>{''.join(_cells(array, row))}</tr>" for row in _indices(array.shape[0]))
     return f"{head}<table>{rows}</table></div>"
 

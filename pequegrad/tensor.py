@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import autodiff
+from . import arrays, autodiff
+from .arrays import CPU
 from .dtypes import DTYPES, DType, as_dtype, float32, int64
 from .errors import AutogradError, DeviceError, DTypeError, ShapeError, TraceError
 from .formatting import format_html, format_tensor
@@ -19,6 +20,7 @@ from .ops import composite, indexing, movement
 from .ops.core import REGISTRY, Op, TensorSpec, as_tensor, bind, context, grad_mode, record, set_tensor_type
 from .ops.elementwise import Cast
 from .ops.movement import Copy, expand
+from .ops.placement import to_device
 from .records import Frozen
 from .storage import Storage
 
@@ -56,7 +58,8 @@ class Tensor:
     """An n-dimensional array with gradients.
 
     ``data``: nested lists, numbers, arrays or a Tensor; the data are copied (`from_numpy` shares). Python floats become
-    float32, ints int64, and float32 where ``requires_grad``. Raises DTypeError for data that are no numbers.
+    float32, ints int64, and float32 where ``requires_grad``. ``device``: "cpu" or "cuda"; by default, where the data lie.
+    Raises DTypeError for data that are no numbers, DeviceError for a device that is not there.
     """
 
     __slots__ = (
@@ -73,12 +76,14 @@ class Tensor:
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> None:
-        _check_device(device)
+        place = None if device is None else arrays.checked_device(device)
         array = data.array.copy() if isinstance(data, Tensor) else _to_array(data, copy=True)
         if dtype is not None:
             array = array.astype(as_dtype(dtype).numpy, copy=False)
         elif requires_grad and not as_dtype(array.dtype).is_floating_point:
             array = array.astype(np.float32)
+        if place is not None:
+            array = arrays.moved(array, place)
         payload = context.interpreter.constant(array)
         self._init(Storage(payload), TensorSpec(array.shape, as_dtype(array.dtype)), payload)
         if requires_grad:
@@ -87,7 +92,7 @@ class Tensor:
     def _init(self, storage: Storage, spec: TensorSpec, payload: Any, view: ViewOf | None = None) -> None:
         self.storage = storage
         self.spec = spec
-        self._array = payload if isinstance(payload, np.ndarray) else None
+        self._array = payload if isinstance(payload, np.ndarray) else arrays.own_device_array(payload)
         self._payload = payload
         self._payload_version = context.interpreter.version(storage)
         self._view = view
@@ -127,8 +132,8 @@ class Tensor:
     # --- what it is ---------------------------------------------------------------------------------------
 
     @property
-    def array(self) -> np.ndarray:
-        """The memory itself. TraceError on a traced tensor, which has none, and on any tensor while tracing."""
+    def array(self) -> Any:
+        """The memory itself, NumPy's or CuPy's. TraceError on a traced tensor, which has none, and on any tensor while tracing."""
         if self._array is None or not context.interpreter.has_data:
             raise TraceError(context.interpreter.no_data(self))
         return self._array
@@ -152,7 +157,10 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        """Where the elements lie: "cpu", "cuda" (the first GPU), "cuda:1" …; of a traced tensor, as far as is known."""
+        if isinstance(self._array, np.ndarray):
+            return CPU
+        return context.interpreter.device if self._array is None else arrays.device_of(self._array)
 
     @property
     def T(self) -> Tensor:
@@ -277,6 +285,8 @@ class Tensor:
 
     def _accumulate(self, gradient: Tensor, create_graph: bool, is_shared: bool) -> None:
         present = self.grad
+        if gradient.device != self.device:  # a single number on the CPU that met tensors on a GPU
+            gradient = to_device(gradient, self.device)
         if present is None:
             self.grad = gradient.clone() if is_shared or gradient._view is not None else gradient
         elif create_graph:
@@ -296,7 +306,7 @@ class Tensor:
 
     def ones_like_spec(self) -> Tensor:
         """Return ones of this tensor's shape and dtype."""
-        return movement.full(self.shape, 1, dtype=self.dtype)
+        return movement.full(self.shape, 1, dtype=self.dtype, device=self.device)
 
     def detach(self) -> Tensor:
         """Return a tensor that shares this memory and has no gradient history."""
@@ -322,16 +332,31 @@ class Tensor:
     # --- data in and out ----------------------------------------------------------------------------------
 
     def numpy(self) -> np.ndarray:
-        """Return the memory as an ndarray, shared. Raises AutogradError if gradients flow here: detach first."""
+        """Return the memory as an ndarray, shared; of a tensor on a GPU, a copy that cannot be written to.
+
+        Raises AutogradError if gradients flow here: detach first.
+        """
         if self.requires_grad and not (self.is_leaf and not context.is_grad_enabled):
             raise AutogradError("numpy() on a tensor that requires grad. Use .detach().numpy().")
-        return self.array
+        array = arrays.to_host(self.array)
+        if array is not self._array:
+            array.flags.writeable = False  # what is written to it would be lost
+        return array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.array
+        array = arrays.to_host(self.array)
         if dtype is not None and np.dtype(dtype) != array.dtype:
             return array.astype(dtype)
-        return array.copy() if copy else array
+        return array.copy() if copy and array is self._array else array
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The memory for other libraries of the GPU, shared. AttributeError where it does not lie on one."""
+        if not arrays.is_device_array(self._array):
+            raise AttributeError(f"__cuda_array_interface__: this tensor lies on {self.device!r}. Use .cuda().")
+        if self.requires_grad:
+            raise AutogradError("__cuda_array_interface__ of a tensor that requires grad. Use .detach().")
+        return dict(self.array.__cuda_array_interface__)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.detach().array.__dlpack__(**kwargs)
@@ -343,11 +368,12 @@ class Tensor:
         """Return the single element as a Python number."""
         if self.spec.size != 1:
             raise ShapeError(f"item() needs a tensor of one element. Got shape {self.shape}.")
-        return self.array.reshape(()).item() if self.dtype.name != "bfloat16" else float(self.array.reshape(()))
+        number = arrays.to_host(self.array).reshape(())
+        return number.item() if self.dtype.name != "bfloat16" else float(number)
 
     def tolist(self) -> Any:
         """Return the elements as nested lists of Python numbers."""
-        array = self.array
+        array = arrays.to_host(self.array)
         return (array.astype(np.float32) if self.dtype.name == "bfloat16" else array).tolist()
 
     def __bool__(self) -> bool:
@@ -389,6 +415,8 @@ class Tensor:
         if self.is_traced:
             return f"Tensor(traced, {self.spec})"
         extra = ", requires_grad=True" if self.requires_grad else ""
+        if self.device != CPU:
+            extra = f", device={self.device!r}{extra}"
         return f"Tensor({format_tensor(self)}, dtype={self.dtype.name}{extra})"
 
     def __format__(self, spec: str) -> str:
@@ -410,23 +438,26 @@ class Tensor:
         return clone
 
     def __reduce__(self) -> Any:
-        return _rebuild, (type(self), np.array(self.array, order="C"), self.requires_grad)
+        return _rebuild, (type(self), np.array(self.__array__(), order="C"), self.requires_grad, self.device)
 
     # --- conversion ---------------------------------------------------------------------------------------
 
-    def to(self, *targets: Any, device: Any = None, dtype: Any = None) -> Tensor:
-        """Return this tensor in another dtype or on another device; itself if nothing changes."""
+    def to(self, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: Any = False) -> Tensor:
+        """Return this tensor in another dtype or on another device ("cpu", "cuda"), or in those of a tensor.
+
+        Itself if nothing changes; else gradients flow through. ``non_blocking`` changes nothing. Inside a compiled
+        function a device changes nothing: the step decides where values lie. Raises DeviceError for one that is not there.
+        """
         for target in targets:
             if isinstance(target, Tensor):
-                dtype = target.dtype
-            elif isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+                dtype, device = target.dtype, target.device
+            elif arrays.is_device_name(target):
                 device = target
             else:
                 dtype = target
-        _check_device(device)
-        if dtype is None or as_dtype(dtype) is self.dtype:
-            return self
-        return bind(Cast, self, dtype=as_dtype(dtype))
+        place = None if device is None else arrays.checked_device(device)
+        result = self if dtype is None or as_dtype(dtype) is self.dtype else bind(Cast, self, dtype=as_dtype(dtype))
+        return result if place is None else to_device(result, place)
 
     def type(self, dtype: Any) -> Tensor:
         return self.to(as_dtype(dtype))
@@ -453,10 +484,12 @@ class Tensor:
         return self.to(as_dtype("bool"))
 
     def cpu(self) -> Tensor:
-        return self
+        """Return this tensor on the CPU: itself, or a copy."""
+        return to_device(self, CPU)
 
-    def cuda(self) -> Tensor:
-        return self.to("cuda")
+    def cuda(self, device: Any = None) -> Tensor:
+        """Return this tensor on a GPU, the first or that of a number; DeviceError where there is none."""
+        return self.to(device=_cuda_name(device))
 
     def clone(self) -> Tensor:
         """Return a copy with memory of its own; gradients flow through."""
@@ -562,8 +595,21 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def from_dlpack(source: Any) -> Tensor:
-    """Return a Tensor that shares the memory of ``source``, any array on the CPU with ``__dlpack__``."""
-    return from_numpy(np.from_dlpack(source))
+    """Return a Tensor that shares the memory of ``source``, any array on the CPU or on a GPU with ``__dlpack__``.
+
+    Raises DTypeError for what has none or has a dtype that pequegrad lacks, DeviceError for another kind of device.
+    """
+    if not hasattr(source, "__dlpack__"):
+        raise DTypeError(f"from_dlpack: expected an array with __dlpack__. Got {type(source).__name__}.")
+    kind, number = source.__dlpack_device__()
+    if kind in _DLPACK_HOST:
+        return from_numpy(np.from_dlpack(source))
+    if kind not in _DLPACK_CUDA:
+        raise DeviceError(
+            f"from_dlpack: the array lies on a device of DLPack's kind {kind}. Bring it to the CPU first."
+        )
+    with arrays.working_on(arrays.checked_device(f"cuda:{number}")):
+        return Tensor._from_data(arrays.cupy().from_dlpack(source))
 
 
 def is_tensor(value: Any) -> bool:
@@ -571,22 +617,29 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _rebuild(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+_DLPACK_HOST = (1, 3)  # the CPU's memory, and what CUDA has pinned of it
+_DLPACK_CUDA = (2, 13)  # a GPU's memory, and what both sides see
+
+
+def _cuda_name(device: Any) -> str:
+    return "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else str(device)
+
+
+def _rebuild(kind: type[Tensor], array: Any, requires_grad: bool, device: str = CPU) -> Tensor:
+    if device != CPU:
+        array = arrays.moved(array, arrays.checked_device(device))
     tensor = kind.__new__(kind)
     tensor._init(Storage(array), TensorSpec(array.shape, as_dtype(array.dtype)), array)
     tensor._requires_grad = requires_grad
     return tensor
 
 
-def _check_device(device: Any) -> None:
-    if device is not None and str(device).split(":")[0] != "cpu":
-        raise DeviceError(f"device {device!r} is not available: this version runs on 'cpu' only.")
-
-
-def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> np.ndarray:
-    """Return data as an ndarray of one of our dtypes: Python floats as float32, ints as int64."""
+def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> Any:
+    """Return data as an array of one of our dtypes: Python floats as float32, ints as int64."""
     if isinstance(data, list | tuple) and any(isinstance(part, Tensor) for part in data):
-        data = [part.detach().array if isinstance(part, Tensor) else part for part in data]
+        data = [part.detach().__array__() if isinstance(part, Tensor) else part for part in data]
+    elif not isinstance(data, _ON_HOST) and arrays.has_device_memory(data):
+        return _to_device_array(data, copy, dtype)
     try:
         array = np.array(data) if copy else np.asarray(data)
     except ValueError as error:
@@ -603,8 +656,22 @@ def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> np.ndarray:
         raise DTypeError(f"Tensor: data must be numbers. Got {type(data).__name__} of dtype {array.dtype}.")
     if is_python and array.dtype == np.float64 and not _has_numpy_float64(data):
         return array.astype(np.float32)
-    widened = {"int8": np.int32, "int16": np.int32, "uint16": np.int32, "uint32": np.int64}.get(array.dtype.name)
+    widened = _WIDENED.get(array.dtype.name)
     return array if widened is None else array.astype(widened)
+
+
+_ON_HOST = (np.ndarray, np.generic, float, int, list, tuple)
+_WIDENED = {"int8": np.int32, "int16": np.int32, "uint16": np.int32, "uint32": np.int64}
+
+
+def _to_device_array(data: Any, copy: bool, dtype: DType | None) -> Any:
+    """Return what has ``__cuda_array_interface__`` as a device array of one of our dtypes, which shares its memory."""
+    array = arrays.as_device_array(data)
+    wanted = _WIDENED.get(array.dtype.name) if dtype is None else dtype.numpy
+    if wanted is not None and array.dtype != wanted:
+        return array.astype(wanted)
+    as_dtype(array.dtype)
+    return array.copy() if copy else array
 
 
 def _has_numpy_float64(data: Any) -> bool:

@@ -147,7 +147,7 @@ def orthogonal_(tensor: Any, gain: float = 1, generator: Generator | None = None
     if tensor.ndim < 2:
         raise ShapeError(f"orthogonal_: expected at least 2 dimensions. Got shape {tensor.shape}.")
     rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
-    drawn = normal_values(tensor, generator=generator).array.reshape(rows, columns).astype(np.float64)
+    drawn = normal_values(tensor, generator=generator).detach().__array__().reshape(rows, columns).astype(np.float64)
     q, r = np.linalg.qr(drawn.T if rows < columns else drawn)
     q = q * np.sign(np.diagonal(r))
     values = (q.T if rows < columns else q).reshape(tensor.shape) * gain

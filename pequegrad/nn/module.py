@@ -13,9 +13,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from .. import arrays
 from ..dtypes import DType, as_dtype
 from ..errors import DTypeError, StateDictError, TraceError
-from ..ops.core import as_tensor, context, grad_mode
+from ..ops.core import EAGER, as_tensor, context, grad_mode, use_interpreter
 from ..tensor import Tensor
 from .members import Changes, Members, changes
 from .parameter import Parameter
@@ -354,35 +355,35 @@ class Module:
             elif parameter.grad is not None:
                 parameter.grad.detach().zero_()
 
-    def to(self: M, *targets: Any, device: Any = None, dtype: Any = None) -> M:
+    def to(self: M, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: Any = False) -> M:
         """Move to a device or convert floating-point parameters and buffers to a dtype, in place.
 
-        Raises DeviceError for a device that is not there, DTypeError for a dtype that is not floating-point.
+        Parameters and buffers stay the objects they are, and their ``.grad`` comes along; so do optimizers' states, at the
+        next step. Raises DeviceError for a device that is not there, DTypeError for a dtype that is not floating-point.
         """
         for target in targets:
             if isinstance(target, Tensor):
-                dtype = target.dtype
-            elif isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+                dtype, device = target.dtype, target.device
+            elif arrays.is_device_name(target):
                 device = target
             elif target is not None:
                 dtype = target
-        if device is not None:
-            Tensor((), device=device)  # refuses a device that is not there, also where there is no parameter
-        if dtype is not None:
-            kind = as_dtype(dtype)
-            if not kind.is_floating_point:
-                raise DTypeError(f"{type(self).__name__}.to: dtype must be floating-point. Got {kind.name}.")
-            self._convert(kind)
+        kind = None if dtype is None else as_dtype(dtype)
+        if kind is not None and not kind.is_floating_point:
+            raise DTypeError(f"{type(self).__name__}.to: dtype must be floating-point. Got {kind.name}.")
+        self._convert(kind, None if device is None else arrays.checked_device(device))
         return self
 
-    def _convert(self, dtype: DType) -> None:
-        for tensor in itertools.chain(self.parameters(), self.buffers()):
-            if not tensor.dtype.is_floating_point or tensor.dtype is dtype:
-                continue
-            tensor.data = tensor.detach().to(dtype)
-            # Not .grad, which raises for one that was fused into a compiled step.
-            if isinstance(tensor._grad, Tensor):
-                tensor._grad = tensor._grad.to(dtype)
+    def _convert(self, dtype: DType | None, device: str | None) -> None:
+        with use_interpreter(EAGER), grad_mode(False):
+            for tensor in itertools.chain(self.parameters(), self.buffers()):
+                kind = dtype if tensor.dtype.is_floating_point else None
+                if (kind or tensor.dtype) is tensor.dtype and (device or tensor.device) == tensor.device:
+                    continue
+                tensor.data = tensor.detach().to(device=device, dtype=kind)
+                # Not .grad, which raises for one that was fused into a compiled step.
+                if isinstance(tensor._grad, Tensor):
+                    tensor._grad = tensor._grad.to(device=device, dtype=kind)
         Module.changes.bump()
 
     def float(self: M) -> M:
@@ -475,7 +476,9 @@ class Module:
 
 
 def _as_given(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else as_tensor(np.asarray(value))
+    if isinstance(value, Tensor):
+        return value.detach()
+    return as_tensor(value if arrays.is_device_array(value) else np.asarray(value))
 
 
 def _indented(text: str) -> str:

@@ -15,9 +15,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import arrays as devices
 from ..config import config
 from ..dtypes import DType, as_dtype, bool_, float32, int64, result_type
-from ..errors import AutogradError, CompilerBug, DTypeError, NotANumberError, NotCompilable, ShapeError
+from ..errors import (
+    AutogradError,
+    CompilerBug,
+    DeviceError,
+    DTypeError,
+    NotANumberError,
+    NotCompilable,
+    ShapeError,
+)
 from ..records import Record
 from .sharding import Sharding
 
@@ -235,6 +244,10 @@ class Interpreter:
     ) -> Sequence[Any]:
         """Return one payload (ndarray or graph value) per result."""
         arrays = [tensor.array for tensor in inputs]
+        if devices.device_types:
+            device = context.device if not arrays else common_device(op, inputs)
+            if device != devices.CPU:
+                return self._evaluate_on(device, op, inputs, params, specs)
         with np.errstate(all="ignore"):
             result = op.numpy(np, *arrays, **params)
         results = result if isinstance(result, tuple) else (result,)
@@ -246,7 +259,19 @@ class Interpreter:
             refuse_nans(op, inputs, outputs)
         return outputs
 
-    def constant(self, array: np.ndarray) -> Any:
+    def _evaluate_on(
+        self, device: str, op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], specs: tuple[TensorSpec, ...]
+    ) -> Sequence[Any]:
+        """Return the results of ``op`` computed on a GPU; single numbers on the CPU come along."""
+        with devices.working_on(device), np.errstate(all="ignore"):
+            result = op.numpy(devices.cupy(), *[devices.moved(tensor.array, device) for tensor in inputs], **params)
+            results = result if isinstance(result, tuple) else (result,)
+            outputs = [_as_device_array(out, spec.dtype.numpy) for out, spec in zip(results, specs, strict=True)]
+        if config.debug_nans:
+            refuse_nans(op, inputs, outputs)
+        return outputs
+
+    def constant(self, array: Any) -> Any:
         """Return the payload of an array that enters as data (not as a traced argument)."""
         return array
 
@@ -256,9 +281,13 @@ class Interpreter:
 
     def write(self, target: Any, new: Any) -> None:
         """Replace the contents of ``target`` (and of every view of it) by ``new``, of the same spec."""
-        if not target.array.flags.writeable:
+        array = target.array
+        if not devices.is_writeable(array):
             raise AutogradError("this tensor shares memory with a read-only array. Use .clone() before writing.")
-        np.copyto(target.array, new.array)
+        if devices.device_types:
+            devices.copy_into(array, new.array)
+        else:
+            np.copyto(array, new.array)
         target.storage.version += 1
 
     def get_grad(self, tensor: Any) -> Any:
@@ -279,6 +308,15 @@ class Interpreter:
 
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Take note that ``optimizer`` is about to update its parameters: its groups and its state are read."""
+
+    @property
+    def device(self) -> str:
+        """Where a tensor without data is taken to lie."""
+        return devices.CPU
+
+    def may_move(self, tensor: Any) -> bool:
+        """Whether ``tensor`` may get other memory now: no trace has read it yet."""
+        return True
 
     def no_data(self, tensor: Any) -> str:
         """Return the message for reading the elements of a tensor that has none: it escaped from a trace."""
@@ -312,12 +350,37 @@ def refuse_nans(op: type[Op], inputs: tuple[Any, ...], outputs: Sequence[Any]) -
 EAGER = Interpreter()
 
 
+def common_device(op: type[Op], inputs: tuple[Any, ...]) -> str:
+    """Return the device that ``op`` computes on: that of its inputs. Single numbers may lie on the CPU all the same.
+
+    Raises DeviceError where the inputs lie on different devices.
+    """
+    found = [devices.device_of(tensor.array) for tensor in inputs]
+    chosen = next((device for device in found if device != devices.CPU), devices.CPU)
+    for i, (tensor, device) in enumerate(zip(inputs, found, strict=True)):
+        if device != chosen and (tensor.ndim or device != devices.CPU):
+            other = found.index(chosen)
+            raise DeviceError(
+                f"{op.name}: input {other}, {inputs[other].spec}, lies on {chosen!r} and input {i}, {tensor.spec}, on "
+                f"{device!r}. Bring one to the other, for example by .to({chosen!r})."
+            )
+    return chosen
+
+
+def _as_device_array(out: Any, dtype: np.dtype) -> Any:
+    if devices.is_device_array(out):
+        return out.astype(dtype, copy=False)
+    # What a move to the CPU gives lies there rightly; a bare number, which a reduction may give, does not.
+    return out if isinstance(out, np.ndarray) and out.dtype == dtype else devices.cupy().asarray(out, dtype)
+
+
 class Context(threading.local):
-    """The ambient state of a thread: interpreter and gradient mode."""
+    """The ambient state of a thread: interpreter, gradient mode, and where ops without inputs put their results."""
 
     def __init__(self) -> None:
         self.interpreter: Interpreter = EAGER
         self.is_grad_enabled = True
+        self.device = devices.CPU
 
 
 context = Context()
@@ -477,6 +540,18 @@ def bind(op: type[Op], *inputs: Any, **params: Any) -> Any:
     return outputs[0] if is_single else outputs
 
 
+def make(op: type[Op], device: str | None, **params: Any) -> Any:
+    """Apply an op without inputs whose result is to lie on ``device``; None: where the context says."""
+    if device is None or device == context.device:
+        return bind(op, **params)
+    before = context.device
+    context.device = device
+    try:
+        return bind(op, **params)
+    finally:
+        context.device = before
+
+
 def record(op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], outputs: tuple[Any, ...]) -> None:
     """Put an application on the tape, and link its floating-point results to it."""
     interpreter = context.interpreter
@@ -530,6 +605,9 @@ def operands(*values: Any, kind: str = "any", who: str = "") -> tuple[Any, ...]:
         elif isinstance(value, float):
             standings.append((float32, None))
         elif isinstance(value, np.generic | np.ndarray):
+            standings.append((as_dtype(value.dtype), value.ndim))
+        elif devices.has_device_memory(value):
+            value = devices.as_device_array(value)
             standings.append((as_dtype(value.dtype), value.ndim))
         else:
             raise DTypeError(

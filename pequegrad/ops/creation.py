@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import checked_device
 from ..dtypes import DType, as_dtype, float32, float64, int64
-from ..errors import DeviceError, DTypeError, ShapeError
-from .core import Expression, Op, Sample, TensorSpec, as_tensor, bind, normalize_dim
+from ..errors import DTypeError, ShapeError
+from .core import Expression, Op, Sample, TensorSpec, as_tensor, bind, make, normalize_dim
 from .elementwise import where
 from .movement import Copy, ViewOp, full, permute, reshape, shape_argument
 from .sharding import REPLICATED, Mapped, Sharding
@@ -29,12 +30,19 @@ class Iota(Op):
     vjp = None
 
     @staticmethod
-    def call(shape: Any, dim: int = 0, dtype: Any = int64) -> Any:
+    def call(shape: Any, dim: int = 0, dtype: Any = int64, device: str | None = None) -> Any:
         """Return a tensor of ``shape`` whose elements are their own index along ``dim``."""
         shape = shape_argument((shape,) if isinstance(shape, int) else (tuple(shape),), "iota")
         dim = normalize_dim(dim, len(shape), "iota")
         inner, extent = math.prod(shape[dim + 1 :]), shape[dim]
-        return bind(Iota, shape=shape, dim=dim, dtype=as_dtype(dtype), inner=max(inner, 1), extent=max(extent, 1))
+        params = {
+            "shape": shape,
+            "dim": dim,
+            "dtype": as_dtype(dtype),
+            "inner": max(inner, 1),
+            "extent": max(extent, 1),
+        }
+        return make(Iota, device, **params)
 
     @staticmethod
     def infer(*, shape: tuple[int, ...], dim: int, dtype: DType, inner: int, extent: int) -> TensorSpec:  # type: ignore[override]
@@ -59,25 +67,22 @@ class Iota(Op):
 iota = Iota.call
 
 
-def check_device(device: Any) -> None:
-    """Raise DeviceError unless ``device`` is None or the CPU."""
-    if device is not None and str(device).split(":")[0] != "cpu":
-        raise DeviceError(f"device {device!r} is not available: this version runs on 'cpu' only.")
+def _place(device: Any) -> str | None:
+    return None if device is None else checked_device(device)
 
 
-def _finish(result: Any, device: Any, requires_grad: bool) -> Any:
-    check_device(device)
+def _finish(result: Any, requires_grad: bool) -> Any:
     return result.requires_grad_() if requires_grad else result
 
 
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
     """Return zeros; float32 unless ``dtype`` says otherwise."""
-    return _finish(full(shape_argument(size, "zeros"), 0, dtype=dtype or float32), device, requires_grad)
+    return _finish(full(shape_argument(size, "zeros"), 0, dtype=dtype or float32, device=device), requires_grad)
 
 
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
     """Return ones; float32 unless ``dtype`` says otherwise."""
-    return _finish(full(shape_argument(size, "ones"), 1, dtype=dtype or float32), device, requires_grad)
+    return _finish(full(shape_argument(size, "ones"), 1, dtype=dtype or float32, device=device), requires_grad)
 
 
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
@@ -87,7 +92,8 @@ def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool
 
 def full_like(x: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
     """Return a tensor of the shape and dtype of ``x`` filled with a number."""
-    return _finish(full(x.shape, fill_value, dtype=dtype or x.dtype), device, requires_grad)
+    place = x.device if device is None else device
+    return _finish(full(x.shape, fill_value, dtype=dtype or x.dtype, device=place), requires_grad)
 
 
 def zeros_like(x: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
@@ -107,17 +113,17 @@ def empty_like(x: Any, *, dtype: Any = None, device: Any = None, requires_grad: 
 
 def new_zeros(x: Any, *size: Any, dtype: Any = None) -> Any:
     """Return zeros of another shape in the dtype of ``x``."""
-    return full(shape_argument(size, "new_zeros"), 0, dtype=dtype or x.dtype)
+    return full(shape_argument(size, "new_zeros"), 0, dtype=dtype or x.dtype, device=x.device)
 
 
 def new_ones(x: Any, *size: Any, dtype: Any = None) -> Any:
     """Return ones of another shape in the dtype of ``x``."""
-    return full(shape_argument(size, "new_ones"), 1, dtype=dtype or x.dtype)
+    return full(shape_argument(size, "new_ones"), 1, dtype=dtype or x.dtype, device=x.device)
 
 
 def new_full(x: Any, size: Any, fill_value: Any, dtype: Any = None) -> Any:
     """Return a constant of another shape in the dtype of ``x``."""
-    return full(size, fill_value, dtype=dtype or x.dtype)
+    return full(size, fill_value, dtype=dtype or x.dtype, device=x.device)
 
 
 def arange(
@@ -135,9 +141,9 @@ def arange(
     is_whole = all(isinstance(value, int | np.integer) for value in (start, end, step))
     kind = as_dtype(dtype) if dtype is not None else int64 if is_whole else float32
     count = -(-(int(end) - int(start)) // int(step)) if is_whole else math.ceil((end - start) / step)
-    counter = iota((count,), 0, int64 if is_whole else float64)
+    counter = iota((count,), 0, int64 if is_whole else float64, _place(device))
     values = counter if (start, step) == (0, 1) else counter * (int(step) if is_whole else float(step)) + start
-    return _finish(values.to(kind), device, requires_grad)
+    return _finish(values.to(kind), requires_grad)
 
 
 def linspace(
@@ -147,23 +153,24 @@ def linspace(
     if steps < 0:
         raise ShapeError(f"linspace: steps must not be negative. Got {steps}.")
     kind = as_dtype(dtype) if dtype is not None else float32
-    counter = iota((steps,), 0, float64)
+    counter = iota((steps,), 0, float64, _place(device))
     stride = (float(end) - float(start)) / max(steps - 1, 1)
     # From both ends, as torch does, so that the last element is ``end`` itself.
     values = where(counter < steps / 2, counter * stride + float(start), (counter - (steps - 1)) * stride + float(end))
-    return _finish(values.to(kind), device, requires_grad)
+    return _finish(values.to(kind), requires_grad)
 
 
 def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
     """Return the (n, m) matrix with ones on its diagonal; float32 by default."""
     columns = n if m is None else m
-    diagonal = iota((n, 1), 0) == iota((1, columns), 1)
-    return _finish(diagonal.to(as_dtype(dtype) if dtype is not None else float32), device, requires_grad)
+    place = _place(device)
+    diagonal = iota((n, 1), 0, device=place) == iota((1, columns), 1, device=place)
+    return _finish(diagonal.to(as_dtype(dtype) if dtype is not None else float32), requires_grad)
 
 
-def below_diagonal(rows: int, columns: int, diagonal: int = 0) -> Any:
+def below_diagonal(rows: int, columns: int, diagonal: int = 0, device: str | None = None) -> Any:
     """Return the bool matrix (rows, columns) that is True where column - row <= ``diagonal``."""
-    return iota((1, columns), 1) - iota((rows, 1), 0) <= diagonal
+    return iota((1, columns), 1, device=device) - iota((rows, 1), 0, device=device) <= diagonal
 
 
 def _matrix(x: Any, who: str) -> Any:
@@ -176,13 +183,13 @@ def _matrix(x: Any, who: str) -> Any:
 def tril(x: Any, diagonal: int = 0) -> Any:
     """Return the lower triangles of a batch of matrices, zeros elsewhere; entries with column - row <= ``diagonal``."""
     x = _matrix(x, "tril")
-    return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal), x, full((), 0, dtype=x.dtype))
+    return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal, x.device), x, full((), 0, dtype=x.dtype))
 
 
 def triu(x: Any, diagonal: int = 0) -> Any:
     """Return the upper triangles of a batch of matrices, zeros elsewhere; entries with column - row >= ``diagonal``."""
     x = _matrix(x, "triu")
-    return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal - 1), full((), 0, dtype=x.dtype), x)
+    return where(below_diagonal(x.shape[-2], x.shape[-1], diagonal - 1, x.device), full((), 0, dtype=x.dtype), x)
 
 
 class Diagonal(ViewOp):
@@ -225,7 +232,7 @@ class Diagonal(ViewOp):
         rows, columns = base.shape[dim1], base.shape[dim2]
         by_row = pad(new, (row, rows - row - length))
         by_row = reshape(by_row, (*by_row.shape, 1))
-        is_on = iota((1, columns), 1) - iota((rows, 1), 0) == offset
+        is_on = iota((1, columns), 1, device=base.device) - iota((rows, 1), 0, device=base.device) == offset
         return permute(where(is_on, by_row, permute(base, order)), tuple(np.argsort(order).tolist()))
 
     @staticmethod
@@ -276,5 +283,5 @@ def diag(x: Any, diagonal_offset: int = 0) -> Any:
     extent = x.shape[0] + abs(diagonal_offset)
     before = max(diagonal_offset, 0)
     columns = pad(x, (before, extent - x.shape[0] - before))
-    is_on = iota((1, extent), 1) - iota((extent, 1), 0) == diagonal_offset
+    is_on = iota((1, extent), 1, device=x.device) - iota((extent, 1), 0, device=x.device) == diagonal_offset
     return where(is_on, columns, full((), 0, dtype=x.dtype))

@@ -152,7 +152,9 @@ class ScatterAdd(Op):
     @staticmethod
     def numpy(xp: Any, x: Any, index: Any, *, dim: int, aligned: bool, shape: Any) -> Any:
         check_range(index, shape[dim], dim, "scatter_add")
-        accumulator = xp.zeros(shape, xp.float32 if x.dtype.itemsize == 2 else x.dtype)
+        # Integers add up modulo 2**64 as uint64, which CuPy can do too; bools so become "any".
+        wide = xp.uint64 if x.dtype.kind in "biu" else xp.float32 if x.dtype.itemsize == 2 else x.dtype
+        accumulator = xp.zeros(shape, wide)
         xp.add.at(accumulator, _address(xp, index, dim, aligned), x.astype(accumulator.dtype, copy=False))
         return accumulator.astype(x.dtype, copy=False)
 

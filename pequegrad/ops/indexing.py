@@ -19,6 +19,7 @@ from .creation import iota
 from .elementwise import where
 from .gathering import Gather, Scatter, ScatterAdd, as_index, take
 from .movement import Reshape, expand, permute, reshape
+from .placement import to_device
 from .slicing import slice_
 
 
@@ -130,7 +131,7 @@ def _apply_basic(x: Any, key: Any) -> _Indexed:
                     f"a mask over dimensions {dim} to {dim + width - 1} of shape {x.shape} must have shape "
                     f"{x.shape[dim : dim + width]}. Got {item.shape}."
                 )
-            arrays.append((len(shape), item))
+            arrays.append((len(shape), to_device(item, x.device)))
             for d in range(dim, dim + width - 1):
                 starts, sizes, steps = [*starts, 0], [*sizes, x.shape[d]], [*steps, 1]
             shape.extend(x.shape[dim : dim + width])
@@ -300,5 +301,5 @@ def one_hot(x: Any, num_classes: int = -1) -> Any:
         num_classes = count
     elif num_classes == -1:
         raise TraceError("one_hot: num_classes=-1 reads the data, which a traced function cannot. Pass num_classes.")
-    classes = iota((1,) * x.ndim + (num_classes,), x.ndim)
+    classes = iota((1,) * x.ndim + (num_classes,), x.ndim, device=x.device)
     return (reshape(x, (*x.shape, 1)) == classes).to(int64)

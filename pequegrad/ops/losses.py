@@ -8,8 +8,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
-
 from ..dtypes import int64
 from ..errors import DTypeError, IndexOutOfRange, PequegradWarning, ShapeError
 from .activations import log_softmax
@@ -160,7 +158,7 @@ def _class_loss(
     _check_reduction(reduction, who)
     _check_classes(target, classes, ignore_index, who)
     target = target.to(int64)
-    is_target = unsqueeze(target, dim) == iota((classes, *(1,) * (len(shape) - 1 - dim)), 0)
+    is_target = unsqueeze(target, dim) == iota((classes, *(1,) * (len(shape) - 1 - dim)), 0, device=target.device)
     counts = target != ignore_index
     if weight is not None:
         weight = _class_weight(weight, log_probabilities, dim, who)
@@ -215,7 +213,7 @@ def _check_classes(target: Any, classes: int, ignore_index: int, who: str) -> No
     array = target.array
     is_wrong = ((array < 0) | (array >= classes)) & (array != ignore_index)
     if is_wrong.any():
-        wrong = int(np.asarray(array)[is_wrong].reshape(-1)[0])
+        wrong = int(array[is_wrong].reshape(-1)[0])
         raise IndexOutOfRange(
             f"{who}: target {wrong} is no class: expected 0 <= target < {classes} (or ignore_index {ignore_index})."
         )

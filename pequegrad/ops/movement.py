@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import checked_device
 from ..dtypes import DType, as_dtype, bool_, float32, int64
 from ..errors import DTypeError, ShapeError
-from .core import Op, Sample, TensorSpec, View, as_tensor, bind, normalize_dim
+from .core import Op, Sample, TensorSpec, View, as_tensor, bind, make, normalize_dim
 from .sharding import REPLICATED, Mapped, Sharding
 
 
@@ -323,12 +324,13 @@ class Full(Op):
     vjp = None
 
     @staticmethod
-    def call(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool = False) -> Any:
+    def call(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
         """Return a tensor of shape ``size`` filled with a number (dtype: that of the number)."""
         shape = shape_argument((size,) if isinstance(size, int) else tuple(size), "full")
         guess = bool_ if isinstance(fill_value, bool) else int64 if isinstance(fill_value, int) else float32
         kind = guess if dtype is None else as_dtype(dtype)
-        result = bind(Full, shape=shape, value=kind.numpy.type(fill_value).item(), dtype=kind)
+        place = None if device is None else checked_device(device)
+        result = make(Full, place, shape=shape, value=kind.numpy.type(fill_value).item(), dtype=kind)
         return result.requires_grad_() if requires_grad else result
 
     @staticmethod

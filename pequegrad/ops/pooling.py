@@ -345,17 +345,17 @@ def adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
     rows, columns = (n if n is not None else extent for n, extent in zip(wanted, (height, width), strict=True))
     if height % rows == 0 and width % columns == 0 and height and width:
         return avg_pool2d(x, (height // rows, width // columns))
-    by_rows = matmul(_averaging(height, rows, x.dtype), x)
-    return matmul(by_rows, _averaging(width, columns, x.dtype).mT)
+    by_rows = matmul(_averaging(height, rows, x), x)
+    return matmul(by_rows, _averaging(width, columns, x).mT)
 
 
-def _averaging(extent: int, regions: int, dtype: Any) -> Any:
-    """Return the matrix (regions, extent) whose row i averages region i."""
+def _averaging(extent: int, regions: int, x: Any) -> Any:
+    """Return the matrix (regions, extent) whose row i averages region i, to compute with ``x``."""
     matrix = np.zeros((regions, extent))
     for i in range(regions):
         first, last = i * extent // regions, -(-(i + 1) * extent // regions)
         matrix[i, first:last] = 1 / (last - first)
-    return as_tensor(matrix, dtype)
+    return as_tensor(matrix, x.dtype).to(x.device)
 
 
 def _images(x: Any, who: str) -> Any:

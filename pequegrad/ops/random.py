@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import CPU, checked_device, to_host
 from ..dtypes import DType, as_dtype, float32, float64, int64
 from ..errors import DTypeError, ShapeError
 from .core import (
@@ -28,10 +29,11 @@ from .core import (
     is_tensor,
     use_interpreter,
 )  # fmt: skip
-from .creation import check_device, iota
+from .creation import iota
 from .elementwise import where
 from .gathering import argsort
 from .movement import shape_argument
+from .placement import to_device
 from .rounding import floor
 from .sharding import REPLICATED, Sharding
 
@@ -53,7 +55,7 @@ def philox_blocks(xp: Any, counters: tuple[Any, Any, Any, Any], key: tuple[int, 
 
 def philox_words(xp: Any, state: Any, count: int) -> Any:
     """Return the first ``count`` words of the stream of ``state``, int64 (seed, stream); uint64 below 2**32."""
-    seed, stream = (int(part) & 0xFFFFFFFFFFFFFFFF for part in state)
+    seed, stream = (int(part) & 0xFFFFFFFFFFFFFFFF for part in to_host(state))
     blocks = xp.arange(-(-count // 4)).astype(xp.uint64)
     constant = (xp.full(blocks.shape, part, xp.uint64) for part in (stream & _LOW, stream >> 32))
     counters = (blocks & xp.uint64(_LOW), blocks >> xp.uint64(32), *constant)
@@ -165,10 +167,14 @@ class RandomInt(RandomOp):
 
 
 class Generator:
-    """A source of random numbers: a state tensor, int64 (seed, stream). Each draw takes a stream of its own."""
+    """A source of random numbers: a state tensor, int64 (seed, stream). Each draw takes a stream of its own.
+
+    The numbers are the same on every device. The state moves to the first GPU that draws, and stays there: so a compiled
+    step finds it where the parameters lie, and a program has one sequence of numbers, wherever it draws them.
+    """
 
     def __init__(self, device: Any = None) -> None:
-        check_device(device)
+        self._first_device = CPU if device is None else checked_device(device)
         self._state: Any = None
 
     @property
@@ -177,7 +183,7 @@ class Generator:
         if self._state is None:
             # Made outside of any trace, in which it would be a constant of the step instead of its state.
             with use_interpreter(EAGER):
-                self._state = as_tensor(np.array([DEFAULT_SEED, 0]))
+                self._state = to_device(as_tensor(np.array([DEFAULT_SEED, 0])), self._first_device)
         return self._state
 
     def manual_seed(self, seed: int) -> Generator:
@@ -190,7 +196,7 @@ class Generator:
 
     def initial_seed(self) -> int:
         """Return the seed that the numbers started from."""
-        return int(self.state.array[0])
+        return int(to_host(self.state.array)[0])
 
     def get_state(self) -> Any:
         """Return a copy of the state, int64 (seed, stream)."""
@@ -204,12 +210,16 @@ class Generator:
         self.state.assign(new)
         return self
 
-    def draw(self, op: Callable[..., Any], *arguments: Any) -> Any:
-        """Return ``op(state, *arguments)`` and advance to the next stream."""
+    def draw(self, op: Callable[..., Any], *arguments: Any, device: str | None = None) -> Any:
+        """Return ``op(state, *arguments)`` on ``device`` (None: the CPU) and advance to the next stream."""
         state = self.state
-        drawn = op(state, *arguments)
+        place = CPU if device is None else device
+        if state.device == CPU != place and context.interpreter.may_move(state):
+            with use_interpreter(EAGER), grad_mode(False):
+                state.data = to_device(state, place)
+        drawn = op(to_device(state, place), *arguments)
         with grad_mode(False):
-            state.assign(state + iota((2,)))
+            state.assign(state + iota((2,), device=state.device))
         return drawn
 
 
@@ -236,8 +246,11 @@ def set_rng_state(state: Any) -> None:
     default_generator.set_state(state)
 
 
-def _finish(drawn: Any, dtype: Any, device: Any, requires_grad: bool) -> Any:
-    check_device(device)
+def _place(device: Any) -> str | None:
+    return None if device is None else checked_device(device)
+
+
+def _finish(drawn: Any, dtype: Any, requires_grad: bool) -> Any:
     drawn = drawn if dtype is None else drawn.to(as_dtype(dtype))
     return drawn.requires_grad_() if requires_grad else drawn
 
@@ -255,12 +268,12 @@ def rand(
     """Return uniform numbers on [0, 1) of shape ``size``; float32 by default."""
     shape, kind = shape_argument(size, "rand"), _float_dtype(dtype, "rand")
     wide = kind if kind in (float32, float64) else float32
-    drawn = (generator or default_generator).draw(RandomUniform.call, shape, wide)
+    drawn = (generator or default_generator).draw(RandomUniform.call, shape, wide, device=_place(device))
     if kind is not wide:
         # As many bits as the format has after the point: rounding up would give 1 now and then.
         steps = 2.0 ** (11 if kind.name == "float16" else 8)
         drawn = floor(drawn * steps) / steps
-    return _finish(drawn, kind, device, requires_grad)
+    return _finish(drawn, kind, requires_grad)
 
 
 def randn(
@@ -268,7 +281,8 @@ def randn(
 ) -> Any:
     """Return standard normal numbers of shape ``size``; float32 by default."""
     shape, kind = shape_argument(size, "randn"), _float_dtype(dtype, "randn")
-    return _finish((generator or default_generator).draw(RandomNormal.call, shape, kind), None, device, requires_grad)
+    drawn = (generator or default_generator).draw(RandomNormal.call, shape, kind, device=_place(device))
+    return _finish(drawn, None, requires_grad)
 
 
 def randint(
@@ -283,13 +297,14 @@ def randint(
     if size is None or high <= low:
         raise ShapeError(f"randint: expected low < high and a size. Got low {low}, high {high}, size {size}.")
     shape = shape_argument((size if isinstance(size, int) else tuple(size),), "randint")
-    drawn = (generator or default_generator).draw(RandomInt.call, shape, int(low), int(high - low))
-    return _finish(drawn, dtype, device, requires_grad)
+    source = generator or default_generator
+    drawn = source.draw(RandomInt.call, shape, int(low), int(high - low), device=_place(device))
+    return _finish(drawn, dtype, requires_grad)
 
 
 def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None) -> Any:
     """Return the integers 0 to ``n`` - 1 in random order; int64 by default."""
-    return _finish(argsort(rand(n, generator=generator, dtype=float64)), dtype, device, False)
+    return _finish(argsort(rand(n, generator=generator, dtype=float64, device=device)), dtype, False)
 
 
 def bernoulli(x: Any, p: Any = None, *, generator: Generator | None = None) -> Any:
@@ -301,7 +316,8 @@ def bernoulli(x: Any, p: Any = None, *, generator: Generator | None = None) -> A
 
 
 def _uniform_for(x: Any, generator: Generator | None) -> Any:
-    return rand(x.shape, generator=generator, dtype=float64 if x.dtype is float64 else float32)
+    kind = float64 if x.dtype is float64 else float32
+    return rand(x.shape, generator=generator, dtype=kind, device=x.device)
 
 
 def _check_probability(p: Any, who: str) -> None:
@@ -334,24 +350,25 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Gene
     """Return normal numbers of shape ``size``, or of the shape of the tensors ``mean`` and ``std``."""
     if size is None:
         location = as_tensor(mean) + as_tensor(std) * 0
-        return randn(location.shape, generator=generator, dtype=location.dtype) * std + mean
+        drawn = randn(location.shape, generator=generator, dtype=location.dtype, device=location.device)
+        return drawn * std + mean
     return randn(size, generator=generator) * std + mean
 
 
 def rand_like(x: Any, *, dtype: Any = None, requires_grad: bool = False) -> Any:
     """Return uniform numbers on [0, 1) of the shape and dtype of ``x``."""
-    return rand(x.shape, dtype=dtype or x.dtype, requires_grad=requires_grad)
+    return rand(x.shape, dtype=dtype or x.dtype, device=x.device, requires_grad=requires_grad)
 
 
 def randn_like(x: Any, *, dtype: Any = None, requires_grad: bool = False) -> Any:
     """Return standard normal numbers of the shape and dtype of ``x``."""
-    return randn(x.shape, dtype=dtype or x.dtype, requires_grad=requires_grad)
+    return randn(x.shape, dtype=dtype or x.dtype, device=x.device, requires_grad=requires_grad)
 
 
 def randint_like(x: Any, low: int, high: int | None = None, *, dtype: Any = None) -> Any:
     """Return integers from ``low`` to ``high`` - 1 of the shape and dtype of ``x``."""
     low, high = (0, low) if high is None else (low, high)
-    return randint(low, high, x.shape, dtype=dtype or x.dtype)
+    return randint(low, high, x.shape, dtype=dtype or x.dtype, device=x.device)
 
 
 # The in-place fills of a tensor: what `x.uniform_()` and its like assign.
@@ -359,20 +376,20 @@ def randint_like(x: Any, low: int, high: int | None = None, *, dtype: Any = None
 
 def uniform_values(x: Any, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None) -> Any:
     """Return uniform numbers on [a, b) like ``x``."""
-    drawn = rand(x.shape, generator=generator, dtype=x.dtype)
+    drawn = rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return drawn if (a, b) == (0, 1) else drawn * (b - a) + a
 
 
 def normal_values(x: Any, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Any:
     """Return normal numbers like ``x``."""
-    drawn = randn(x.shape, generator=generator, dtype=x.dtype)
+    drawn = randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return drawn if (mean, std) == (0, 1) else drawn * std + mean
 
 
 def integer_values(x: Any, low: int, high: int | None = None, *, generator: Generator | None = None) -> Any:
     """Return integers from ``low`` to ``high`` - 1 like ``x``."""
     low, high = (0, low) if high is None else (low, high)
-    return randint(low, high, x.shape, generator=generator, dtype=x.dtype)
+    return randint(low, high, x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 def bernoulli_values(x: Any, p: Any = 0.5, *, generator: Generator | None = None) -> Any:

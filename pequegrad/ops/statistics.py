@@ -196,7 +196,7 @@ def _extreme(search: Any, x: Any, dim: int, keepdim: bool) -> ValuesIndices:
         return ValuesIndices(x.clone(), search(x))
     indices = search(x, dim, keepdim)
     # All but the chosen element count 0 in a sum: forward and gradient are elementwise, with no gather or scatter.
-    is_chosen = iota(x.shape, dim) == restore_dims(indices, x.shape, (dim,))
+    is_chosen = iota(x.shape, dim, device=x.device) == restore_dims(indices, x.shape, (dim,))
     values = sum(where(is_chosen, x, 0), dim, keepdim).to(x.dtype)
     return ValuesIndices(values, indices)
 

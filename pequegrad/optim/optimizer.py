@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import arrays
 from ..dtypes import float32
 from ..errors import AutogradError, DTypeError, StateDictError
 from ..ops.core import EAGER, as_tensor, context, grad_mode, use_interpreter
@@ -120,7 +121,13 @@ class Optimizer:
             if name not in state:
                 # Never inside a trace: there it would be a constant of the step.
                 with use_interpreter(EAGER), grad_mode(False):
-                    state[name] = full((), value, dtype=float32) if name == "step" else full_like(parameter, value)
+                    place = parameter.device
+                    is_count = name == "step"
+                    state[name] = (
+                        full((), value, dtype=float32, device=place) if is_count else full_like(parameter, value)
+                    )
+        if arrays.device_types:
+            _follow(parameter, state)
         return state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -249,7 +256,7 @@ class Optimizer:
         state = self._ensure(parameter, group)
         for name, tensor in state.items():
             tensor.assign(given[name] if name in given else initial.get(name, 0.0))
-        state.update({name: tensor.clone() for name, tensor in given.items() if name not in state})
+        state.update({n: t.clone().to(parameter.device) for n, t in given.items() if n not in state})
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -257,6 +264,14 @@ class Optimizer:
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, ")"])
+
+
+def _follow(parameter: Tensor, state: State) -> None:
+    """Bring the state of a parameter to where the parameter lies now: its module may have been moved."""
+    for tensor in state.values():
+        if isinstance(tensor, Tensor) and tensor.device != parameter.device:
+            with use_interpreter(EAGER), grad_mode(False):
+                tensor.data = tensor.detach().to(parameter.device)
 
 
 def is_on(group: Group, name: str) -> bool:
@@ -267,7 +282,9 @@ def is_on(group: Group, name: str) -> bool:
 
 def as_given(value: Any) -> Tensor:
     """Return a loaded value (Tensor, array, torch tensor or number) as a Tensor of its own dtype."""
-    return value.detach() if isinstance(value, Tensor) else as_tensor(np.asarray(value))
+    if isinstance(value, Tensor):
+        return value.detach()
+    return as_tensor(value if arrays.is_device_array(value) else np.asarray(value))
 
 
 def _as_hyperparameter(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import pytree
+from .. import arrays, pytree
 from ..dtypes import DType
 from ..locations import user_location
 from ..ops.core import as_tensor, context
@@ -90,11 +90,13 @@ def read_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         place = known.get(id(leaf), -1)
         if place >= 0:
             key.append(place)
-        elif isinstance(leaf, Tensor | np.ndarray | np.generic):
+        elif isinstance(leaf, Tensor | np.ndarray | np.generic) or arrays.has_device_memory(leaf):
             tensor = leaf if isinstance(leaf, Tensor) else as_tensor(leaf)
             place = known[id(leaf)] = len(tensors)
             tensors.append(tensor)
             key.append((tensor.spec.shape, tensor.spec.dtype, tensor.requires_grad))
+            if arrays.device_types and tensor.device != arrays.CPU:
+                key.append(tensor.device)
         else:
             key.append(static_key(leaf))
         places.append(place)
@@ -112,6 +114,8 @@ def _read_plain(args: tuple[Any, ...]) -> Call | None:
             return None
         spec = leaf.spec
         parts += (spec.shape, spec.dtype, leaf.requires_grad)
+        if arrays.device_types and leaf.device != arrays.CPU:
+            parts.append(leaf.device)
         tensors.append(leaf)
     if len(args) > 1 and len(set(map(id, args))) < len(args):
         return None
@@ -152,7 +156,7 @@ def explain_difference(old: Call, new: Call) -> str:
         name = argument_name(path)
         before, after = _shown(leaf_before), _shown(leaf_after)
         if isinstance(before, tuple) and isinstance(after, tuple):
-            for what, a, b in zip(("shape", "dtype", "requires_grad"), before, after):
+            for what, a, b in zip(("shape", "dtype", "requires_grad", "device"), before, after):
                 if a != b:
                     parts.append(f"{name}: {what} {a} → {b}")
         elif before != after:
@@ -179,6 +183,7 @@ class Described:
     shape: tuple[int, ...]
     dtype: str
     requires_grad: bool
+    device: str
 
 
 def without_data(call: Call) -> Call:
@@ -190,12 +195,12 @@ def without_data(call: Call) -> Call:
 
 
 def _shown(leaf: Any) -> Any:
-    """Return (shape, dtype, requires_grad) of a tensor or array, and a short text of anything else."""
+    """Return (shape, dtype, requires_grad, device) of a tensor or array, and a short text of anything else."""
     if isinstance(leaf, Described):
-        return leaf.shape, leaf.dtype, leaf.requires_grad
+        return leaf.shape, leaf.dtype, leaf.requires_grad, leaf.device
     if isinstance(leaf, np.ndarray | np.generic):
         leaf = as_tensor(leaf)
     if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype.name, leaf.requires_grad
+        return leaf.shape, leaf.dtype.name, leaf.requires_grad, leaf.device
     text = repr(leaf)
     return text if len(text) <= 40 else text[:37] + "…"

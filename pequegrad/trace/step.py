@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import pytree
-from ..errors import AutogradError, TraceError
+from .. import arrays, pytree
+from ..errors import AutogradError, DeviceError, TraceError
 from ..ops.core import EAGER, TensorSpec, bind, grad_mode, use_interpreter
 from ..tensor import FUSED_GRADIENT, Tensor
 from .graph import Graph
 from .interpreter import run_graph
+from .placement import SMALL
 from .state import (
     FreshLeaf,
     FromArgument,
@@ -58,17 +59,35 @@ def interpret(graph: Graph) -> Execute:
 
 
 class BoundStep:
-    """A compiled step, ready to call with the distinct tensors of a call."""
+    """A compiled step, ready to call with the distinct tensors of a call.
 
-    def __init__(self, trace: Trace, execute: Execute, pinned: Mapping[int, Tensor] | None = None) -> None:
+    ``device``: what the step was compiled for; ``home``: where its state lies and its results go. What ``device`` cannot
+    address is copied, both ways; ``say`` is told, where the copies cost something.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        execute: Execute,
+        pinned: Mapping[int, Tensor] | None = None,
+        *,
+        device: str = arrays.CPU,
+        home: str = arrays.CPU,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.trace = trace
         self._execute = execute
+        self._device = device
+        self._home = home
+        self._say = say
+        self._is_on_host = device == home == arrays.CPU
+        self._addressable = arrays.addressable_types(device)
         self._lock = threading.RLock()
         self._arguments: list[tuple[int, int]] = []
         self._written_arguments: list[tuple[int, int]] = []
         self._gradients: list[tuple[int, InputBinding]] = []
         self._scalars: list[tuple[int, Any, Any]] = []
-        self._staged: list[tuple[int, np.ndarray, bool]] = []
+        self._staged: list[tuple[int, Any, bool]] = []
         self._written: list[Any] = []
         self._template: list[Any] = []
         self._pinned = dict(pinned or {})
@@ -80,6 +99,9 @@ class BoundStep:
             if output.role == "result":
                 spec = output.value.spec
                 self._results.append((spec.shape, spec.dtype.numpy, spec))
+        is_made_there = self._home != arrays.CPU and self._device == arrays.kind_of(self._home)
+        self._empty: Callable[..., Any] = arrays.cupy().empty if is_made_there else np.empty
+        self._moves_results = self._home != arrays.CPU and not is_made_there
         self._written_set = set(self._written)
         self._owners = {id(_owner(storage.data)) for storage in self._written}
         self._check_states()
@@ -103,27 +125,44 @@ class BoundStep:
             self._scalars.append((index, source.owner, source.key))
             return self._numbers[index : index + 1].reshape(())
         if isinstance(source, FromConstant):
-            return source.array
+            return self._constant(source.array)
         storage = source.tensor.storage
         if binding.is_written:
             self._written.append(storage)
         array = storage.data
-        if not array.flags.c_contiguous:
+        is_addressable = isinstance(array, self._addressable)
+        if not is_addressable or not arrays.is_ready(array):
             self._staged.append((slot, array, binding.is_written))
-            return np.empty(array.shape, array.dtype)
-        return array
+            array = arrays.new_like(array, is_on_host=not is_addressable)
+        elif type(array) is np.ndarray and self._device == "cuda" and binding.spec.nbytes > SMALL:
+            self._tell(
+                f"its state ({binding.name}, say) lies on the CPU and is copied to the GPU and back at each call; "
+                ".cuda() of the module keeps it there"
+            )
+        return arrays.Held(array) if arrays.is_device_array(array) else array
+
+    def _constant(self, array: np.ndarray) -> Any:
+        if self._home == arrays.CPU or self._device != arrays.kind_of(self._home):
+            return array
+        return arrays.Held(arrays.moved(array, self._home))
+
+    def _tell(self, what: str) -> None:
+        if self._say is not None:
+            self._say(what)
 
     def _check_states(self) -> None:
         """Raise TraceError where two captured tensors that pequegrad does not know to be one share written memory."""
-        arrays = [(b.source.tensor.storage.data, b) for b in self.trace.inputs if isinstance(b.source, FromTensor)]
-        bounds = sorted(
-            ((*_byte_bounds(array), array, b) for array, b in arrays if array.size),
-            key=lambda item: item[:2],
-        )
+        found = [(b.source.tensor.storage.data, b) for b in self.trace.inputs if isinstance(b.source, FromTensor)]
+        for device in dict.fromkeys(arrays.device_of(array) for array, _ in found):
+            self._check_states_on([(a, b) for a, b in found if a.size and arrays.device_of(a) == device])
+
+    @staticmethod
+    def _check_states_on(found: list[tuple[Any, InputBinding]]) -> None:
+        bounds = sorted(((*_byte_bounds(array), array, b) for array, b in found), key=lambda item: item[:2])
         reach: Any = None
         for low, high, array, b in bounds:
             is_near = reach is not None and low < reach[0] and (b.is_written or reach[2].is_written)
-            if is_near and np.shares_memory(array, reach[1]):
+            if is_near and arrays.may_overlap(array, reach[1]):
                 raise TraceError(
                     f"two captured tensors, {reach[2].spec} and {b.spec}, lie in the same NumPy memory, and the step "
                     "writes to it. Make one a view of the other in pequegrad (slice the tensor), or .clone() one."
@@ -153,15 +192,22 @@ class BoundStep:
                 array: Any = tensors[index]._array
                 if id(array if array.base is None else array.base) in self._owners and index not in self._pinned:
                     self._refuse_overlap(index, tensors[index])
-                slots[slot] = array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
+                if not self._is_on_host or type(array) is not np.ndarray:
+                    slots[slot] = self._brought(index, array)
+                elif array.flags.c_contiguous:
+                    slots[slot] = array
+                else:
+                    slots[slot] = np.ascontiguousarray(array).reshape(array.shape)
             staged = self._stage(slots, tensors)
             for index, owner, key in self._scalars:
                 self._numbers[index] = float(owner[key] if type(key) is str else read_number(owner, key))
-            results = [np.empty(shape, dtype) for shape, dtype, _ in self._results]
+            results = [self._empty(shape, dtype) for shape, dtype, _ in self._results]
             slots += results
             self._execute(slots)
-            for slot, array in staged:
-                np.copyto(array, slots[slot])
+            for array, buffer in staged:
+                arrays.copy_into(array, buffer)
+            if self._moves_results:
+                results = [arrays.moved(array, self._home) for array in results]
             for storage in self._written:
                 storage.version += 1
             for _, index in self._written_arguments:
@@ -174,20 +220,41 @@ class BoundStep:
             self._set_gradients(made, tensors)
         return result
 
-    def _stage(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[int, np.ndarray]]:
-        """Fill the slots whose memory is only known now or is not contiguous; return what is to be copied back."""
-        back: list[tuple[int, Any]] = []
+    def _brought(self, index: int, array: Any) -> Any:
+        """Return an argument's array as the step can use it: contiguous, aligned, and where the step can address it."""
+        if isinstance(array, self._addressable):
+            if index >= 0 and type(array) is np.ndarray and self._device == "cuda" and array.nbytes > SMALL:
+                self._tell(
+                    f"argument {index} lies on the CPU and is copied to the GPU at each call; .cuda() saves that"
+                )
+        elif self._device == arrays.CPU:
+            raise DeviceError(
+                f"{self.trace.graph.name}: tensor {index} of the call lies on {arrays.device_of(array)!r}, but the compiled "
+                "step lives on the CPU, where its state is. Pass it with .cpu(), or move the module with .cuda()."
+            )
+        else:
+            array = arrays.to_host(array)
+        if arrays.is_ready(array):
+            return array
+        copy = arrays.new_like(array, is_on_host=False)
+        arrays.copy_into(copy, array)
+        return copy
+
+    def _stage(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[Any, Any]]:
+        """Fill the slots whose memory is only known now or is not the step's to use; return (array, its new contents)."""
+        back: list[tuple[Any, Any]] = []
         array: Any
         for slot, array, is_written in self._staged:
-            np.copyto(slots[slot], array)
+            buffer = arrays.unheld(slots[slot])
+            arrays.copy_into(buffer, array)
             if is_written:
-                back.append((slot, array))
+                back.append((array, buffer))
         if not self._written_arguments and not self._gradients:
             return back
         moving: list[tuple[int, Any, bool]] = []
         for slot, index in self._written_arguments:
             array = tensors[index]._array
-            if not array.flags.writeable:
+            if not arrays.is_writeable(array):
                 raise AutogradError(
                     f"tensor {index} of the call is written to by the step, but its memory is read-only. "
                     "Pass a .clone()."
@@ -200,9 +267,9 @@ class BoundStep:
             moving.append((slot, gradient._array, binding.is_written))
         self._check_moving(moving, slots, tensors)
         for slot, array, is_written in moving:
-            slots[slot] = np.array(array, order="C") if not array.flags.c_contiguous else array
+            slots[slot] = self._brought(-1, array) if arrays.device_types else np.asarray(array, order="C")
             if is_written and slots[slot] is not array:
-                back.append((slot, array))
+                back.append((array, slots[slot]))
         return back
 
     def _check_moving(self, moving: list[Any], slots: list[Any], tensors: Sequence[Tensor]) -> None:
@@ -210,13 +277,13 @@ class BoundStep:
         if not any(is_written for _, _, is_written in moving):
             return
         key = tuple([id(array) for _, array, _ in moving])
-        others = [array for array in slots if array is not None]
+        others = [arrays.unheld(array) for array in slots if array is not None]
         seen = (key, tuple([id(array) for array in others]))
         if self._overlap_seen[0] == seen:
             return
         for i, (_, array, is_written) in enumerate(moving):
             for other in [*others, *(item[1] for item in moving[i + 1 :])]:
-                if is_written and np.may_share_memory(array, other) and np.shares_memory(array, other):
+                if is_written and arrays.may_overlap(array, other):
                     raise TraceError(
                         f"the step writes to a tensor {array.shape} of the call (or a .grad) that shares memory with "
                         "another tensor it uses. Pass a .clone() of one of them."
@@ -226,7 +293,7 @@ class BoundStep:
 
     def _refuse_overlap(self, index: int, tensor: Tensor) -> None:
         for storage in self._written:
-            if np.may_share_memory(tensor._array, storage.data) and np.shares_memory(tensor._array, storage.data):
+            if arrays.may_overlap(tensor._array, storage.data):
                 raise TraceError(
                     f"tensor {index} of the call, {tensor.spec}, shares NumPy memory with a tensor that the step "
                     "changes. Pass a copy of it."
@@ -282,13 +349,13 @@ def _prepare(actions: Sequence[GradientAction]) -> list[tuple[Any, int, int, Any
     ]
 
 
-def _owner(array: np.ndarray) -> Any:
+def _owner(array: Any) -> Any:
     return array if array.base is None else array.base
 
 
-def _byte_bounds(array: np.ndarray) -> tuple[int, int]:
+def _byte_bounds(array: Any) -> tuple[int, int]:
     """Return the addresses of the first byte of an array and of the one after its last."""
-    low = high = array.__array_interface__["data"][0]
+    low = high = arrays.address_of(array)
     for extent, stride in zip(array.shape, array.strides):
         if stride < 0:
             low += (extent - 1) * stride

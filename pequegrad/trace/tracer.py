@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import arrays
 from ..dtypes import as_dtype, float64
 from ..errors import AutogradError, TraceError
 from ..locations import NOWHERE, user_location
@@ -133,7 +134,7 @@ class Tracer(Interpreter):
         if array.ndim == 0 and array.dtype.kind in "biuf":
             params = {"shape": (), "value": array.item(), "dtype": as_dtype(array.dtype)}
             return self._record(Full, (), params, (TensorSpec((), as_dtype(array.dtype)),))[0]
-        copy = np.array(array, order="C")
+        copy = np.array(arrays.to_host(array), order="C")
         spec = TensorSpec(copy.shape, as_dtype(copy.dtype))
         return self._add_input(spec, "constant", f"constant{len(self.sources)}", FromConstant(copy))
 
@@ -189,6 +190,18 @@ class Tracer(Interpreter):
         self._replayed[id(tensor)] = (tensor, version, value)
         return value
 
+    @property
+    def device(self) -> str:
+        """The GPU that an argument or a captured tensor lies on, else the CPU."""
+        if not arrays.device_types:
+            return arrays.CPU
+        reals = itertools.chain((standin.real for standin in self.standins), self.captured.values())
+        places = (arrays.device_of(tensor._array) for tensor in reals if tensor._array is not None)
+        return next((place for place in places if place != arrays.CPU), arrays.CPU)
+
+    def may_move(self, tensor: Tensor) -> bool:
+        return id(tensor.storage) not in self.slots
+
     def location(self) -> Location:
         return self._location or user_location()
 
@@ -231,10 +244,10 @@ class Tracer(Interpreter):
             storage.data = value
             storage.version = next(_trace_versions)
             real = next((s.real for s in self.standins if s.tensor.storage is storage), None)
-            if real is not None and not real.storage.data.flags.writeable:
+            if real is not None and not arrays.is_writeable(real.storage.data):
                 raise AutogradError(_READ_ONLY)
             return
-        if not storage.data.flags.writeable:
+        if not arrays.is_writeable(storage.data):
             raise AutogradError(_READ_ONLY)
         self.captured.setdefault(id(base), base)
         slot = self._capture(base)
