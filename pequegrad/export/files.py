@@ -162,7 +162,7 @@ def _read(path: Path, name: str, *, most: int, exactly: int = -1) -> bytes:
             "is a symbolic link, which is not followed" if place.is_symlink() else f"cannot be read: {error.strerror}"
         )
         raise ArtifactError(f"{place} {what}.") from error
-    with open(number, "rb") as file:
+    try:
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactError(f"{place} is no ordinary file.")
@@ -173,4 +173,7 @@ def _read(path: Path, name: str, *, most: int, exactly: int = -1) -> bytes:
             )
         if status.st_size > most:
             raise ArtifactError(f"{place} has {status.st_size} bytes, more than the {most} that it may have.")
-        return file.read(status.st_size + 1)
+        with open(number, "rb", closefd=False) as file:
+            return file.read(status.st_size + 1)
+    finally:
+        os.close(number)

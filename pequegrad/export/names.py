@@ -21,7 +21,7 @@ Named = tuple[str, str]
 
 def name_inputs(inputs: Sequence[InputBinding], modules: Sequence[Any], optimizers: Sequence[Any]) -> list[Named]:
     """Return (role, name) per input of a step."""
-    tensors, numbers = _known(modules, optimizers)
+    tensors, numbers = _known(in_order_of_use(modules, inputs), optimizers)
     used: set[str] = set()
     named = []
     for binding in inputs:
@@ -45,6 +45,18 @@ def _name(binding: InputBinding, tensors: dict[int, Named], numbers: dict[int, s
         key = ".".join(map(str, source.key)) if isinstance(source.key, tuple) else str(source.key)
         return "scalar", f"{group}.{key}" if group else binding.name
     return ("constant" if isinstance(source, FromConstant) else "argument"), binding.name
+
+
+def in_order_of_use(modules: Sequence[Any], inputs: Sequence[InputBinding]) -> list[Any]:
+    """Return the modules in the order in which the step meets their tensors, instead of that of the variables' names."""
+    last = len(inputs)
+    places = {id(b.source.tensor.storage): i for i, b in enumerate(inputs) if isinstance(b.source, FromTensor)}
+
+    def first_use(module: Any) -> int:
+        tensors = [tensor for found in (module.named_parameters(), module.named_buffers()) for _, tensor in found]
+        return min((places.get(id(tensor.storage), last) for tensor in tensors), default=last)
+
+    return sorted(modules, key=first_use)
 
 
 def roots(modules: Sequence[Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from .manifest import (
     TensorRecord,
     ViewRecord,
 )
-from .names import Named, name_inputs, named_optimizers, roots
+from .names import Named, in_order_of_use, name_inputs, named_optimizers, roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +322,7 @@ def _frozen(step: Exportable) -> list[str]:
     """Return what is built into the step and no longer looked at, a line each."""
     guards = step.captured.guards
     lines = []
-    for place, root in roots(guards.modules).items():
+    for place, root in roots(in_order_of_use(guards.modules, step.captured.trace.inputs)).items():
         for name, module in root.named_modules():
             fields = {key: value for key, value in vars(module).items() if not key.startswith("_") and _is_plain(value)}
             text = ", ".join(f"{key}={value!r}" for key, value in fields.items())
