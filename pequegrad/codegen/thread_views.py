@@ -16,10 +16,10 @@ from ..dtypes import DType
 from ..errors import CompilerBug
 from ..targets import Target
 from .expressions import scalar_type, vector_type
-from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, WARP
+from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, MULTIPROCESSORS, WARP
 from .plan import Access, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window
 from .product_views import contract_views, conv2d_views, scratch_bytes
-from .rendering import Address, KernelWriter, Line
+from .rendering import Address, KernelWriter, Line, Term
 from .views import (
     IndexView,
     KernelHead,
@@ -40,6 +40,9 @@ from .views import (
     with_axis,
 )  # fmt: skip
 
+START = "start"
+MANY_ELEMENTS = 2 * MULTIPROCESSORS * BLOCK
+"""From so many elements on, threads do several neighbours each, and there are still enough threads."""
 MOST_KEPT = 8
 """Elements of a row that a thread keeps in registers, of each operand, at most."""
 LONG_ROW = 1024
@@ -54,19 +57,35 @@ __all__ = ["scratch_bytes", "views_of"]
 
 
 @dataclass(frozen=True, slots=True)
+class PackedAccess:
+    """Neighbours that are read or written as one, held in the array ``name``."""
+
+    name: str
+    type: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
 class ElementView:
-    """A pointwise kernel over ``count`` elements; ``unit`` counts them."""
+    """A pointwise kernel over ``count`` elements; ``unit`` counts them, or vectors of ``width`` of them.
+
+    ``lane``: the last axis' index, ``START`` its value for a vector's first element, if anything reads it."""
 
     head: KernelHead
     count: int
+    width: int
     unit: str
     decode: tuple[Loop, ...]
+    lane: str
+    reads_lane: bool
+    loads: tuple[PackedAccess, ...]
     lines: tuple[Line, ...]
+    stores: tuple[PackedAccess, ...]
     shared = ""
 
     @property
     def blocks(self) -> int:
-        return -(-self.count // BLOCK)
+        return -(-self.count // (self.width * BLOCK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +201,70 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
     writer.hoist(body)
     lines = writer.vector_lines(body)
-    unit, decode = counted(_decoded(indices, extents, lines))
-    return ElementView(head_of(kernel, writer), math.prod(extents), unit, decode, tuple(lines))
+    count = math.prod(extents)
+    width = _width(extents, lines, [buffer_dtype.itemsize for buffer_dtype in dtypes], writer)
+    if width == 1:
+        unit, decode = counted(_decoded(indices, extents, lines))
+        return ElementView(head_of(kernel, writer), count, 1, unit, decode, indices[-1], False, (), tuple(lines), ())
+    loads, lines, stores = _packed(lines, indices[-1], writer)
+    # A vector's first index stands in for the last axis' own.
+    places = (*indices[:-1], START)
+    readers: list[Line | Address | str] = [*lines, *(access.address for access in (*loads, *stores)), START]
+    decode = tuple(
+        dataclasses.replace(
+            loop, divisor=loop.divisor // width, extent=loop.extent // (width if loop.variable == START else 1)
+        )
+        for loop in decoded(places, extents, readers)
+    )
+    reads_lane = any(line.reads(indices[-1]) for line in lines)
+    return ElementView(
+        head_of(kernel, writer), count, width, "unit", decode, indices[-1], reads_lane, loads, tuple(lines), stores
+    )
+
+
+def _width(extents: Sequence[int], lines: Sequence[Line], itemsizes: Sequence[int], writer: KernelWriter) -> int:
+    """Return how many neighbours a thread does at once: as many as 16 bytes hold of each operand."""
+    if math.prod(extents) < MANY_ELEMENTS:
+        return 1
+    walked = [line.address for line in lines if line.address is not None and line.address.lane_stride == 1]
+    names = {place.pointer for place in walked}
+    largest = max((itemsizes[p.buffer] for p in writer.pointers.values() if p.name in names), default=16)
+    for width in (4, 2):
+        if width * largest > 16 or extents[-1] % width:
+            continue
+        others = [number for place in walked for number in _steps(place, writer.indices[-1])]
+        if walked and not any(number % width for number in others):
+            return width
+    return 1
+
+
+def _steps(place: Address, lane: str) -> list[int]:
+    """Return the offset and the strides of all indices but the lane's."""
+    return [place.offset, *(term.stride for term in place.terms if term.variable != lane)]
+
+
+def _packed(
+    lines: Sequence[Line], lane: str, writer: KernelWriter
+) -> tuple[tuple[PackedAccess, ...], list[Line], tuple[PackedAccess, ...]]:
+    """Return what is read as vectors, the statements for each element, and what is written as vectors."""
+    types = {pointer.name: pointer.type for pointer in writer.pointers.values()}
+    loads: list[PackedAccess] = []
+    stores: list[PackedAccess] = []
+    inner: list[Line] = []
+    for line in lines:
+        place = line.address
+        if place is None or place.lane_stride != 1:
+            inner.append(line)
+            continue
+        terms = tuple(Term(START if term.variable == lane else term.variable, term.stride) for term in place.terms)
+        moved = dataclasses.replace(place, terms=terms)
+        if line.form == "load":
+            loads.append(PackedAccess(f"in{len(loads)}", types[place.pointer], moved))
+            inner.append(Line("let", line.name, "auto", f"{loads[-1].name}[e]"))
+        else:
+            stores.append(PackedAccess(f"out{len(stores)}", types[place.pointer], moved))
+            inner.append(Line("keep", f"{stores[-1].name}[e]", text=line.text))
+    return tuple(loads), inner, tuple(stores)
 
 
 def _kept_in_registers(kernel: Row, stages: list[StageView]) -> tuple[list[StageView], tuple[Parameter, ...]]:
@@ -195,7 +276,7 @@ def _kept_in_registers(kernel: Row, stages: list[StageView]) -> tuple[list[Stage
             if isinstance(statement, Load) and statement.access.buffer not in written:
                 loads.setdefault(statement.access, []).append((number, statement))
     lines = [list(stage.inner) for stage in stages]
-    kept = []
+    kept: list[Parameter] = []
     for found in loads.values():
         names = [f"v{load.dst}" for _, load in found]
         if len(found) < 2 or not all(_defines(lines[n], name) for (n, _), name in zip(found, names, strict=True)):

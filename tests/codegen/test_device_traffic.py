@@ -12,8 +12,8 @@ from tests.simulator.simulating import Simulated
 F32_PER_SECTOR = 8
 
 
-def sectors_of(batch: Batch) -> tuple[int, int]:
-    """Return the sectors that a run loads and stores, those of arguments' copies apart."""
+def counted_in(batch: Batch) -> dict[str, int]:
+    """Return what a run of the batch counts."""
     compiled = Compiled(batch.graph(), target_for("cuda-sim"))
     compiled.run(batch.arrays, 1)
     configure_simulator(compiled.module.path, seed=1, counts_traffic=True)
@@ -22,6 +22,12 @@ def sectors_of(batch: Batch) -> tuple[int, int]:
     compiled.module.run(compiled.allocated(batch.arrays), 1)
     counted = simulated.statistics()
     simulated.configure(1)
+    return counted
+
+
+def sectors_of(batch: Batch) -> tuple[int, int]:
+    """Return the sectors that a run loads and stores, those of arguments' copies apart."""
+    counted = counted_in(batch)
     return counted["load_sectors"], counted["store_sectors"]
 
 
@@ -35,6 +41,19 @@ def test_pointwise_work_reads_and_writes_each_sector_once():
     batch.expect("sum", batch.apply("exp", batch.apply("add", [x, y])), 4)
     sectors = 64 * 80 // F32_PER_SECTOR
     assert sectors_of(batch) == (2 * sectors, sectors)
+
+
+def test_large_pointwise_work_moves_16_bytes_a_thread():
+    batch = Batch("traffic_packed")
+    rows, columns = 300, 400
+    x, bias = batch.input(normal(rows, columns)), batch.input(normal(columns))
+    spread = batch.apply("expand", [bias], shape=(rows, columns))[0]
+    batch.expect("sum", batch.apply("exp", batch.apply("add", [x, spread])), 4)
+    counted = counted_in(batch)
+    warps = math.ceil(rows * columns / 4 / 32)
+    assert (counted["loads"], counted["stores"]) == (2 * warps, warps)
+    assert counted["store_sectors"] == rows * columns // F32_PER_SECTOR
+    assert batch.failures(target_for("cuda-sim")) == []
 
 
 def test_softmax_reads_its_rows_once_and_keeps_them_in_registers():

@@ -52,19 +52,6 @@ __host__ __device__ __forceinline__ constexpr long tiles_of(long extent, long ti
 
 // ---- elements in vectors ---------------------------------------------------------------------------------------------
 
-// W elements moved as one.
-template <class T, int W> struct __align__(sizeof(T) * W) packed {
-  T element[W];
-};
-
-// W neighbours from global memory, aligned to W elements.
-template <int W, class T> __device__ __forceinline__ void load_packed(const T* p, value_of<T> (&to)[W]) {
-  pg_sim_note_load(p, sizeof(T) * W);
-  const packed<T, W> all = *reinterpret_cast<const packed<T, W>*>(p);
-#pragma unroll
-  for (int i = 0; i < W; ++i) to[i] = value_of<T>(all.element[i]);
-}
-
 // W neighbours of shared memory, aligned to W elements; the simulator counts them as one access.
 template <int W, class T, class Shared> __device__ __forceinline__ packed<T, W>* shared_vector(Shared& shared, int at) {
 #if !defined(__CUDACC__)

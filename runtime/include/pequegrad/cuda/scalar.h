@@ -35,4 +35,26 @@ template <class T> __device__ __forceinline__ void store(T* p, value_of<not_dedu
   *p = T(value);
 }
 
+// ---- elements in vectors ---------------------------------------------------------------------------------------------
+
+// W elements moved as one.
+template <class T, int W> struct __align__(sizeof(T) * W) packed {
+  T element[W];
+};
+
+// W neighbours from global memory, aligned to W elements.
+template <int W, class T> __device__ __forceinline__ void load_packed(const T* p, value_of<T> (&to)[W]) {
+  pg_sim_note_load(p, sizeof(T) * W);
+  const packed<T, W> all = *reinterpret_cast<const packed<T, W>*>(p);
+#pragma unroll
+  for (int i = 0; i < W; ++i) to[i] = value_of<T>(all.element[i]);
+}
+template <int W, class T> __device__ __forceinline__ void store_packed(T* p, const value_of<T> (&from)[W]) {
+  pg_sim_note_store(p, sizeof(T) * W);
+  packed<T, W> all;
+#pragma unroll
+  for (int i = 0; i < W; ++i) all.element[i] = T(from[i]);
+  *reinterpret_cast<packed<T, W>*>(p) = all;
+}
+
 }  // namespace pg
