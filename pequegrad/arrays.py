@@ -137,7 +137,7 @@ def moved(array: Any, device: str) -> Any:
         return to_host(array)
     with working_on(device):
         try:
-            return cupy().asarray(array)
+            return array.copy() if isinstance(array, device_types) else cupy().asarray(array)
         except (TypeError, ValueError) as error:  # a dtype, such as bfloat16, that this CuPy does not have
             raise DTypeError(
                 f"CuPy cannot hold {array.dtype} on {device!r} ({error}). Use float32 there; a compiled step takes "

@@ -252,7 +252,7 @@ class Interpreter:
             result = op.numpy(np, *arrays, **params)
         results = result if isinstance(result, tuple) else (result,)
         outputs = [
-            out if isinstance(out, np.ndarray) and out.dtype == spec.dtype.numpy else np.asarray(out, spec.dtype.numpy)
+            out if isinstance(out, np.ndarray) and out.dtype == spec.dtype.numpy else _as_array(out, spec.dtype.numpy)
             for out, spec in zip(results, specs, strict=True)
         ]
         if config.debug_nans:
@@ -367,11 +367,15 @@ def common_device(op: type[Op], inputs: tuple[Any, ...]) -> str:
     return chosen
 
 
+def _as_array(out: Any, dtype: np.dtype) -> Any:
+    """Return a result as an array of ``dtype``, where it lies: a move to another device may have been the op."""
+    return out.astype(dtype, copy=False) if devices.is_device_array(out) else np.asarray(out, dtype)
+
+
 def _as_device_array(out: Any, dtype: np.dtype) -> Any:
-    if devices.is_device_array(out):
-        return out.astype(dtype, copy=False)
-    # What a move to the CPU gives lies there rightly; a bare number, which a reduction may give, does not.
-    return out if isinstance(out, np.ndarray) and out.dtype == dtype else devices.cupy().asarray(out, dtype)
+    # A bare number, which a reduction may give, is to be an array there; what was moved to the CPU is not.
+    is_number = not isinstance(out, np.ndarray) and not devices.is_device_array(out)
+    return devices.cupy().asarray(out, dtype) if is_number else _as_array(out, dtype)
 
 
 class Context(threading.local):

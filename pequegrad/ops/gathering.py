@@ -16,6 +16,7 @@ from ..dtypes import int64
 from ..errors import DTypeError, IndexOutOfRange, NotCompilable, ShapeError
 from .core import Family, Op, Sample, TensorSpec, as_tensor, bind, broadcast_shapes, normalize_dim
 from .movement import expand, full, reshape
+from .placement import to_device
 from .sharding import REPLICATED, Mapped, Partial, Replicated, Sharding
 from .slicing import narrow, slice_
 
@@ -256,7 +257,7 @@ def _scatter_arguments(x: Any, dim: int, index: Any, src: Any, who: str) -> tupl
     x, index = as_tensor(x), as_index(index, who)
     src = as_tensor(src, x.dtype).to(x.dtype)
     if not src.ndim:
-        return x, index, expand(src, index.shape)
+        return x, index, expand(to_device(src, x.device), index.shape)
     if src.ndim != index.ndim or any(n > extent for n, extent in zip(index.shape, src.shape, strict=True)):
         raise ShapeError(f"{who}: src must cover the index, of shape {index.shape}. Got {src.shape}.")
     return x, index, slice_(src, (0,) * src.ndim, index.shape)
@@ -315,7 +316,9 @@ def index_fill(x: Any, dim: int, index: Any, value: float) -> Any:
     x, index = as_tensor(x), as_index(index, "index_fill")
     place = normalize_dim(dim, x.ndim, "index_fill")
     shape = x.shape[:place] + index.shape + x.shape[place + 1 :]
-    return bind(Scatter, x, expand(as_tensor(value, x.dtype), shape), index, dim=place, aligned=False)
+    return bind(
+        Scatter, x, expand(to_device(as_tensor(value, x.dtype), x.device), shape), index, dim=place, aligned=False
+    )
 
 
 # --- order ----------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def getitem(x: Any, key: Any) -> Any:
 def setitem(x: Any, key: Any, value: Any) -> None:
     """Write ``x[key] = value``; the value broadcasts. Of two writes to one element the later stays."""
     parts = _apply_basic(x, key)
-    value = as_tensor(value, x.dtype).to(x.dtype)
+    value = to_device(as_tensor(value, x.dtype).to(x.dtype), x.device)
     view = parts.view
     if not parts.arrays:
         view.assign(_without_leading_ones(value, view.ndim))
@@ -73,7 +73,7 @@ def index_put(x: Any, indices: tuple[Any, ...], values: Any, accumulate: bool = 
     if not parts.arrays:
         raise ShapeError("index_put: expected index tensors. Use x[key] = value.")
     plan = _Plan(parts)
-    values = as_tensor(values, x.dtype).to(x.dtype)
+    values = to_device(as_tensor(values, x.dtype).to(x.dtype), x.device)
     source = expand(values, plan.result_shape)
     base = plan.merged(x)
     if accumulate:
