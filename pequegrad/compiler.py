@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import targets
+from . import arrays, targets
 from .build import cache
+from .build.kernel_report import KernelReport
 from .build.loader import StepFailure
 from .codegen import emit
 from .codegen.lower import lower, memory_report
@@ -44,9 +45,13 @@ from .passes import run_pipeline
 from .targets import Target
 from .trace.capture import Captured, capture
 from .trace.graph import Graph
+from .trace.placement import home_of
 from .trace.signature import Call, explain_difference, read_call, without_data
 from .trace.step import BoundStep, Execute
 from .trace.tracer import current_tracer
+
+_TARGETS = {arrays.CPU: "cpp", "cuda": "cuda"}
+"""The target for each kind of device that tensors lie on."""
 
 _FALLS_BACK = (NotCompilable, ToolchainError, DeviceError, CacheError)
 """The machine's limits, for which eager is the remedy; mistakes of the user's are always raised."""
@@ -69,7 +74,7 @@ class Options:
     def __post_init__(self) -> None:
         allowed = {
             "mode": (("default", "reproducible"), ("autotune",)),
-            "precision": (("fp32",), ("tf32", "bf16")),
+            "precision": (("fp32", "tf32", "bf16"), ()),
             "memory": (("default",), ("small",)),
         }
         for field, (ready, later) in allowed.items():
@@ -104,6 +109,11 @@ class Artifact:
     seconds: float
     origin: str
     exportable: Exportable = field(repr=False, compare=False)
+
+    @property
+    def kernels(self) -> tuple[KernelReport, ...]:
+        """What each kernel takes on a device: registers, shared memory, stack, spills; empty for the processor."""
+        return self.exportable.built.kernels
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write one folder that `pequegrad.load_step` runs in a process that traces and compiles nothing.
@@ -217,7 +227,8 @@ class CompiledFunction:
                 print(f"pequegrad: {self._name} is compiled again: {reason}", file=sys.stderr)
             with _trace_lock:
                 captured = capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
-            step = self._build_or_fall_back(captured, reason)
+            home = home_of(captured.trace, call.tensors, call.names())
+            step = self._build_or_fall_back(captured, reason, home)
             entry = self._latest = _Entry(without_data(call), captured, step)
             self._entries.setdefault(call.key, []).append(entry)
             return entry
@@ -237,26 +248,38 @@ class CompiledFunction:
 
     # --- the road -------------------------------------------------------------------------------------------
 
-    def _build_or_fall_back(self, captured: Captured, reason: str) -> BoundStep | None:
+    def _build_or_fall_back(self, captured: Captured, reason: str, home: str) -> BoundStep | None:
+        device = arrays.CPU
         try:
-            execute = (
-                self._backend(captured.trace.graph) if self._backend else self._build(captured.trace.graph, reason)
-            )
+            if self._backend:
+                execute = self._backend(captured.trace.graph)
+            else:
+                target = self._target(home=home)
+                device = target.device
+                _check_home(target, home)
+                execute = self._build(captured.trace.graph, target, reason)
         except _FALLS_BACK as error:
             if self._options.strict:
                 raise
             self._say_eager(str(error))
             return None
-        return BoundStep(captured.trace, execute, captured.pinned)
+        return BoundStep(captured.trace, execute, captured.pinned, device=device, home=home, say=self._say_once)
 
-    def _target(self, target: str | Target | None = None) -> Target:
-        wanted = target or self._options.target or "cpp"
-        return wanted if isinstance(wanted, Target) else targets.get(wanted)
+    def _target(
+        self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU
+    ) -> Target:
+        """Return the target that was asked for, or the one for the device that the step lives on."""
+        wanted = target or self._options.target or _TARGETS[arrays.kind_of(home)]
+        if not isinstance(wanted, Target):
+            return targets.get(wanted, architecture=arch)
+        if arch is not None:
+            raise TypeError(f"compile: the target is a record for {wanted.instruction_set.name} already. Got arch={arch!r}.")
+        return wanted
 
-    def _build(self, traced: Graph, reason: str) -> Execute:
+    def _build(self, traced: Graph, target: Target, reason: str) -> Execute:
         start = time.perf_counter()
-        target = self._target()
-        plan = lower(optimize(traced), target, config.workers())
+        cache.check_can_run(target)
+        plan = lower(optimize(traced), target, config.workers(), self._options.precision)
         planned = time.perf_counter() - start
         built = build(plan, target, self._say_progress)
         seconds = time.perf_counter() - start
@@ -282,6 +305,12 @@ class CompiledFunction:
         if not config.quiet and text != "compiling":
             print(f"pequegrad: {self._name}: {text} …", file=sys.stderr)
 
+    def _say_once(self, what: str) -> None:
+        """Print what costs time at each call, once per function."""
+        if not config.quiet and what not in self._said:
+            self._said.add(what)
+            print(f"pequegrad: {self._name}: {what}.", file=sys.stderr)
+
     def _say_eager(self, reason: str) -> None:
         if reason not in self._said:
             self._said.add(reason)
@@ -293,34 +322,42 @@ class CompiledFunction:
 
     # --- looking inside -------------------------------------------------------------------------------------
 
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, str]:
+        """Return the trace for these arguments and the device that its step would live on."""
+        call = read_call(args, kwargs)
         with self._lock, _trace_lock:
-            return capture(
-                self._function, read_call(args, kwargs), name=self._name, keep_grads=self._options.keep_grads
-            )
+            captured = capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
+        return captured, home_of(captured.trace, call.tensors, call.names())
 
-    def lower(self, *args: Any, target: str | Target | None = None, **kwargs: Any) -> Lowered:
-        """Return graph, plan, source and memory use for these arguments; nothing is compiled or run."""
-        captured = self._capture(args, kwargs)
-        chosen = self._target(target)
-        plan = lower(optimize(captured.trace.graph), chosen, config.workers())
+    def lower(self, *args: Any, target: str | Target | None = None, arch: str | None = None, **kwargs: Any) -> Lowered:
+        """Return graph, plan, source and memory use for these arguments; nothing is compiled or run. ``arch``: as in
+        ``compile``."""
+        captured, home = self._capture(args, kwargs)
+        chosen = self._target(target, arch=arch, home=home)
+        plan = lower(optimize(captured.trace.graph), chosen, config.workers(), self._options.precision)
         return Lowered(captured.trace.graph, plan, emit.render(plan, chosen), memory_report(plan))
 
-    def compile(self, *args: Any, target: str | Target | None = None, **kwargs: Any) -> Artifact:
-        """Build the step for these arguments ahead of time; a later call finds it. Raises what a strict call raises."""
-        captured = self._capture(args, kwargs)
-        chosen = self._target(target)
-        plan = lower(optimize(captured.trace.graph), chosen, config.workers())
-        built = build(plan, chosen, self._say_progress)
+    def compile(
+        self, *args: Any, target: str | Target | None = None, arch: str | None = None, **kwargs: Any
+    ) -> Artifact:
+        """Build the step for these arguments ahead of time; a later call finds it. Raises what a strict call raises.
+
+        ``arch``, for target "cuda", is the architecture of the device that the step is for, such as "sm_90"; no such
+        device need be here. None: PEQUEGRAD_CUDA_ARCH, else this machine's device.
+        """
+        captured, home = self._capture(args, kwargs)
+        chosen = self._target(target, arch=arch, home=home)
+        plan = lower(optimize(captured.trace.graph), chosen, config.workers(), self._options.precision)
+        built = build(plan, chosen, self._say_progress, is_for_here=False)
         call = without_data(read_call(args, kwargs))
         exportable = Exportable(self._name, call, captured, plan, chosen, built)
         return Artifact(built.path, built.source_path, built.seconds, built.origin, exportable)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """Return, for people: which ops became which kernels, how many bytes move, and what is guarded."""
-        captured = self._capture(args, kwargs)
+        captured, home = self._capture(args, kwargs)
         graph = captured.trace.graph
-        plan = lower(optimize(graph), self._target(), config.workers())
+        plan = lower(optimize(graph), self._target(home=home), config.workers(), self._options.precision)
         passed = sum(plan.buffers[i].nbytes for i in plan.slots)
         lines = [
             f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels in {len(plan.phases)} phases, "
@@ -390,6 +427,17 @@ def _call_method(function: Callable[..., Any], reference: Callable[[], Any], *ar
     return function(reference(), *args, **kwargs)
 
 
+def _check_home(target: Target, home: str) -> None:
+    """Raise DeviceError where a step for ``target`` cannot work on state that lies on ``home``."""
+    if home not in (arrays.CPU, "cuda"):
+        raise DeviceError(f"compiled steps run on the first GPU alone, and the step's state lies on {home!r}.")
+    if target.device == arrays.CPU != home:
+        raise DeviceError(
+            f"target {target.name!r} runs on the CPU, and the step's state lies on {home!r}. Leave the target out, or move "
+            "the module with .cpu()."
+        )
+
+
 def optimize(graph: Graph) -> Graph:
     """Return the graph after all passes; its inputs and outputs are those of ``graph``, in order."""
     result = run_pipeline(graph)
@@ -400,10 +448,13 @@ def optimize(graph: Graph) -> Graph:
     return result
 
 
-def build(plan: StepPlan, target: Target, progress: Callable[[str], None]) -> cache.BuiltStep:
-    """Return the built step of a plan: from memory, from disk, or compiled now."""
+def build(
+    plan: StepPlan, target: Target, progress: Callable[[str], None], *, is_for_here: bool = True
+) -> cache.BuiltStep:
+    """Return the built step of a plan: from memory, from disk, or compiled now. ``is_for_here``: to run on this
+    machine; raises DeviceError where it cannot."""
     key = cache.make_key(format_plan(plan), target, name=plan.name)
-    return cache.get_or_build(key, lambda: emit.render(plan, target), target, progress)
+    return cache.get_or_build(key, lambda: emit.render(plan, target), target, progress, is_for_here=is_for_here)
 
 
 def native(built: cache.BuiltStep, plan: StepPlan, target: Target) -> Execute:

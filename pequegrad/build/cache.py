@@ -299,8 +299,8 @@ def _tidy(root: Root, just_built: str) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what builds depend on: compiler, processor, Python and packages. ``compiler_problem``: None when
-    all is well.
+    """Return what builds depend on: compilers, processor, device, Python and packages. ``compiler_problem``,
+    ``nvcc_problem``, ``device_problem``: None when all is well.
     """
     memo = disk.open_root()
     target = targets.get("cpp")
@@ -311,6 +311,14 @@ def describe_machine() -> dict[str, Any]:
         toolchain.python_include_folders()
     except ToolchainError as error:
         problem = str(error)
+    device_compiler: nvcc.Nvcc | None = None
+    nvcc_problem: str | None = "not asked without a C++ compiler, which it needs" if compiler is None else None
+    if compiler is not None:
+        try:
+            device_compiler = keys.find_nvcc(memo, compiler)
+        except ToolchainError as error:
+            nvcc_problem = str(error)
+    device = targets.find_device()
     packages = ("pequegrad", "numpy", "pybind11", "jinja2")
     return {
         "python": sys.version.split()[0],
@@ -320,6 +328,12 @@ def describe_machine() -> dict[str, Any]:
         "compiler_version": compiler.version if compiler else None,
         "compiler_extra_flags": list(compiler.extra_flags) if compiler else [],
         "compiler_problem": problem,
+        "nvcc": device_compiler.path if device_compiler else None,
+        "nvcc_version": device_compiler.version if device_compiler else None,
+        "nvcc_problem": nvcc_problem,
+        "device": device.architecture if isinstance(device, targets.Device) else None,
+        "device_driver": device.driver_version if isinstance(device, targets.Device) else None,
+        "device_problem": None if isinstance(device, targets.Device) else device,
         "machine": targets.host_machine(),
         "workers": config.workers(),
         "instruction_set": target.instruction_set.name,

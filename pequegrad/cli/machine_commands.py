@@ -34,6 +34,7 @@ def _doctor(arguments: argparse.Namespace, printer: Printer) -> int:
     compiler_problem = machine["compiler_problem"]
     compiler = f"{shlex.join(machine['compiler'] or [])} ({machine['compiler_version']})"
     printer.check(compiler_problem is None, "compiler", compiler_problem or compiler)
+    _say_cuda(machine, printer)
     used = f"{readable_bytes(stats.bytes)} of {readable_bytes(stats.limit_bytes)}"
     cache_detail = f"{stats.path}, {stats.mode}, {stats.entries} steps, {used}"
     printer.check(stats.problem is None, "cache", f"{stats.path}: {stats.problem}" if stats.problem else cache_detail)
@@ -61,11 +62,26 @@ def _environment(arguments: argparse.Namespace, printer: Printer) -> int:
     for name, version in machine["packages"].items():
         printer.line(f"{name:<13}  {version}")
     printer.line(f"compiler       {machine['compiler_version'] or machine['compiler_problem']}")
+    printer.line(f"nvcc           {machine['nvcc_version'] or machine['nvcc_problem']}")
+    printer.line(f"device         {_device_line(machine)}")
     printer.line(f"processor      {_processor_line(machine)}")
     printer.line(f"cache          {cache.stats().path}")
     for name, value in settings.items():
         printer.line(f"config.{name} = {value!r}")
     return 0
+
+
+def _say_cuda(machine: dict[str, Any], printer: Printer) -> None:
+    """Say what there is for CUDA; nobody needs it for the rest, so nothing of it is a failure."""
+    nvcc = f"{machine['nvcc']} ({machine['nvcc_version']})"
+    printer.note(machine["nvcc_problem"] is None, "nvcc", machine["nvcc_problem"] or nvcc)
+    printer.note(machine["device_problem"] is None, "CUDA device", _device_line(machine))
+
+
+def _device_line(machine: dict[str, Any]) -> str:
+    if machine["device"] is None:
+        return f"none: {machine['device_problem']}"
+    return f"{machine['device']}, driver for CUDA {machine['device_driver']}"
 
 
 def _processor_line(machine: dict[str, Any]) -> str:

@@ -31,11 +31,18 @@ class Printer:
 
     def check(self, is_good: bool, what: str, detail: str) -> None:
         """Write the result of one check of the doctor."""
-        word = "ok" if is_good else "FAILED"
-        if self.has_color:
-            word = f"{_GREEN if is_good else _RED}{word}{_RESET}"
+        self._report("ok" if is_good else "FAILED", _GREEN if is_good else _RED, what, detail)
+
+    def note(self, is_there: bool, what: str, detail: str) -> None:
+        """Write what the doctor found of something that is not needed."""
+        self._report("ok" if is_there else "no", _GREEN if is_there else "", what, detail)
+
+    def _report(self, word: str, color: str, what: str, detail: str) -> None:
+        padding = " " * (len("FAILED") - len(word))
+        if self.has_color and color:
+            word = f"{color}{word}{_RESET}"
         first, *rest = detail.splitlines() or [""]
-        self.line(f"{word:<{6 + len(word) - len('ok' if is_good else 'FAILED')}}  {what}: {first}")
+        self.line(f"{word}{padding}  {what}: {first}")
         for line in rest:
             self.line(f"        {line}")
 

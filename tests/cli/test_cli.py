@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,27 @@ def test_env_prints_json_that_a_program_can_read(capsys):
     assert {"python", "compiler", "features", "settings", "packages"} <= set(values)
     assert main(["env"]) == 0
     assert "config.cache = 'on'" in capsys.readouterr().out
+
+
+@needs_compiler
+@needs_pool
+def test_doctor_and_env_say_what_there_is_for_cuda_and_do_not_fail_for_lack_of_it(capsys, monkeypatch, tmp_path):
+    found = {"device": "sm_90", "device_driver": "13.0", "device_problem": None}
+    found |= {"nvcc": "/cuda/bin/nvcc", "nvcc_version": "release 13.0", "nvcc_problem": None}
+    monkeypatch.setattr(cache, "describe_machine", lambda real=cache.describe_machine: real() | found)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "nvcc: /cuda/bin/nvcc (release 13.0)" in out and "CUDA device: sm_90, driver for CUDA 13.0" in out
+    found |= {
+        "device": None,
+        "device_problem": "no driver",
+        "nvcc_version": None,
+        "nvcc_problem": "no nvcc: set CUDA_HOME",
+    }
+    assert main(["doctor"]) == 0
+    assert re.search(r"no +nvcc: no nvcc: set CUDA_HOME\nno +CUDA device: none: no driver", capsys.readouterr().out)
+    assert main(["env"]) == 0
+    assert "device         none: no driver" in capsys.readouterr().out
 
 
 @needs_compiler

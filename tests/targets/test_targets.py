@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pequegrad import targets
 from pequegrad.errors import DeviceError
 from pequegrad.targets import cpp
+from pequegrad.targets import device as device_module
 
 
 def test_the_native_target_has_instructions_that_the_processor_has():
@@ -58,12 +61,97 @@ def test_code_for_another_processor_is_refused_with_what_is_missing():
         target.check_runs_on("aarch64", frozenset({"asimd"}))
 
 
-def test_cuda_needs_an_architecture_and_knows_which_there_are():
-    assert targets.get("cuda", architecture="sm_90").compile_flags[-1] == "-gencode=arch=compute_90,code=sm_90"
-    with pytest.raises(DeviceError, match="needs an architecture"):
+@pytest.fixture
+def device(monkeypatch):
+    """Say what device this machine has."""
+
+    def choose(found):
+        monkeypatch.setattr(targets, "find_device", lambda: found)
+
+    return choose
+
+
+def test_cuda_is_for_the_architecture_that_is_named_or_set_or_here(device, monkeypatch):
+    device(targets.Device((8, 6), (13, 0)))
+    assert targets.get("cuda").instruction_set.name == "sm_86"
+    monkeypatch.setenv("PEQUEGRAD_CUDA_ARCH", "sm_120")
+    assert targets.get("cuda").instruction_set.name == "sm_120"
+    named = targets.get("cuda", architecture="sm_90")
+    assert named.compile_flags[-1] == "-gencode=arch=compute_90,code=sm_90"
+
+
+def test_cuda_without_a_device_or_an_architecture_says_what_is_missing_and_what_to_do(device):
+    device("this machine has no CUDA driver (libcuda.so.1)")
+    with pytest.raises(DeviceError, match=r"no CUDA driver.*target=\"cuda-sim\".*arch=\"sm_90\".*PEQUEGRAD_CUDA_ARCH"):
         targets.get("cuda")
-    with pytest.raises(DeviceError, match="unknown CUDA architecture 'sm_1'; expected one of sm_75"):
-        targets.get("cuda", architecture="sm_1")
+
+
+def test_an_unknown_or_too_old_architecture_lists_the_known_ones():
+    for name in ("sm_1", "sm_75"):
+        with pytest.raises(DeviceError, match=f"unknown CUDA architecture '{name}'.*expected one of sm_80"):
+            targets.get("cuda", architecture=name)
+
+
+def test_an_architecture_is_for_cuda_alone():
+    with pytest.raises(DeviceError, match="'sm_90', is for target=\"cuda\"; this target is 'cpp'"):
+        targets.get("cpp", architecture="sm_90")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "toolkit", "problem"),
+    [
+        ("sm_86", "13.0", None),
+        ("sm_80", "13.9", None),  # an older minor version of its generation, and a newer toolkit of its driver's
+        ("sm_86", "", None),
+        ("sm_89", "13.0", "built for sm_89, and this device is sm_86"),
+        ("sm_90", "13.0", "built for sm_90, and this device is sm_86"),
+        ("sm_86", "14.0", "built with CUDA 14.0, and this machine's driver is for CUDA 13.0"),
+        ("", "13.0", "names no CUDA architecture"),
+    ],
+)
+def test_a_device_runs_its_generation_and_what_its_driver_knows(architecture, toolkit, problem):
+    found = targets.device_problem(targets.Device((8, 6), (13, 0)), architecture, toolkit)
+    assert found is None if problem is None else problem in found
+
+
+class FakeDriver:
+    """A driver that has one device, or fails at one of its functions."""
+
+    def __init__(self, failing=""):
+        self.failing = failing
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            if name == self.failing:
+                return 100
+            if name == "cuDriverGetVersion":
+                arguments[0]._obj.value = 12080
+            if name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = {75: 9, 76: 0}[arguments[1]]
+            return 0
+
+        return call
+
+
+def test_the_driver_is_asked_for_capability_and_version(monkeypatch):
+    monkeypatch.setattr(device_module.ctypes, "CDLL", lambda name: FakeDriver())
+    found = device_module.find_device.__wrapped__()
+    assert found == targets.Device((9, 0), (12, 8))
+    assert (found.architecture, found.driver_version) == ("sm_90", "12.8")
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        ("cuInit", "does not start .error 100"),
+        ("cuDeviceGet", "finds no device .error 100"),
+        ("cuDeviceGetAttribute", "finds no device .error 100"),
+    ],
+)
+def test_a_driver_that_fails_is_said(monkeypatch, failing, said):
+    monkeypatch.setattr(device_module.ctypes, "CDLL", lambda name: FakeDriver(failing))
+    found = device_module.find_device.__wrapped__()
+    assert isinstance(found, str) and re.search(said, found)
 
 
 def test_an_unknown_name_lists_the_known_ones():
