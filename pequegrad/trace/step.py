@@ -34,6 +34,11 @@ from .state import (
     read_number,
 )
 
+_STATE_IS_COPIED = (
+    "its state lies on the CPU and is copied to the GPU and back at each call; .cuda() of the module keeps it there"
+)
+_ARGUMENTS_ARE_COPIED = "arguments that lie on the CPU are copied to the GPU at each call; .cuda() of them saves that"
+
 Execute = Callable[[list[Any]], None]
 """Runs a step on its slots: one array per graph input, then one per result, updates in place."""
 
@@ -135,10 +140,7 @@ class BoundStep:
             self._staged.append((slot, array, binding.is_written))
             array = arrays.new_like(array, is_on_host=not is_addressable)
         elif type(array) is np.ndarray and self._device == "cuda" and binding.spec.nbytes > SMALL:
-            self._tell(
-                f"its state ({binding.name}, say) lies on the CPU and is copied to the GPU and back at each call; "
-                ".cuda() of the module keeps it there"
-            )
+            self._tell(_STATE_IS_COPIED)
         return arrays.Held(array) if arrays.is_device_array(array) else array
 
     def _constant(self, array: np.ndarray) -> Any:
@@ -224,9 +226,7 @@ class BoundStep:
         """Return an argument's array as the step can use it: contiguous, aligned, and where the step can address it."""
         if isinstance(array, self._addressable):
             if index >= 0 and type(array) is np.ndarray and self._device == "cuda" and array.nbytes > SMALL:
-                self._tell(
-                    f"argument {index} lies on the CPU and is copied to the GPU at each call; .cuda() saves that"
-                )
+                self._tell(_ARGUMENTS_ARE_COPIED)
         elif self._device == arrays.CPU:
             raise DeviceError(
                 f"{self.trace.graph.name}: tensor {index} of the call lies on {arrays.device_of(array)!r}, but the compiled "

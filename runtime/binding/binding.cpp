@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -129,6 +130,8 @@ void configure(const py::sequence &arguments, std::size_t arena_bytes) {
 // Set when the module is made. A static of a function would deadlock at two first calls: its guard is held by the thread
 // that waits for the GIL while it imports NumPy, and waited for by the thread that has the GIL.
 PyTypeObject *ndarray_type = nullptr;
+PyObject *device_interface_name = nullptr;
+char nothing = 0;
 
 // Pointers of one call, and what keeps them alive while the GIL is released.
 class Pointers {
@@ -152,8 +155,13 @@ public:
         const std::size_t position = count_;
         Py_INCREF(object);
         owners_[count_++] = object;
-        pointers_[position] = is_ndarray(object) ? from_ndarray(object, position, expected)
-                                                 : from_buffer(object, position, expected);
+        if (is_ndarray(object)) {
+            pointers_[position] = from_ndarray(object, position, expected);
+        } else if (const py::object interface = device_interface(object)) {
+            pointers_[position] = from_device(interface, position, expected);
+        } else {
+            pointers_[position] = from_buffer(object, position, expected);
+        }
     }
 
     void *const *data() const { return pointers_; }
@@ -170,6 +178,73 @@ private:
         if ((array->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) == 0) refuse_layout(position);
         check(position, expected, bytes, (array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0);
         return array->data;
+    }
+
+    // What says that memory lies on a GPU; empty for what says nothing.
+    static py::object device_interface(PyObject *object) {
+        PyObject *found = PyObject_GetAttr(object, device_interface_name);
+        if (found == nullptr) {
+            if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+            PyErr_Clear();
+        }
+        return py::reinterpret_steal<py::object>(found);
+    }
+
+    static void *from_device(const py::object &interface, std::size_t position, const Expected &expected) {
+        if (!PyDict_Check(interface.ptr())) refuse_interface(position, "it is no dict");
+        const py::handle shape = interface_entry(interface, "shape", position);
+        const py::handle type = interface_entry(interface, "typestr", position);
+        const py::handle data = interface_entry(interface, "data", position);
+        if (!PyTuple_Check(shape.ptr())) refuse_interface(position, "its shape");
+        if (!PyUnicode_Check(type.ptr())) refuse_interface(position, "its typestr");
+        if (!PyTuple_Check(data.ptr()) || PyTuple_GET_SIZE(data.ptr()) != 2) refuse_interface(position, "its data");
+        const char *text = PyUnicode_AsUTF8(type.ptr());
+        if (text == nullptr) throw py::error_already_set();
+        py::ssize_t bytes = std::strlen(text) > 2 ? std::atol(text + 2) : 0;
+        if (bytes <= 0) refuse_interface(position, "its typestr");
+        const PyObject *strides = PyDict_GetItemString(interface.ptr(), "strides");
+        if (strides != nullptr && strides != Py_None) check_strides(strides, shape.ptr(), bytes, position);
+        for (py::ssize_t axis = 0; axis < PyTuple_GET_SIZE(shape.ptr()); ++axis) {
+            bytes *= as_size(PyTuple_GET_ITEM(shape.ptr(), axis));
+        }
+        const bool is_readonly = PyObject_IsTrue(PyTuple_GET_ITEM(data.ptr(), 1)) != 0;
+        check(position, expected, bytes, !is_readonly);
+        void *pointer = PyLong_AsVoidPtr(PyTuple_GET_ITEM(data.ptr(), 0));
+        if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+        // An array without elements has no memory, and a step asks of any pointer where it lies.
+        return bytes == 0 ? static_cast<void *>(&nothing) : pointer;
+    }
+
+    static py::handle interface_entry(const py::object &interface, const char *name, std::size_t position) {
+        PyObject *found = PyDict_GetItemString(interface.ptr(), name);
+        if (found == nullptr) refuse_interface(position, name);
+        return found;
+    }
+
+    static py::ssize_t as_size(PyObject *number) {
+        const py::ssize_t size = PyLong_AsSsize_t(number);
+        if (size == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+        return size;
+    }
+
+    // Strides of an extent of 1 mean nothing, as for NumPy.
+    static void check_strides(const PyObject *strides, PyObject *shape, py::ssize_t bytes, std::size_t position) {
+        if (!PyTuple_Check(strides) || PyTuple_GET_SIZE(strides) != PyTuple_GET_SIZE(shape)) {
+            refuse_interface(position, "its strides");
+        }
+        bool is_contiguous = true, is_empty = false;
+        for (py::ssize_t axis = PyTuple_GET_SIZE(shape); axis-- > 0;) {
+            const py::ssize_t extent = as_size(PyTuple_GET_ITEM(shape, axis));
+            is_contiguous = is_contiguous && (extent == 1 || as_size(PyTuple_GET_ITEM(strides, axis)) == bytes);
+            is_empty = is_empty || extent == 0;
+            bytes *= extent;
+        }
+        if (!is_contiguous && !is_empty) refuse_layout(position);
+    }
+
+    [[noreturn]] static void refuse_interface(std::size_t position, const char *what) {
+        throw py::value_error("step argument " + std::to_string(position)
+                              + ": __cuda_array_interface__ is not as defined: " + what);
     }
 
     void *from_buffer(PyObject *object, std::size_t position, const Expected &expected) {
@@ -258,11 +333,13 @@ py::object run(const py::object &arguments, int workers) {
 
 PYBIND11_MODULE(pg_step, module) {
     ndarray_type = reinterpret_cast<PyTypeObject *>(py::detail::npy_api::get().PyArray_Type_);
+    device_interface_name = PyUnicode_InternFromString("__cuda_array_interface__");
+    if (device_interface_name == nullptr) throw py::error_already_set();
     module.doc() = "One compiled step of pequegrad.";
     module.def("attach_pool", &attach_pool, py::arg("capsule"),
                "Use the pool in the capsule, or make the process's pool when given None; return its capsule.");
     module.def("configure", &configure, py::arg("arguments"), py::arg("arena_bytes"),
                "Say once what run takes: (bytes, is written) for each argument, and the bytes of the arena.");
     module.def("run", &run, py::arg("arguments"), py::arg("workers"),
-               "Run the step on C-contiguous arrays; return None or (code, kernel, value, bound, text) of a failure.");
+               "Run the step on C-contiguous arrays, buffers or device arrays; return None or (code, kernel, value, bound, text) of a failure.");
 }
