@@ -212,7 +212,7 @@ def test_the_target_follows_the_device_and_its_absence_is_said(cupy):
     with pytest.raises(DeviceError, match="CUDA"):  # the CUDA target was chosen, and asks for an architecture
         t.compiled(t.x.cuda(), t.y.cuda())
     second = Training("mlp", "cuda:1")
-    with pytest.raises(DeviceError, match="first GPU alone.*'cuda:1'"):
+    with pytest.raises(DeviceError, match=r"first GPU alone.*'cuda:1'"):
         pg.compile(second.step, target="cuda-sim", strict=True)(second.x.cuda(1), second.y.cuda(1))
 
 

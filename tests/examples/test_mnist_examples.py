@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import pequegrad as pg
+from pequegrad.errors import DeviceError
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ("mlp_mnist", "conv_mnist")
 
@@ -43,10 +46,45 @@ def test_eager_and_compiled_take_the_same_road(example):
     assert accuracy(runs[0].stdout) == pytest.approx(accuracy(runs[1].stdout), abs=0.3)
 
 
+def has_gpu():
+    try:
+        pg.zeros(1, device="cuda")
+    except DeviceError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_cuda_is_refused_with_the_reason(example):
+def test_cuda_without_a_gpu_is_refused_with_what_is_missing_and_the_way_on(example):
     done = run(example, "--cuda")
-    assert done.returncode == 2 and "this version has no CUDA target yet" in done.stderr
+    assert done.returncode == 1 and re.search(r"--cuda: .*(CuPy|no GPU was found)", done.stderr), done.stderr
+    assert "--cuda-sim" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not has_gpu(), reason="there is no GPU")
+@pytest.mark.parametrize(("example", "least"), [("mlp_mnist", 92.0), ("conv_mnist", 96.0)])
+def test_cuda_with_a_gpu_reaches_the_accuracy_of_the_cpu(example, least):
+    done = run(example, "--cuda")
+    assert done.returncode == 0 and "on a GPU" in done.stdout, done.stderr
+    assert accuracy(done.stdout) >= least
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_simulator_takes_the_same_road_as_the_processor(example):
+    options = ("--steps", "3", "--batch-size", "16")
+    simulated, compiled = run(example, "--cuda-sim", *options), run(example, *options)
+    assert (simulated.returncode, compiled.returncode) == (0, 0), simulated.stderr
+    assert "runs in the simulator" in simulated.stdout and "CUDA in the simulator" in simulated.stdout
+    assert re.search(r"pequegrad: train_step: \d+ ops → \d+ kernels", simulated.stderr), simulated.stderr
+    assert accuracy(simulated.stdout) == pytest.approx(accuracy(compiled.stdout), abs=0.3)
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_cuda_goes_on_in_the_simulator_where_both_are_asked_for():
+    done = run("mlp_mnist", "--cuda", "--cuda-sim", "--steps", "1", "--batch-size", "8")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"--cuda: .*(CuPy|no GPU was found)", done.stdout) and "simulator" in done.stdout
 
 
 def test_missing_data_is_an_error_that_names_the_file(tmp_path):
