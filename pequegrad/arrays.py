@@ -17,7 +17,7 @@ from .errors import DeviceError, DTypeError
 
 CPU = "cpu"
 
-device_types: tuple[type, ...] = ()
+device_types: tuple[Any, ...] = ()
 """The types of device arrays, once there can be any."""
 
 _LOADED: dict[str, Any] = {}
@@ -205,7 +205,7 @@ ALIGNMENT = 16
 """Bytes: a kernel on a device loads so many at once."""
 
 
-def addressable_types(device: str) -> tuple[type, ...]:
+def addressable_types(device: str) -> tuple[Any, ...]:
     """Return the types of arrays whose memory a step on ``device`` can be given: the host's, and for a GPU its own."""
     return (np.ndarray, *device_types) if device == "cuda" else (np.ndarray,)
 
