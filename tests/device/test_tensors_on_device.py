@@ -140,7 +140,8 @@ FUNCTIONS = {
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), "topk": lambda x: x.topk(2)[0],
     "masked_select": lambda x: pg.masked_select(x, x > 0), "gelu": lambda x: F.gelu(x), "where": lambda x: pg.where(x > 0, x, 0.0),
     "einsum": lambda x: pg.einsum("ij,kj->ik", x, x), "cat": lambda x: pg.cat([x, x * 2]), "take": lambda x: x.cumsum(0).flip(1),
-    "scatter_add": lambda x: x.scatter_add(0, (x > 0).to("int64"), x), "int sum": lambda x: (x > 0).to("int64").index_add(0, Tensor([1, 1, 0]).to(x.device), (x > 0).to("int64")),
+    "scatter_add": lambda x: x.scatter_add(0, (x > 0).to("int64"), x),
+    "int sum": lambda x: (x > 0).to("int64").index_add(0, Tensor([1, 1, 0]).to(x.device), x.to("int64")),
     "norm": lambda x: F.layer_norm(x, (4,)), "diagonal": lambda x: x.diagonal(1), "power": lambda x: 2**x,
 }  # fmt: skip
 
