@@ -285,7 +285,8 @@ class Tensor:
 
     def _accumulate(self, gradient: Tensor, create_graph: bool, is_shared: bool) -> None:
         present = self.grad
-        if arrays.device_types and gradient.device != self.device:  # a single number on the CPU that met tensors on a GPU
+        if arrays.device_types and gradient.device != self.device:
+            # This is a single number on the CPU that met tensors on a GPU.
             gradient = to_device(gradient, self.device)
         if present is None:
             self.grad = gradient.clone() if is_shared or gradient._view is not None else gradient
