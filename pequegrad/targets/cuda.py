@@ -48,8 +48,21 @@ HEADERS = (
 # A launch takes 4,096 bytes of parameters on every device and driver, and compilers are slow with more.
 MOST_POINTERS = 256
 
-# Compute capabilities that nvcc 13 knows and that have all that the templates use.
-ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
+# Compute capabilities that nvcc 13 knows.
+ARCHITECTURES = (
+    "sm_75",
+    "sm_80",
+    "sm_86",
+    "sm_87",
+    "sm_88",
+    "sm_89",
+    "sm_90",
+    "sm_100",
+    "sm_103",
+    "sm_110",
+    "sm_120",
+    "sm_121",
+)
 
 # Their tensor cores know neither tf32 nor bf16.
 WITHOUT_TENSOR_CORES = ("sm_75",)
@@ -60,10 +73,7 @@ _SIMULATOR = InstructionSet(name="simulator", machine=ANY_MACHINE, lanes=1, feat
 def cuda_target(architecture: str) -> Target:
     """Return the CUDA target for one architecture, such as "sm_90". Raises DeviceError for one that it does not know."""
     if architecture not in ARCHITECTURES:
-        raise DeviceError(
-            f"unknown CUDA architecture {architecture!r}, or one that lacks what the kernels use; expected one of "
-            f"{', '.join(ARCHITECTURES)}."
-        )
+        raise DeviceError(f"unknown CUDA architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}.")
     number = architecture.removeprefix("sm_")
     machine_code = InstructionSet(
         name=architecture,

@@ -87,8 +87,8 @@ def test_cuda_without_a_device_or_an_architecture_says_what_is_missing_and_what_
 
 
 def test_an_unknown_or_too_old_architecture_lists_the_known_ones():
-    for name in ("sm_1", "sm_75"):
-        with pytest.raises(DeviceError, match=f"unknown CUDA architecture '{name}'.*expected one of sm_80"):
+    for name in ("sm_1", "sm_70"):
+        with pytest.raises(DeviceError, match=f"unknown CUDA architecture '{name}'.*expected one of sm_75"):
             targets.get("cuda", architecture=name)
 
 
