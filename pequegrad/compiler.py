@@ -77,15 +77,15 @@ class Options:
             "precision": (("fp32", "tf32", "bf16"), ()),
             "memory": (("default",), ("small",)),
         }
-        for field, (ready, later) in allowed.items():
-            value = getattr(self, field)
+        for option, (ready, later) in allowed.items():
+            value = getattr(self, option)
             if value in later:
-                raise NotImplementedError(f"compile: {field}={value!r} is not in this version. Use one of {ready}.")
+                raise NotImplementedError(f"compile: {option}={value!r} is not in this version. Use one of {ready}.")
             if value not in ready:
-                raise ValueError(f"compile: {field} must be one of {ready + later}. Got {value!r}.")
-        for field in ("strict", "keep_grads"):
-            if not isinstance(getattr(self, field), bool):
-                raise TypeError(f"compile: {field} must be True or False. Got {getattr(self, field)!r}.")
+                raise ValueError(f"compile: {option} must be one of {ready + later}. Got {value!r}.")
+        for option in ("strict", "keep_grads"):
+            if not isinstance(getattr(self, option), bool):
+                raise TypeError(f"compile: {option} must be True or False. Got {getattr(self, option)!r}.")
         if isinstance(self.target, str) and self.target not in targets.names():
             raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(targets.names())}.")
 
@@ -271,7 +271,7 @@ class CompiledFunction:
         """Return the target that was asked for, or the one for the device that the step lives on."""
         wanted = target or self._options.target or _TARGETS[arrays.kind_of(home)]
         if not isinstance(wanted, Target):
-            return targets.get(wanted, architecture=arch)
+            return targets.get(wanted, architecture=arch).with_launch(config.cuda_launch)
         if arch is not None:
             raise TypeError(f"compile: the target is a record for {wanted.instruction_set.name} already. Got arch={arch!r}.")
         return wanted

@@ -14,6 +14,7 @@ from typing import Any
 STANCES = ("default", "force_eager", "eager_on_recompile", "fail_on_recompile")
 LOG_TOPICS = ("recompiles", "code", "memory", "cache", "timing")
 CACHE_MODES = ("on", "off", "readonly")
+CUDA_LAUNCHES = ("auto", "graph", "cooperative")
 
 _UNSET = object()
 
@@ -106,6 +107,7 @@ class Config:
     cuda_arch = Setting("PEQUEGRAD_CUDA_ARCH", None, "CUDA architecture such as sm_90")
     cxx = Setting("CXX", None, "C++ compiler command; None: g++, then c++, then clang++ on PATH")
     cxxflags = Setting("CXXFLAGS", "", "extra flags for the C++ compiler")
+    cuda_launch = Setting("PEQUEGRAD_CUDA_LAUNCH", "auto", "auto, graph or cooperative", _choice(*CUDA_LAUNCHES))
     cuda_home = Setting("CUDA_HOME", None, "CUDA toolkit folder", _path)
     nvcc_prepend_flags = Setting("NVCC_PREPEND_FLAGS", "", "extra flags for nvcc, before pequegrad's own")
     nvcc_append_flags = Setting("NVCC_APPEND_FLAGS", "", "extra flags for nvcc, after pequegrad's own")

@@ -57,6 +57,7 @@ class CacheKey:
     name: str = dataclasses.field(compare=False)
     format: int
     target: str
+    launch: str
     plan: str
     generator: str
     templates: str
@@ -129,6 +130,7 @@ def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> C
         name=name,
         format=_FORMAT,
         target=target.name,
+        launch=target.launch,
         plan=hashlib.sha256(plan_text.encode()).hexdigest(),
         generator=generator,
         templates=hash_folders(memo, _PACKAGE / "templates"),

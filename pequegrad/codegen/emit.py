@@ -16,7 +16,7 @@ from typing import Any
 from ..ops.core import Family
 from ..targets import Target
 from . import thread_views, views
-from .launch import MOST_BLOCKS
+from .launch import MOST_BLOCKS, is_cooperative
 from .plan import Compute, Index, Kernel, StepPlan, statements
 from .rendering import Pointer
 from .views import KernelHead
@@ -26,6 +26,8 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 # Columns of emitted text.
 WIDTH = 140
 ALIGNMENT = 64
+# Letters of an argument's name in messages.
+MOST_LETTERS = 60
 # Kernels of a phase that its name lists.
 MOST_NAMES = 3
 
@@ -69,11 +71,13 @@ class PhaseView:
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """A passed buffer: its bytes and which way it goes."""
+    """A passed buffer: its bytes, which way it goes, and what people call it, as the text of a C string."""
 
     bytes: int
     is_read: bool
     is_written: bool
+    is_state: bool
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,17 @@ class StepView:
     phases: tuple[PhaseView, ...]
     kernel_count: int
     arena_bytes: int
+    is_cooperative: bool
+
+    @property
+    def blocks(self) -> int:
+        """Thread blocks that the largest phase asks for."""
+        return max((phase.blocks for phase in self.phases), default=1)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Texts of the bytes of shared memory that the phases need."""
+        return tuple(dict.fromkeys(text for phase in self.phases for text in phase.shared))
 
     @property
     def can_fail(self) -> bool:
@@ -139,6 +154,7 @@ def render(plan: StepPlan, target: Target) -> str:
         tuple(phases),
         number,
         arena_bytes(plan, target),
+        is_cooperative(target.launch, [phase.blocks for phase in phases], len(plan.slots)),
     )
     text = environment.get_template("step.j2").render(step=step)
     wrapped = "\n".join(part.rstrip() for line in text.split("\n") for part in _wrapped(line))
@@ -217,7 +233,16 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
 def _slots(plan: StepPlan) -> tuple[SlotView, ...]:
     """Return each passed buffer; only results are never read."""
     buffers = [plan.buffers[number] for number in plan.slots]
-    return tuple(SlotView(buffer.nbytes, buffer.scope != "result", buffer.is_written) for buffer in buffers)
+    return tuple(
+        SlotView(
+            buffer.nbytes,
+            buffer.scope != "result",
+            buffer.is_written,
+            buffer.scope == "state",
+            re.sub(r"[^\w .\[\]-]", "_", buffer.name, flags=re.ASCII)[:MOST_LETTERS],
+        )
+        for buffer in buffers
+    )
 
 
 def _wrapped(line: str) -> list[str]:

@@ -43,6 +43,7 @@ class Target:
     ``device``: where a step's memory lies, "cpu" or a device's name. ``compiler``: "cxx" or "nvcc", for the step's source;
     the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes.
     ``most_pointers``: parameters that one launch can take. ``has_tensor_cores``: for products in tf32 and bf16.
+    ``launch``: "graph" (a node for each phase), "cooperative" (one kernel) or "auto"; of execution "threads" alone.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Target:
     random_header: str
     most_pointers: int
     has_tensor_cores: bool
+    launch: str = "auto"
 
     @property
     def lanes(self) -> int:
@@ -80,6 +82,10 @@ class Target:
     def with_instruction_set(self, instruction_set: InstructionSet) -> Target:
         """Return this target for exactly the given instruction set instead of all that this machine has."""
         return dataclasses.replace(self, instruction_set=instruction_set, is_native=False)
+
+    def with_launch(self, launch: str) -> Target:
+        """Return this target with the given way to launch a step, where it knows several."""
+        return dataclasses.replace(self, launch=launch) if self.execution == "threads" else self
 
     def check_runs_on(self, machine: str, features: frozenset[str]) -> None:
         """Raise DeviceError if code for this target would meet an illegal instruction on such a processor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,11 @@ def target_for(instruction_set: str) -> Target:
 class Compiled:
     """A graph compiled for a target."""
 
-    def __init__(self, graph: Graph, target: Target, precision: str = "fp32") -> None:
+    def __init__(self, graph: Graph, target: Target, precision: str = "fp32", edit: Callable[[str], str] = str) -> None:
         self.graph = graph
         self.plan: StepPlan = lower(graph, target, 2, precision)
-        self.source = render(self.plan, target)
-        key = cache.make_key(format_plan(self.plan), target, name=graph.name)
+        self.source = edit(render(self.plan, target))
+        key = cache.make_key(f"{format_plan(self.plan)}{edit}", target, name=graph.name)
         self.module = cache.get_or_build(key, lambda: self.source, target).module
         buffers = [self.plan.buffers[number] for number in self.plan.slots]
         arena = arena_bytes(self.plan, target) if target.device == "cpu" else 0

@@ -63,10 +63,12 @@ class Block(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
 
 
-def transformer(layers: int = 1, batch: int = 4, length: int = 32, width: int = 64) -> Traced:
-    """Blocks over given embeddings, mean squared error, AdamW."""
+def transformer(
+    layers: int = 1, batch: int = 4, length: int = 32, width: int = 64, make_optimizer=optim.AdamW
+) -> Traced:
+    """Blocks over given embeddings, mean squared error, AdamW or another optimizer."""
     manual_seed(0)
     random = np.random.default_rng(0)
     model = nn.Sequential(*(Block(width, 4) for _ in range(layers)))
     x, y = (random.standard_normal((batch, length, width)).astype(np.float32) for _ in range(2))
-    return training_step(model, optim.AdamW(model.parameters(), lr=0.01), x, y, functional.mse_loss)
+    return training_step(model, make_optimizer(model.parameters(), lr=0.01), x, y, functional.mse_loss)

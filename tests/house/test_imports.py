@@ -60,7 +60,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "data",
     ),
     "insight": ("compiler", "build.cache", "trace.graph", "codegen.plan"),
-    "cli": ("compiler", "export.loading", "export.machine", "export.manifest", "build.cache", "trace.graph", "codegen.plan", "insight"),
+    "cli": (
+        "compiler",
+        "export.loading",
+        "export.machine",
+        "export.manifest",
+        "build.cache",
+        "trace.graph",
+        "codegen.plan",
+        "insight",
+    ),
     # The public door, and `python -m pequegrad`: they re-export or start, and nothing imports them.
     "__init__": ("*",),
     "__main__": ("cli",),

@@ -1,7 +1,8 @@
-// The host side of a step on a device: where arguments lie, the arena, one CUDA graph, and what went wrong.
+// The host side of a step on a device: where arguments lie, the arena, launches, and what went wrong.
 //
-// Invariants: a step that fails before its launch has changed nothing; every CUDA call is checked; the graph is captured
-// once and replayed as long as the arguments on the device stay where they are. Calls are serialised by a lock.
+// Invariants: a step that fails before its launch has changed nothing; every CUDA call is checked; a graph is captured
+// once and replayed as long as the state on the device stays where it is. Calls are serialised by a lock. The stream
+// waits for the legacy default stream and makes it wait, so that what else works on the device's arrays is in order.
 #pragma once
 #include <pthread.h>
 #include <stdio.h>
@@ -11,10 +12,12 @@
 
 namespace pg {
 
-// One argument of the step: its size, and which way it is copied where the caller keeps it in the host's memory.
+// One argument of the step: its size, and which way it is copied where the step has a place of its own for it: of all that
+// lies on the host, and of batches and results, which come from new places each time. State on the device is used as it lies.
 struct slot {
   long bytes;
-  bool is_read, is_written;
+  bool is_read, is_written, is_state;
+  const char* name;
 };
 
 // What the simulator knows of an error beyond its name.
@@ -28,17 +31,21 @@ inline const char* device_report() {
 
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-// Device memory as a phase's arguments see it.
-struct device_pointers {
-  void* const* slots;
+// Device memory as a phase's arguments see it; a cooperative kernel takes it by value.
+template <int Slots> struct step_pointers {
+  void* slots[Slots + 1];
   unsigned char* arena;
-  template <class T> T* argument(int number) const { return static_cast<T*>(slots[number]); }
-  template <class T> T* at(long offset) const { return reinterpret_cast<T*>(arena + offset); }
+  template <class T> __host__ __device__ T* argument(int number) const { return static_cast<T*>(slots[number]); }
+  template <class T> __host__ __device__ T* at(long offset) const { return reinterpret_cast<T*>(arena + offset); }
 };
 
-template <int Slots> class device_step {
+// How a step is launched: a graph with one node a phase, or one cooperative kernel with a barrier between phases.
+enum class launch_form { graph, cooperative };
+
+template <int Slots, launch_form Form> class device_step {
  public:
-  typedef void (*enqueue_function)(device_step& step, const device_pointers& at);
+  typedef step_pointers<Slots> pointers;
+  typedef void (*enqueue_function)(device_step& device, const pointers& step);
 
   device_step(const slot* slots, long arena_bytes, bool can_fail, const char* const* phase_names, enqueue_function enqueue)
       : slots_(slots), arena_bytes_(arena_bytes), can_fail_(can_fail), phase_names_(phase_names), enqueue_(enqueue) {
@@ -58,21 +65,27 @@ template <int Slots> class device_step {
     return failure->code;
   }
 
-  // For the emitted code: the phase that is launched next, and whether its launch went well.
+  // For the emitted code: what a phase is told, and whether its launch went well.
   control phase(int number) {
     phase_ = number;
     return {device_failure_, const_cast<volatile int*>(progress_), number};
   }
   cudaStream_t stream() const { return stream_; }
-  bool check(cudaError_t status) { return check(nullptr, status); }
+  bool check(cudaError_t status) { return check("launching a phase", status); }
 
-  // The largest grid of which all blocks run at the same time, as a grid barrier needs; 0 where the kernel does not fit.
-  template <class Kernel> int resident_blocks(Kernel kernel, int wanted) {
-    int device = 0, processors = 0, each = 0;
-    if (!check("asking for the device", cudaGetDevice(&device))) return 0;
-    if (!check("asking for its size", cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))) return 0;
-    if (!check("asking for occupancy", cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, PG_BLOCK, 0))) return 0;
-    return processors * each < wanted ? processors * each : wanted;
+  // The largest grid of which all blocks run at the same time, as a grid barrier needs; 0 where it is refused.
+  template <class Kernel> unsigned resident_blocks(Kernel kernel, int shared, int wanted) {
+    if (resident_ == 0) {
+      int device = 0, processors = 0, can_meet = 0, each = 0;
+      if (!check("asking for the device", cudaGetDevice(&device))) return 0;
+      if (!check("asking for its size", cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))) return 0;
+      if (!check("asking what it can do", cudaDeviceGetAttribute(&can_meet, cudaDevAttrCooperativeLaunch, device))) return 0;
+      if (!check("asking for shared memory", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))) return 0;
+      if (!check("asking for occupancy", cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, PG_BLOCK, size_t(shared)))) return 0;
+      resident_ = can_meet ? processors * each : 0;
+    }
+    if (resident_ == 0) check("fitting the step as one kernel (PEQUEGRAD_CUDA_LAUNCH=graph avoids that)", cudaErrorLaunchOutOfResources);
+    return unsigned(resident_ < wanted ? resident_ : wanted);
   }
   unsigned* barrier_counter() const { return barrier_; }
 
@@ -86,7 +99,7 @@ template <int Slots> class device_step {
 
   pg_failure* failure_ = nullptr;  // the caller's, for the time of a call
   bool is_open_ = false, is_lost_ = false, must_wait_ = false;
-  int phase_ = -1;
+  int phase_ = -1, resident_ = 0;
   cudaStream_t stream_ = nullptr;
   cudaGraphExec_t graph_ = nullptr;
   unsigned char* arena_ = nullptr;
@@ -97,7 +110,8 @@ template <int Slots> class device_step {
   void* seen_[Slots + 1] = {};    // what the caller passed last
   void* at_[Slots + 1] = {};      // where that lies on the device
   void* staging_[Slots + 1] = {};
-  bool is_host_[Slots + 1] = {};
+  bool is_host_[Slots + 1] = {};    // then it is waited for
+  bool is_staged_[Slots + 1] = {};  // then it is copied
 
   void refuse(const char* what, cudaError_t status) {
     failure_->code = 2;
@@ -113,7 +127,7 @@ template <int Slots> class device_step {
     cudaGetLastError();
     is_lost_ = cudaPeekAtLastError() != cudaSuccess || status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure;
     if (is_lost_ && progress_) phase_ = *static_cast<volatile int*>(progress_);
-    refuse(what ? what : "launching a phase", status);
+    refuse(what, status);
     if (is_lost_) {
       const size_t length = strlen(failure_->text);
       if (*device_report()) {
@@ -137,7 +151,19 @@ template <int Slots> class device_step {
     failure_->kernel = -1;
     failure_->value = bytes;
     failure_->bound = long(available);
-    snprintf(failure_->text, sizeof failure_->text, "%s: %ld bytes asked, %zu of %zu bytes free", what, bytes, available, total);
+    long staged = 0;
+    int largest = -1;
+    for (int i = 0; i < Slots; ++i) {
+      if (!is_staged_[i]) continue;
+      staged += slots_[i].bytes;
+      if (largest < 0 || slots_[i].bytes > slots_[largest].bytes) largest = i;
+    }
+    const int length =
+        snprintf(failure_->text, sizeof failure_->text,
+                 "%s: %ld bytes asked, %zu of %zu bytes free. The step takes %ld bytes: its arena %ld, copies of arguments %ld", what, bytes,
+                 available, total, arena_bytes_ + staged, arena_bytes_, staged);
+    if (largest >= 0 && length < int(sizeof failure_->text))
+      snprintf(failure_->text + length, sizeof failure_->text - size_t(length), " (%s %ld)", slots_[largest].name, slots_[largest].bytes);
     return false;
   }
 
@@ -189,30 +215,32 @@ template <int Slots> class device_step {
     return false;
   }
 
-  // Finds where each argument lies. Only an argument that moved is looked at, and only one on the device voids the graph.
+  // Finds where each argument lies. Only one that moved is looked at, and only state on the device voids the graph.
   bool place(void* const* arguments) {
     must_wait_ = false;
     for (int i = 0; i < Slots; ++i) {
-      if (arguments[i] != seen_[i] || !at_[i]) {
-        cudaPointerAttributes found;
-        if (!check("asking where an argument lies", cudaPointerGetAttributes(&found, arguments[i]))) return false;
-        const bool is_host = found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged;
-        if (is_host && !staging_[i] && !allocate(&staging_[i], slots_[i].bytes > 0 ? slots_[i].bytes : 1, "an argument of the step")) return false;
-        void* const now = is_host ? staging_[i] : arguments[i];
-        if (now != at_[i] && !forget_graph()) return false;
-        seen_[i] = arguments[i];
-        at_[i] = now;
-        is_host_[i] = is_host;
+      if (arguments[i] == seen_[i] && at_[i]) {
+        must_wait_ = must_wait_ || (is_host_[i] && slots_[i].is_written);
+        continue;
       }
+      cudaPointerAttributes found;
+      if (!check("asking where an argument lies", cudaPointerGetAttributes(&found, arguments[i]))) return false;
+      is_host_[i] = found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged;
+      is_staged_[i] = is_host_[i] || !slots_[i].is_state;
       must_wait_ = must_wait_ || (is_host_[i] && slots_[i].is_written);
+      if (is_staged_[i] && !staging_[i] && !allocate(&staging_[i], slots_[i].bytes > 0 ? slots_[i].bytes : 1, slots_[i].name)) return false;
+      void* const now = is_staged_[i] ? staging_[i] : arguments[i];
+      if (now != at_[i] && !forget_graph()) return false;
+      seen_[i] = arguments[i];
+      at_[i] = now;
     }
     return true;
   }
 
   bool copy_in(void* const* arguments) {
     for (int i = 0; i < Slots; ++i) {
-      if (!is_host_[i] || !slots_[i].is_read || !slots_[i].bytes) continue;
-      const cudaError_t status = cudaMemcpyAsync(at_[i], arguments[i], size_t(slots_[i].bytes), cudaMemcpyHostToDevice, stream_);
+      if (!is_staged_[i] || !slots_[i].is_read || !slots_[i].bytes) continue;
+      const cudaError_t status = cudaMemcpyAsync(at_[i], arguments[i], size_t(slots_[i].bytes), cudaMemcpyDefault, stream_);
       if (!check("copying an argument to the device", status)) return false;
     }
     return true;
@@ -220,8 +248,8 @@ template <int Slots> class device_step {
 
   bool copy_out(void* const* arguments) {
     for (int i = 0; i < Slots; ++i) {
-      if (!is_host_[i] || !slots_[i].is_written || !slots_[i].bytes) continue;
-      const cudaError_t status = cudaMemcpyAsync(arguments[i], at_[i], size_t(slots_[i].bytes), cudaMemcpyDeviceToHost, stream_);
+      if (!is_staged_[i] || !slots_[i].is_written || !slots_[i].bytes) continue;
+      const cudaError_t status = cudaMemcpyAsync(arguments[i], at_[i], size_t(slots_[i].bytes), cudaMemcpyDefault, stream_);
       if (!check("copying a result from the device", status)) return false;
     }
     if (!can_fail_) return true;
@@ -237,13 +265,26 @@ template <int Slots> class device_step {
   }
 
   bool launch() {
-    if (!graph_ && !capture()) return false;
-    return check("launching the step", cudaGraphLaunch(graph_, stream_));
+    if constexpr (Form == launch_form::cooperative) {
+      enqueue_(*this, pointers_now());
+      phase_ = -1;
+      return failure_->code == 0;
+    } else {
+      if (!graph_ && !capture()) return false;
+      return check("launching the step", cudaGraphLaunch(graph_, stream_));
+    }
+  }
+
+  pointers pointers_now() const {
+    pointers now;
+    memcpy(now.slots, at_, sizeof now.slots);
+    now.arena = arena_;
+    return now;
   }
 
   bool capture() {
     if (!check("capturing the step", cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal))) return false;
-    enqueue_(*this, {at_, arena_});
+    enqueue_(*this, pointers_now());
     phase_ = -1;
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);

@@ -1,0 +1,49 @@
+"""nvcc as a checker: the steps of the examples and a transformer block compile for real devices, and nothing spills."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from pequegrad import targets
+from pequegrad.build import cache
+from pequegrad.codegen.emit import render
+from pequegrad.codegen.lower import lower
+from pequegrad.codegen.text import format_plan
+from pequegrad.passes import run_pipeline
+from tests.codegen import nets
+
+NETS = {"mlp": nets.mlp, "convnet": nets.convnet, "transformer": nets.transformer}
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on this machine")
+
+
+@pytest.mark.parametrize("launch", ["graph", "cooperative"])
+@pytest.mark.parametrize(("net", "architecture"), [(net, "sm_90") for net in NETS] + [("convnet", "sm_80")])
+def test_whole_steps_compile_without_spills(net, architecture, launch):
+    target = targets.get("cuda", architecture=architecture).with_launch(launch)
+    plan = lower(run_pipeline(NETS[net]().graph), target, 2)
+    key = cache.make_key(format_plan(plan), target, name=plan.name)
+    built = cache.get_or_build(key, lambda: render(plan, target), target, is_for_here=False)
+    assert {kernel.architecture for kernel in built.kernels} == {architecture}
+    assert (len(built.kernels) == 1) == (launch == "cooperative")
+    assert not [kernel for kernel in built.kernels if kernel.spill_stores or kernel.spill_loads]
+
+
+def test_both_compilers_get_the_same_text():
+    graph = run_pipeline(nets.mlp().graph)
+    texts = set()
+    for target in (targets.get("cuda", architecture="sm_90"), targets.get("cuda-sim")):
+        texts.add(render(lower(graph, target, 2), target))
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_tensor_cores_compile_without_spills(precision):
+    target = targets.get("cuda", architecture="sm_80")
+    plan = lower(run_pipeline(nets.transformer(batch=8, length=64, width=256).graph), target, 2, precision)
+    key = cache.make_key(format_plan(plan), target, name=plan.name)
+    built = cache.get_or_build(key, lambda: render(plan, target), target, is_for_here=False)
+    assert f"{precision}_precision" in built.source_path.read_text(encoding="utf-8")
+    assert not [kernel for kernel in built.kernels if kernel.spill_stores or kernel.spill_loads]
