@@ -265,15 +265,15 @@ class CompiledFunction:
             return None
         return BoundStep(captured.trace, execute, captured.pinned, device=device, home=home, say=self._say_once)
 
-    def _target(
-        self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU
-    ) -> Target:
+    def _target(self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU) -> Target:
         """Return the target that was asked for, or the one for the device that the step lives on."""
         wanted = target or self._options.target or _TARGETS[arrays.kind_of(home)]
         if not isinstance(wanted, Target):
             return targets.get(wanted, architecture=arch).with_launch(config.cuda_launch)
         if arch is not None:
-            raise TypeError(f"compile: the target is a record for {wanted.instruction_set.name} already. Got arch={arch!r}.")
+            raise TypeError(
+                f"compile: the target is a record for {wanted.instruction_set.name} already. Got arch={arch!r}."
+            )
         return wanted
 
     def _build(self, traced: Graph, target: Target, reason: str) -> Execute:

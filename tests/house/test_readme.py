@@ -23,7 +23,6 @@ def example_with(word: str) -> str:
     return next(example for example in EXAMPLES if word in example)
 
 
-
 def mapped_paths() -> list[str]:
     """Return the paths of the map's first column; a name without a folder lies beside the one before it."""
     paths: list[str] = []
