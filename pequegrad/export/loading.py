@@ -9,18 +9,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import pytree, serialization
+from .. import arrays, pytree, serialization
 from ..build import loader
 from ..build.loader import StepFailure, StepModule
 from ..config import config
-from ..dtypes import as_dtype
-from ..errors import ArtifactError, AutogradError, CacheError, DataError, SignatureError
+from ..dtypes import DType, as_dtype
+from ..errors import ArtifactError, AutogradError, CacheError, DataError, DeviceError, PequegradWarning, SignatureError
 from ..ops.core import EAGER, REGISTRY, TensorSpec, bind, grad_mode, use_interpreter
 from ..tensor import FUSED_GRADIENT, Tensor
 from . import files, machine, values
@@ -60,9 +61,24 @@ def load_step(path: str | os.PathLike[str]) -> LoadedStep:
     manifest = read_manifest(folder)
     machine.check(manifest, str(folder))
     contents = read_contents(folder, manifest)
-    arrays = _read_state(contents[manifest.state.name], manifest, folder)
+    state = _read_state(contents[manifest.state.name], manifest, folder)
     _check_views(manifest, folder)
-    return LoadedStep(manifest, contents, arrays, _module(folder, manifest))
+    return LoadedStep(manifest, contents, state, _module(folder, manifest), _home(manifest))
+
+
+def _home(manifest: Manifest) -> str:
+    """Return where the state is to lie: with the step, as far as arrays can be made there."""
+    if arrays.kind_of(manifest.requires.device) != machine.CUDA:
+        return arrays.CPU
+    try:
+        return arrays.checked_device(machine.CUDA)
+    except DeviceError as error:
+        warnings.warn(
+            f"{manifest.name}: its state lies on the CPU, and is copied to the GPU and back at each call: {error}",
+            PequegradWarning,
+            stacklevel=3,
+        )
+        return arrays.CPU
 
 
 def _module(folder: Path, manifest: Manifest) -> StepModule:
@@ -96,13 +112,13 @@ def _read_state(content: bytes, manifest: Manifest, folder: Path) -> dict[str, n
     wanted = {slot.name: slot for slot in manifest.slots if slot.role not in ("argument", "result")}
     if not isinstance(found, dict) or found.keys() != wanted.keys():
         raise ArtifactError(f"{where} does not hold the state that the manifest names.")
-    arrays = {}
+    state = {}
     for name, slot in wanted.items():
         tensor = found[name]
         if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype.name) != (slot.shape, slot.dtype):
             raise ArtifactError(f"{where}: expected {name} as {slot.dtype}{list(slot.shape)}. Got {tensor!r:.200}.")
-        arrays[name] = tensor.array
-    return arrays
+        state[name] = tensor.array
+    return state
 
 
 def _check_views(manifest: Manifest, folder: Path) -> None:
@@ -124,7 +140,12 @@ class LoadedStep:
     """
 
     def __init__(
-        self, manifest: Manifest, contents: dict[str, bytes], arrays: dict[str, np.ndarray], module: StepModule
+        self,
+        manifest: Manifest,
+        contents: dict[str, bytes],
+        state: dict[str, np.ndarray],
+        module: StepModule,
+        home: str = arrays.CPU,
     ) -> None:
         self.manifest = manifest
         self.name = manifest.name
@@ -140,13 +161,18 @@ class LoadedStep:
         for number, slot in enumerate(manifest.slots):
             if slot.role == "result":
                 break
-            self._template.append(arrays.get(slot.name) if slot.role != "argument" else None)
             if slot.role == "argument":
+                self._template.append(None)
                 (self._written_arguments if slot.is_written else self._arguments).append((number, slot.argument))
-            elif slot.role == "scalar":
-                numbers[slot.name] = arrays[slot.name]
-            elif slot.role in STATE_ROLES:
-                self._tensors[slot.name] = make_tensor(arrays[slot.name])
+                continue
+            array: Any = state[slot.name]
+            if slot.role == "scalar":
+                numbers[slot.name] = array
+            elif slot.dtype != "bfloat16":  # which CuPy does not have
+                array = arrays.moved(array, home)
+            if slot.role in STATE_ROLES and slot.role != "scalar":
+                self._tensors[slot.name] = make_tensor(array)
+            self._template.append(arrays.Held(array) if arrays.is_device_array(array) else array)
         self._written = [
             self._tensors[slot.name] for slot in manifest.slots if slot.is_written and slot.name in self._tensors
         ]
@@ -157,6 +183,8 @@ class LoadedStep:
         self._records = [(record, as_dtype(record.dtype)) for record in manifest.tensors]
         self._result_structure = values.decode_structure(manifest.results.structure)
         self._seen_structure: Any = None
+        self._home = home
+        self._addressable = arrays.addressable_types(manifest.requires.device)
         self._workers = manifest.workers if manifest.requires.device == "cpu" else 1
 
     def __repr__(self) -> str:
@@ -174,9 +202,9 @@ class LoadedStep:
         with self._lock:
             slots = self._template.copy()
             for slot, index in self._arguments:
-                slots[slot] = self._contiguous(tensors[index].array, index)
+                slots[slot] = self._brought(tensors[index].array, index)
             back = self._place_written(slots, tensors)
-            results = [np.empty(shape, dtype.numpy) for shape, dtype in self._results]
+            results = [self._empty(shape, dtype) for shape, dtype in self._results]
             slots += results
             for number in self._words:  # NumPy exports no buffer of bfloat16
                 slots[number] = slots[number].view("uint16")
@@ -184,7 +212,7 @@ class LoadedStep:
             if failure is not None:
                 self._raise(StepFailure(*failure))
             for array, staged in back:
-                np.copyto(array, staged)
+                arrays.copy_into(array, staged)
             for tensor in self._written:
                 tensor.storage.version += 1
             for _, index in self._written_arguments:
@@ -195,6 +223,11 @@ class LoadedStep:
             leaves = [self._leaf(leaf, made, tensors) for leaf in self.manifest.results.leaves]
             self._set_gradients(made, tensors)
         return pytree.unflatten(self._result_structure, leaves)
+
+    def _empty(self, shape: tuple[int, ...], dtype: DType) -> Any:
+        if self._home == arrays.CPU or dtype.name == "bfloat16":
+            return np.empty(shape, dtype.numpy)
+        return arrays.cupy().empty(shape, dtype.numpy)
 
     def _raise(self, failure: StepFailure) -> None:
         kernels = self.manifest.kernels
@@ -239,6 +272,8 @@ class LoadedStep:
 
     def _read_tensor(self, leaf: Any, index: int) -> Tensor:
         record, dtype = self._records[index]
+        if arrays.has_device_memory(leaf) and not isinstance(leaf, Tensor):
+            leaf = make_tensor(arrays.as_device_array(leaf))
         if not isinstance(leaf, Tensor | np.ndarray | np.generic):
             raise SignatureError(f"{record.name} of {self.name} is {record}. Got {type(leaf).__name__}: {leaf!r:.80}.")
         if not isinstance(leaf, Tensor):
@@ -262,28 +297,35 @@ class LoadedStep:
             "that it was built for; save another one for these."
         )
 
-    def _contiguous(self, array: np.ndarray, index: int) -> np.ndarray:
+    def _brought(self, array: Any, index: int) -> Any:
+        """Return an argument's array as the step can use it: contiguous, aligned, and where the step can address it."""
         if id(array if array.base is None else array.base) in self._owners:
             self._refuse_shared(index)
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
+        if not isinstance(array, self._addressable):
+            array = arrays.to_host(array)
+        if arrays.is_ready(array):
+            return array
+        copy = arrays.new_like(array, is_on_host=False)
+        arrays.copy_into(copy, array)
+        return copy
 
     def _refuse_shared(self, index: int) -> None:
         raise SignatureError(
             f"{self._records[index][0].name} of {self.name} shares memory with what the step changes. Pass a .clone()."
         )
 
-    def _place_written(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _place_written(self, slots: list[Any], tensors: Sequence[Tensor]) -> list[tuple[Any, Any]]:
         """Fill the slots of arguments that the step writes to; return what is to be copied back, and from where."""
         back = []
         for slot, index in self._written_arguments:
             array = tensors[index].array
-            if not array.flags.writeable:
+            if not arrays.is_writeable(array):
                 raise AutogradError(f"{self._records[index][0].name} is written to by {self.name}, but is read-only.")
-            others = [other for other in slots if other is not None]
+            others = [arrays.unheld(other) for other in slots if other is not None]
             others += [tensor.array for i, tensor in enumerate(tensors) if i != index]
-            if any(np.may_share_memory(array, other) and np.shares_memory(array, other) for other in others):
+            if any(arrays.may_overlap(array, other) for other in others):
                 self._refuse_shared(index)
-            slots[slot] = array if array.flags.c_contiguous else np.array(array, order="C")
+            slots[slot] = self._brought(array, index)
             if slots[slot] is not array:
                 back.append((array, slots[slot]))
         return back
@@ -328,8 +370,10 @@ class LoadedStep:
         ``overwrite``: replace an artifact that is there. Raises ArtifactError where it cannot be written.
         """
         with self._lock:
-            pairs = zip(self.manifest.slots, self._template)
-            state = serialization.to_bytes({slot.name: array for slot, array in pairs if slot.role != "argument"})
+            pairs = [
+                (slot.name, array) for slot, array in zip(self.manifest.slots, self._template) if array is not None
+            ]
+            state = serialization.to_bytes({name: arrays.to_host(arrays.unheld(array)) for name, array in pairs})
         record = FileRecord(self.manifest.state.name, len(state), files.sum_of(state))
         manifest = dataclasses.replace(self.manifest, state=record).to_json()
         contents = {**self._contents, record.name: state, files.MANIFEST: manifest, files.SUM: files.sum_file(manifest)}

@@ -135,17 +135,17 @@ def _tensor_count(call: Call) -> int:
     return max(call.places, default=-1) + 1
 
 
-def _value(binding: InputBinding) -> np.ndarray:
+def _value(binding: InputBinding) -> Any:
     source = binding.source
     if isinstance(source, FromConstant):
         return source.array
     if isinstance(source, FromScalar):
         return np.array(float(read_number(source.owner, source.key)))
     if isinstance(source, FromGradient):
-        return source.owner._grad.array
+        return source.owner._grad
     if not isinstance(source, FromTensor):
         raise CompilerBug(f"{binding.name} is no state, but {source!r}")
-    return source.tensor.array
+    return source.tensor
 
 
 def _built_files(step: Exportable) -> tuple[bytes, bytes, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import arrays
 from ..dtypes import as_dtype
 from ..errors import DTypeError, ShapeError
 from ..ops.core import TensorSpec
@@ -48,7 +49,7 @@ class State(Mapping[str, Any]):
             raise ShapeError(f"state[{name!r}] has shape {current.shape}. Got {array.shape}.")
         if isinstance(value, Tensor | np.ndarray) and as_dtype(array.dtype) is not current.dtype:
             raise DTypeError(f"state[{name!r}] has dtype {current.dtype.name}. Got {array.dtype}. Convert it first.")
-        np.copyto(current.array, array, casting="unsafe")
+        arrays.copy_into(current.array, array.astype(current.dtype.numpy, copy=False))
         current.storage.version += 1
 
     def __iter__(self) -> Iterator[str]:
@@ -68,6 +69,6 @@ class State(Mapping[str, Any]):
         return "\n".join([f"State of {len(self)} names:", *lines])
 
 
-def make_tensor(array: np.ndarray) -> Tensor:
+def make_tensor(array: Any) -> Tensor:
     """Return a tensor on this memory."""
     return Tensor._wrap(array, TensorSpec(array.shape, as_dtype(array.dtype)))
