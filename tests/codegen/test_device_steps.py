@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -134,3 +136,14 @@ def test_a_broken_kernel_is_named_by_its_phase_and_the_context_is_lost(launch):
     configure_simulator(step.module.path, seed=1)
     with pytest.raises(DeviceError, match="context was lost by an earlier error"):
         step.module.run(step.allocated(batch.arrays), 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not list a process's mappings")
+def test_thousands_of_simulated_threads_are_few_mappings():
+    """A guard page below each thread's stack was a mapping of its own; a few cooperative steps used up all of Linux's."""
+    mappings = Path("/proc/self/maps")
+    traced = NETS["convnet"]()
+    step = compiled(Traced(run_pipeline(traced.graph), traced.arrays), "cooperative")
+    before = len(mappings.read_text().splitlines())
+    step.run(traced.arrays, 1)
+    assert len(mappings.read_text().splitlines()) < before + 500

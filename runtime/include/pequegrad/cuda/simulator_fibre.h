@@ -174,12 +174,17 @@ inline void happens_before(char*) {}
 inline void happens_after(char*) {}
 #endif
 
-// Sanitizers widen frames; the guard page below each stack turns an overflow into a fault.
+// Sanitizers widen frames, and want a guard page below each stack. Without them there is none: each would be a mapping of
+// its own, of which Linux lets a process have 65,530, and a grid barrier keeps thousands of threads alive. A word at the
+// lowest end tells of an overflow instead.
 #if defined(PG_SIM_ASAN) || defined(PG_SIM_TSAN)
 constexpr std::size_t stack_bytes = 256 << 10;
+constexpr bool has_guard_page = true;
 #else
 constexpr std::size_t stack_bytes = 64 << 10;
+constexpr bool has_guard_page = false;
 #endif
+constexpr unsigned long lowest_word = 0xa5a5a5a5a5a5a5a5u;
 
 struct Fibre {
   void* stack_pointer = nullptr;
@@ -224,15 +229,26 @@ inline void entered_fibre() {
 inline void map_stack(Fibre& fibre) {
   const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t size = (stack_bytes + page - 1) / page * page;
-  void* mapped = mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const std::size_t guard = has_guard_page ? page : 0;
+  void* mapped = mmap(nullptr, size + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) abort();
-  mprotect(mapped, page, PROT_NONE);
-  fibre.stack = static_cast<char*>(mapped) + page;
+  if (guard) mprotect(mapped, guard, PROT_NONE);
+  fibre.stack = static_cast<char*>(mapped) + guard;
   fibre.stack_size = size;
+  *reinterpret_cast<unsigned long*>(fibre.stack) = lowest_word;
+}
+// Whether the stack was too small since the last time that this was asked.
+inline bool has_overflowed(Fibre& fibre) {
+  if (has_guard_page || !fibre.stack) return false;
+  unsigned long& word = *reinterpret_cast<unsigned long*>(fibre.stack);
+  const bool is_changed = word != lowest_word;
+  word = lowest_word;
+  return is_changed;
 }
 inline void unmap_stack(Fibre& fibre) {
   const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  munmap(fibre.stack - page, fibre.stack_size + page);
+  const std::size_t guard = has_guard_page ? page : 0;
+  munmap(fibre.stack - guard, fibre.stack_size + guard);
   fibre.stack = nullptr;
 }
 

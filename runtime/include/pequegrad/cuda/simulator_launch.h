@@ -145,6 +145,11 @@ PG_SIM_NO_TSAN inline bool execute(const Launch& launch) {
     if (!m.failed)
       for (unsigned i = 0; i < m.active && !m.failed; ++i)
         if (!m.threads[i]->done) report_deadlock(count, threads);
+    for (unsigned i = 0; i < m.active; ++i)
+      if (has_overflowed(*m.threads[i]) && !m.failed) {
+        begin_report();
+        report(": a thread needed more than %zu bytes of stack", stack_bytes);
+      }
     for (unsigned b = 0; b < count; ++b) end_block(*m.blocks[b]);
   }
   happens_after(&m.ended);
