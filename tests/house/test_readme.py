@@ -67,6 +67,18 @@ def test_the_first_example_has_about_twenty_lines_and_trains():
     assert names["step"] == 7 and np.isfinite(names["loss"].item()) and names["loss"].item() < 2.3
 
 
+def test_the_example_of_saved_steps_goes_on_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = EXAMPLES[0].replace("*mnist()", "*(part[:256] for part in mnist())")
+    names: dict[str, object] = {}
+    exec(compile(code + example_with("load_step"), "README.md", "exec"), names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["later", "step"]
+    batch = names["images"], names["labels"]
+    # The example has put the loaded step's parameters back into the model: both go on from the same place.
+    again = names["step"](*batch).item()
+    assert again == names["train_step"](*batch).item() and again < names["loss"].item()
+
+
 def test_the_op_example_is_a_whole_op():
     names: dict[str, object] = {}
     try:
