@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +114,9 @@ def test_too_little_memory_says_how_much_was_asked_and_what_takes_it():
     simulated = Simulated(step.module.path)
     simulated.configure(1, memory=5_000_000)
     with pytest.raises(
-        DeviceError, match=r"out of memory: x0: 1200000 bytes asked, \d+ of 5000000 bytes free\. The step takes"
+        DeviceError,
+        match=r"out of memory: x0: 1200000 bytes asked, \d+ of 5000000 bytes free\. The step takes \d+ bytes: its arena \d+, "
+        r"copies of arguments 1200004 \(x0 1200000\); what it can have is \d+ % of that\.",
     ):
         step.module.run(step.allocated(batch.arrays), 1)
     simulated.configure(1, memory=1 << 32)
@@ -131,7 +136,10 @@ def test_a_broken_kernel_is_named_by_its_phase_and_the_context_is_lost(launch):
         batch.graph(), target, edit=lambda text: text.replace("pg::store(p1 + i1,", "pg::store(p1 + 1 + i1,")
     )
     assert "p1 + 1 + i1" in step.source
-    with pytest.raises(DeviceError, match=r"out of bounds|launch failure"):
+    name = re.findall(r"^  // phase \d+: (\S+)", step.source, re.M)[-1]
+    with pytest.raises(
+        DeviceError, match=rf", {name}: .*launch failure.*context is lost: .*those on the CPU are whole.*out of bounds"
+    ):
         step.module.run(step.allocated(batch.arrays), 1)
     configure_simulator(step.module.path, seed=1)
     with pytest.raises(DeviceError, match="context was lost by an earlier error"):
@@ -147,3 +155,67 @@ def test_thousands_of_simulated_threads_are_few_mappings():
     before = len(mappings.read_text().splitlines())
     step.run(traced.arrays, 1)
     assert len(mappings.read_text().splitlines()) < before + 500
+
+
+DEVICE_MEMORY = """
+extern "C" __attribute__((visibility("default"))) void* place_on_device(const void* host, long bytes) {
+  void* memory = nullptr;
+  cudaMalloc(&memory, size_t(bytes));
+  cudaMemcpy(memory, host, size_t(bytes), cudaMemcpyHostToDevice);
+  return memory;
+}
+extern "C" __attribute__((visibility("default"))) void read_device(void* host, const void* memory, long bytes) {
+  cudaDeviceSynchronize();
+  cudaMemcpy(host, memory, size_t(bytes), cudaMemcpyDeviceToHost);
+}
+"""
+
+
+def with_device_memory(text: str) -> str:
+    return text + DEVICE_MEMORY
+
+
+class OnDevice:
+    """An array in the memory of the simulator inside a step's module."""
+
+    def __init__(self, library: ctypes.CDLL, array: np.ndarray) -> None:
+        self.library, self.like = library, array
+        library.place_on_device.restype = ctypes.c_void_p
+        self.address = library.place_on_device(array.ctypes.data_as(ctypes.c_void_p), ctypes.c_long(array.nbytes))
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+    def read(self) -> np.ndarray:
+        """Return what it holds once all that was launched has ended."""
+        out = np.empty_like(self.like)
+        address, size = ctypes.c_void_p(self.address), ctypes.c_long(out.nbytes)
+        self.library.read_device(out.ctypes.data_as(ctypes.c_void_p), address, size)
+        return out
+
+
+@LAUNCHES
+def test_state_on_the_device_is_changed_where_it_lies_and_may_move_between_calls(launch):
+    batch = Batch("counter")
+    x = batch.input(np.arange(40, dtype=np.float32))
+    state = batch.input(np.zeros(40, np.float32), role="state")
+    total = batch.apply("sum", [x], dims=(0,), keepdim=False)[0]
+    spread = batch.apply("expand", [total], shape=(40,))[0]
+    batch.update("state", state, batch.apply("add", [state, spread])[0])
+    step = Compiled(batch.graph(), target_for("cuda-sim").with_launch(launch), edit=with_device_memory)
+    simulated = Simulated(step.module.path)
+    simulated.configure(1)
+    first, second = (OnDevice(simulated.library, np.full(40, start, np.float32)) for start in (0, 1))
+    given, _ = step.allocated(batch.arrays)
+    for state_now in (first, first, second, first):
+        step.module.run([given, state_now], 1)
+    assert simulated.statistics()["synchronizations"] == 0  # nobody has read anything yet
+    np.testing.assert_array_equal(first.read(), np.full(40, 3 * 780.0, np.float32))
+    np.testing.assert_array_equal(second.read(), np.full(40, 1 + 780.0, np.float32))
+    counted = simulated.statistics()
+    # The argument at each call, and nothing back but what the test reads.
+    assert (counted["copies_to_device"], counted["copies_to_host"]) == (4, 2)

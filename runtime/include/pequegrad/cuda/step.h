@@ -110,6 +110,7 @@ template <int Slots, launch_form Form> class device_step {
   void* seen_[Slots + 1] = {};    // what the caller passed last
   void* at_[Slots + 1] = {};      // where that lies on the device
   void* staging_[Slots + 1] = {};
+  bool is_placed_[Slots + 1] = {};  // else seen_ and at_ are those of an earlier call
   bool is_host_[Slots + 1] = {};    // then it is waited for
   bool is_staged_[Slots + 1] = {};  // then it is copied
 
@@ -130,12 +131,10 @@ template <int Slots, launch_form Form> class device_step {
     refuse(what, status);
     if (is_lost_) {
       const size_t length = strlen(failure_->text);
-      if (*device_report()) {
-        snprintf(failure_->text + length, sizeof failure_->text - length, ": %s", device_report());
-        return false;
-      }
+      const char* const text = device_report();
       snprintf(failure_->text + length, sizeof failure_->text - length,
-               ". The device's context is lost: tensors on it cannot be read any more; those on the CPU are whole");
+               ". The device's context is lost: tensors on it cannot be read any more; those on the CPU are whole%s%s",
+               *text ? ". " : "", text);
     }
     phase_ = -1;
     return false;
@@ -144,6 +143,7 @@ template <int Slots, launch_form Form> class device_step {
   bool allocate(void** memory, long bytes, const char* what) {
     const cudaError_t status = cudaMalloc(memory, size_t(bytes));
     if (status == cudaSuccess) return true;
+    if (status != cudaErrorMemoryAllocation) return check(what, status);
     cudaGetLastError();
     size_t available = 0, total = 0;
     cudaMemGetInfo(&available, &total);
@@ -151,28 +151,32 @@ template <int Slots, launch_form Form> class device_step {
     failure_->kernel = -1;
     failure_->value = bytes;
     failure_->bound = long(available);
-    long staged = 0;
+    long staged = 0, reachable = long(available) + (arena_ ? arena_bytes_ : 0);
     int largest = -1;
     for (int i = 0; i < Slots; ++i) {
       if (!is_staged_[i]) continue;
       staged += slots_[i].bytes;
+      if (staging_[i]) reachable += slots_[i].bytes;
       if (largest < 0 || slots_[i].bytes > slots_[largest].bytes) largest = i;
     }
-    const int length =
+    int length =
         snprintf(failure_->text, sizeof failure_->text,
                  "%s: %ld bytes asked, %zu of %zu bytes free. The step takes %ld bytes: its arena %ld, copies of arguments %ld", what, bytes,
                  available, total, arena_bytes_ + staged, arena_bytes_, staged);
-    if (largest >= 0 && length < int(sizeof failure_->text))
-      snprintf(failure_->text + length, sizeof failure_->text - size_t(length), " (%s %ld)", slots_[largest].name, slots_[largest].bytes);
+    const auto add = [&](const char* format, auto... values) {
+      if (length < int(sizeof failure_->text))
+        length += snprintf(failure_->text + length, sizeof failure_->text - size_t(length), format, values...);
+    };
+    if (largest >= 0) add(" (%s %ld)", slots_[largest].name, slots_[largest].bytes);
+    const long needed = arena_bytes_ + staged;
+    if (reachable < needed) add("; what it can have is %ld %% of that", 100 * reachable / needed);
     return false;
   }
 
   bool open() {
     if (is_open_) return true;
-    void *arena = nullptr, *device_failure = nullptr, *barrier = nullptr, *report = nullptr, *progress = nullptr;
+    void *device_failure = nullptr, *barrier = nullptr, *report = nullptr, *progress = nullptr;
     if (!check("creating a stream", cudaStreamCreate(&stream_))) return false;
-    if (arena_bytes_ > 0 && !allocate(&arena, arena_bytes_, "the arena of the step")) return close();
-    arena_ = static_cast<unsigned char*>(arena);
     if (!allocate(&device_failure, sizeof(pg_failure), "the report of the step")) return close();
     device_failure_ = static_cast<pg_failure*>(device_failure);
     if (!allocate(&barrier, sizeof(unsigned), "the barrier of the step")) return close();
@@ -190,13 +194,12 @@ template <int Slots, launch_form Form> class device_step {
 
   // Gives back what a failed opening had taken, so that the next call begins anew.
   bool close() {
-    if (arena_) cudaFree(arena_);
     if (device_failure_) cudaFree(device_failure_);
     if (barrier_) cudaFree(barrier_);
     if (report_) cudaFreeHost(report_);
     if (progress_) cudaFreeHost(progress_);
     if (stream_) cudaStreamDestroy(stream_);
-    arena_ = nullptr, device_failure_ = nullptr, barrier_ = nullptr, report_ = nullptr, progress_ = nullptr, stream_ = nullptr;
+    device_failure_ = nullptr, barrier_ = nullptr, report_ = nullptr, progress_ = nullptr, stream_ = nullptr;
     return false;
   }
 
@@ -215,24 +218,31 @@ template <int Slots, launch_form Form> class device_step {
     return false;
   }
 
-  // Finds where each argument lies. Only one that moved is looked at, and only state on the device voids the graph.
+  // Finds where each argument lies, then takes the memory that the step lacks. Only an argument that moved is looked at, and
+  // only state on the device voids the graph.
   bool place(void* const* arguments) {
     must_wait_ = false;
     for (int i = 0; i < Slots; ++i) {
-      if (arguments[i] == seen_[i] && at_[i]) {
-        must_wait_ = must_wait_ || (is_host_[i] && slots_[i].is_written);
-        continue;
+      if (arguments[i] != seen_[i] || !is_placed_[i]) {
+        is_placed_[i] = false;
+        cudaPointerAttributes found;
+        if (!check("asking where an argument lies", cudaPointerGetAttributes(&found, arguments[i]))) return false;
+        is_host_[i] = found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged;
+        is_staged_[i] = is_host_[i] || !slots_[i].is_state;
       }
-      cudaPointerAttributes found;
-      if (!check("asking where an argument lies", cudaPointerGetAttributes(&found, arguments[i]))) return false;
-      is_host_[i] = found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged;
-      is_staged_[i] = is_host_[i] || !slots_[i].is_state;
       must_wait_ = must_wait_ || (is_host_[i] && slots_[i].is_written);
+    }
+    void* arena = arena_;
+    if (!arena && arena_bytes_ > 0 && !allocate(&arena, arena_bytes_, "the arena of the step")) return false;
+    arena_ = static_cast<unsigned char*>(arena);
+    for (int i = 0; i < Slots; ++i) {
+      if (is_placed_[i]) continue;
       if (is_staged_[i] && !staging_[i] && !allocate(&staging_[i], slots_[i].bytes > 0 ? slots_[i].bytes : 1, slots_[i].name)) return false;
       void* const now = is_staged_[i] ? staging_[i] : arguments[i];
       if (now != at_[i] && !forget_graph()) return false;
       seen_[i] = arguments[i];
       at_[i] = now;
+      is_placed_[i] = true;
     }
     return true;
   }
@@ -288,11 +298,11 @@ template <int Slots, launch_form Form> class device_step {
     phase_ = -1;
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
-    if (failure_->code != 0) return false;  // a phase was refused, and said why
-    if (!check("capturing the step", ended)) return false;
-    const cudaError_t made = cudaGraphInstantiate(&graph_, graph, 0);
-    cudaGraphDestroy(graph);
-    return check("instantiating the step's graph", made);
+    bool is_made = failure_->code == 0;  // else a phase was refused, and said why
+    is_made = is_made && check("capturing the step", ended) &&
+              check("instantiating the step's graph", cudaGraphInstantiate(&graph_, graph, 0));
+    if (graph) cudaGraphDestroy(graph);
+    return is_made;
   }
 };
 
