@@ -21,6 +21,7 @@ from . import schedule
 from .plan import (
     Access,
     Accumulate,
+    Attention,
     Compute,
     Contract,
     Conv2d,
@@ -257,6 +258,15 @@ def _run_scan(kernel: Scan, memory: _Memory) -> None:
     memory.view(kernel.out, shape)[...] = np.cumsum(memory.view(kernel.source, shape), axis=1, dtype=kernel.dtype.numpy)
 
 
+def _run_attention(kernel: Attention, memory: _Memory) -> None:
+    op = REGISTRY["attention" if kernel.kind == "forward" else "attention_grad"]
+    inputs = zip(kernel.inputs, kernel.input_shapes, strict=True)
+    arrays = [np.array(memory.view(access, (*kernel.batch, *shape))) for access, shape in inputs]
+    results = op.numpy(np, *arrays, scale=kernel.scale, is_causal=kernel.is_causal)
+    for access, shape, result in zip(kernel.outputs, kernel.output_shapes, results, strict=True):
+        memory.view(access, (*kernel.batch, *shape))[...] = result
+
+
 _RUNNERS: dict[type[Kernel], Callable[[Any, _Memory], None]] = {
     Map: _run_map,
     Row: _run_row,
@@ -265,6 +275,7 @@ _RUNNERS: dict[type[Kernel], Callable[[Any, _Memory], None]] = {
     Window: _run_window,
     Index: _run_index,
     Scan: _run_scan,
+    Attention: _run_attention,
 }
 
 

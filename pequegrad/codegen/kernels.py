@@ -17,10 +17,11 @@ from ..trace.graph import Value
 from . import schedule
 from .expressions import POSITIONS
 from .fuse import Fuser, Group, Item, live
-from .layout import contiguous_strides, merge_plan, row_major, strides_over
+from .layout import Axes, axes_of, contiguous_strides, merge_plan, row_major, strides_over
 from .plan import (
     Access,
     Accumulate,
+    Attention,
     Compute,
     Contract,
     Conv2d,
@@ -176,7 +177,7 @@ class KernelBuilder:
         """Return the kernel of this group."""
         builders: dict[str, Callable[[], Kernel]] = {
             "map": self._map, "row": self._row, "contract": self._contract, "conv2d": self._conv2d,
-            "window": self._window, "index": self._index, "scan": self._scan,
+            "window": self._window, "index": self._index, "scan": self._scan, "attention": self._attention,
         }  # fmt: skip
         return builders[self.group.kind]()
 
@@ -429,6 +430,33 @@ class KernelBuilder:
         shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
         source, out = self._contiguous(x, shape), self._contiguous(item.output, shape)
         return Scan(self.name, self.origin, *shape, x.dtype, source, out)
+
+    def _attention(self) -> Attention:
+        item = self.group.anchor
+        assert item is not None
+        params = dict(item.params)
+        q, _, v, *rest = item.inputs
+        batch_shape = q.shape[:-2]
+        batch = axes_of(batch_shape, ("batch",) * len(batch_shape))
+        accesses = [self._matrix(value, batch, len(batch_shape)) for value in (*item.inputs, *item.outputs)]
+        runs = merge_plan([extent for extent, _ in batch], {access.strides[: len(batch)] for access in accesses})
+        sizes = tuple(math.prod(batch[i][0] for i in run) for run in runs)
+        merged_accesses = tuple(
+            replace(access, strides=(*(access.strides[run[-1]] for run in runs), *access.strides[len(batch) :]))
+            for access in accesses
+        )
+        count = len(item.inputs)
+        return Attention(
+            self.name, self.origin, "gradient" if rest else "forward", sizes, q.shape[-2], v.shape[-2], q.shape[-1],
+            v.shape[-1], params["scale"], params["is_causal"], q.dtype, merged_accesses[:count], merged_accesses[count:],
+        )  # fmt: skip
+
+    def _matrix(self, value: Value, batch: Axes, rank: int) -> Access:
+        """Return the access over (batch…, row, feature) of a value with ``rank`` dimensions of a batch; of one of rows,
+        over (batch…, row)."""
+        place = self.fuser.place(value)
+        strides = strides_over(batch, place.shape[:rank], place.strides[:rank])
+        return Access(self.buffer_of(place.root), (*strides, *place.strides[rank:]), place.offset)
 
 
 def indexed_extent(item: Item) -> int:

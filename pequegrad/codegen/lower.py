@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 from ..errors import NotCompilable
@@ -212,6 +213,27 @@ class _Lowering:
     def _scan(self, item: Item) -> None:
         item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
         self.fuser.add_anchor(item, "scan", ())
+
+    def _attention(self, item: Item) -> None:
+        """Results lie in memory as what they belong to: out as the queries, a gradient as its operand."""
+        fuser = self.fuser
+        item.kind = "anchor"
+        item.inputs = tuple(self._in_memory(value, item, False) for value in item.inputs)
+        likes = item.inputs if item.op is REGISTRY["attention_grad"] else item.inputs[:1]
+        for like, value in zip(likes, item.outputs, strict=False):
+            self._order_like(fuser.place(like), value)
+        fuser.add_anchor(item, "attention", ())
+
+    def _order_like(self, like: Place, value: Value) -> None:
+        """Give ``value`` memory in which its dimensions, but for the last, nest as those of ``like``."""
+        *rest, last = range(len(value.shape))
+        is_spread = any(stride == 0 and extent > 1 for stride, extent in zip(like.strides, like.shape, strict=True))
+        order = [*sorted(rest, key=lambda dim: -like.strides[dim] if like.shape[dim] > 1 else -math.inf), last]
+        if is_spread or order == [*rest, last]:
+            return
+        root = Value(type(value.spec)(tuple(value.shape[dim] for dim in order), value.dtype))
+        steps = dict(zip(order, contiguous_strides(root.shape), strict=True))
+        self.fuser.places[value] = Place(root, value.shape, tuple(steps[dim] for dim in (*rest, last)))
 
     def _random(self, item: Item) -> None:
         """Operands of a draw are the seed and the stream, two numbers."""
@@ -434,6 +456,7 @@ _FAMILIES = {
     "gather": _Lowering._gather,
     "scatter_add": _Lowering._scatter_add,
     "scan": _Lowering._scan,
+    "attention": _Lowering._attention,
     "random": _Lowering._random,
     "concat": _Lowering._concat,
     "pad": _Lowering._pad,

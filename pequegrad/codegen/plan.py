@@ -340,8 +340,55 @@ class Scan:
     family = "scan"
 
 
-Kernel = Map | Row | Contract | Conv2d | Window | Index | Scan
-FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan")
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention or its gradient (``kind``: "forward", "gradient") for each matrix of ``batch``.
+
+    forward: inputs q, k, v, outputs out and the rows' log-sum-exps ``sums``. gradient: inputs q, k, v, sums, the gradient of
+    out, and what is taken from each row's gradient of weights; outputs the gradients of q, k and v. With L queries, S keys,
+    E features and F of a value: q (L, E), k (S, E), v (S, F), out (L, F), sums (L,).
+    Accesses are over (b…, row, feature), or (b…, row) for values of rows; outputs have feature stride 1.
+    """
+
+    name: str
+    origin: Origin
+    kind: str
+    batch: tuple[int, ...]
+    L: int
+    S: int
+    E: int
+    F: int
+    scale: float
+    is_causal: bool
+    dtype: DType
+    inputs: tuple[Access, ...]
+    outputs: tuple[Access, ...]
+    family = "attention"
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each input in one matrix of the batch."""
+        operands = ((self.L, self.E), (self.S, self.E), (self.S, self.F))
+        return operands if self.kind == "forward" else (*operands, (self.L,), (self.L, self.F), (self.L,))
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each output in one matrix of the batch."""
+        if self.kind == "forward":
+            return (self.L, self.F), (self.L,)
+        return (self.L, self.E), (self.S, self.E), (self.S, self.F)
+
+    @property
+    def pairs(self) -> int:
+        """How many queries look at how many keys, in one matrix."""
+        if not self.is_causal:
+            return self.L * self.S
+        square = min(self.L, self.S)
+        return square * (square + 1) // 2 + (self.L - square) * self.S
+
+
+Kernel = Map | Row | Contract | Conv2d | Window | Index | Scan | Attention
+FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan", "attention")
 
 
 @dataclass(frozen=True, slots=True)

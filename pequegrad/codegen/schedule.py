@@ -14,6 +14,7 @@ from ..ops.core import Expression, Op
 from .plan import (
     Access,
     Accumulate,
+    Attention,
     Compute,
     Contract,
     Conv2d,
@@ -158,6 +159,8 @@ def operand_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
         return [(access, _plane_size(kernel, i, True)) for i, access in enumerate(kernel.inputs)]
     if isinstance(kernel, Scan):
         return [(kernel.source, kernel.outer * kernel.extent * kernel.inner)]
+    if isinstance(kernel, Attention):
+        return _matrix_sizes(kernel, kernel.inputs, kernel.input_shapes)
     if isinstance(kernel, Index):
         moved = kernel.outer * kernel.count * kernel.inner
         found = [(kernel.index, moved if kernel.per_element else kernel.count)]
@@ -177,10 +180,18 @@ def result_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
         return [(access, _plane_size(kernel, i, False)) for i, access in enumerate(kernel.outputs)]
     if isinstance(kernel, Scan):
         return [(kernel.out, kernel.outer * kernel.extent * kernel.inner)]
+    if isinstance(kernel, Attention):
+        return _matrix_sizes(kernel, kernel.outputs, kernel.output_shapes)
     if isinstance(kernel, Index):
         extent = kernel.count if kernel.kind == "gather" else kernel.extent
         return [(kernel.out, kernel.outer * extent * kernel.inner)]
     return []
+
+
+def _matrix_sizes(
+    kernel: Attention, accesses: tuple[Access, ...], shapes: tuple[tuple[int, ...], ...]
+) -> list[tuple[Access, int]]:
+    return [(a, touched(a, (*kernel.batch, *shape))) for a, shape in zip(accesses, shapes, strict=True)]
 
 
 def _plane_size(kernel: Window, i: int, is_input: bool) -> int:
@@ -193,12 +204,16 @@ def _plane_size(kernel: Window, i: int, is_input: bool) -> int:
 
 
 def multiply_adds(kernel: Kernel) -> int:
-    """Return the multiply-adds of a contraction or convolution; 0 for the rest."""
+    """Return the multiply-adds of a contraction, convolution or attention; 0 for the rest."""
     if isinstance(kernel, Contract):
         return math.prod(kernel.batch) * kernel.m * kernel.n * kernel.k
     if isinstance(kernel, Conv2d):
         s = kernel.shape
         return s.N * s.O * s.OH * s.OW * (s.C // s.groups) * s.KH * s.KW
+    if isinstance(kernel, Attention):
+        # Of a gradient: scores, those of q and k; weights, those of v.
+        products = kernel.E + kernel.F if kernel.kind == "forward" else 3 * kernel.E + 2 * kernel.F
+        return math.prod(kernel.batch) * kernel.pairs * products
     return 0
 
 
@@ -206,6 +221,8 @@ def cost(kernel: Kernel, plan: StepPlan) -> float:
     """Return the nanoseconds that a kernel takes on one core."""
     read, written = traffic(kernel, plan)
     total = _KERNEL_COST + _BYTE_COST * (read + written) + _MULTIPLY_ADD_COST * multiply_adds(kernel)
+    if isinstance(kernel, Attention):
+        total += math.prod(kernel.batch) * kernel.pairs * (_FUNCTION_COST["exp"] + _ARITHMETIC_COST)
     size = math.prod(domain(kernel))
     for statement in statements(kernel):
         if isinstance(statement, Compute):

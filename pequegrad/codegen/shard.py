@@ -5,13 +5,14 @@ Invariant: a record only. It says where a step could be cut into blocks of sampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..ops.core import Op
 from ..ops.sharding import REPLICATED, Mapped, Partial, Replicated, Sharding
 from ..trace.graph import Graph, Node, Value
-from .plan import Axis, Contract, Conv2d, Kernel, Map, Phase, Row, StepPlan, Window
+from .plan import Attention, Axis, Contract, Conv2d, Kernel, Map, Phase, Row, StepPlan, Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,4 +92,6 @@ def _outermost(kernel: Kernel) -> tuple[str, int]:
         return "batch", kernel.shape.N
     if isinstance(kernel, Window):
         return "planes", kernel.shape.planes
+    if isinstance(kernel, Attention):
+        return "matrices", math.prod(kernel.batch)
     return "outer", kernel.outer

@@ -15,9 +15,10 @@ from typing import Any
 from ..dtypes import DType
 from ..errors import CompilerBug
 from ..targets import Target
+from .attention_views import attention_body
 from .expressions import scalar_type, vector_type
 from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, MULTIPROCESSORS, WARP
-from .plan import Access, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window
+from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window
 from .product_views import contract_views, conv2d_views, scratch_bytes
 from .rendering import Address, KernelWriter, Line, Term
 from .views import (
@@ -179,6 +180,8 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: 
     if isinstance(kernel, Scan):
         blocks = kernel.outer if kernel.inner == 1 else -(-kernel.outer * kernel.inner // BLOCK)
         return (ScanBody(scan_view(kernel, dtypes), blocks),)
+    if isinstance(kernel, Attention):
+        return (attention_body(kernel, dtypes),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 

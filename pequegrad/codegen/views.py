@@ -14,11 +14,12 @@ from typing import Any
 from ..dtypes import DType
 from ..errors import CompilerBug
 from ..targets import Target
-from .expressions import computed_as, rounded, scalar_type, vector_type
+from .expressions import computed_as, literal, rounded, scalar_type, vector_type
 from .layout import merge_plan
 from .plan import (
     Access,
     Accumulate,
+    Attention,
     Compute,
     Contract,
     Conv2d,
@@ -220,6 +221,29 @@ class ScanView(LaneView):
     out: Address
 
 
+@dataclass(frozen=True, slots=True)
+class MatrixView:
+    """An operand or result of attention: where that of one matrix begins, and the strides of its rows and features."""
+
+    start: Address
+    row: int
+    feature: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionView(LaneView):
+    """Attention or its gradient. ``scale`` is a literal, ``matrices`` the size of the batch, ``decode`` its indices."""
+
+    head: KernelHead
+    type: str
+    scale: str
+    matrices: int
+    decode: tuple[Loop, ...]
+    kernel: Attention
+    inputs: tuple[MatrixView, ...]
+    outputs: tuple[MatrixView, ...]
+
+
 def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
@@ -240,6 +264,8 @@ def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: 
         return (index_view(kernel, dtypes, number),)
     if isinstance(kernel, Scan):
         return (scan_view(kernel, dtypes),)
+    if isinstance(kernel, Attention):
+        return (attention_view(kernel, dtypes),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 
@@ -541,3 +567,28 @@ def scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
     source = operand(writer, kernel.source, ())
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
     return ScanView(head_of(kernel, writer), kernel, source, out)
+
+
+def attention_view(kernel: Attention, dtypes: Sequence[DType]) -> AttentionView:
+    rank = len(kernel.batch)
+    indices = tuple(f"i{axis}" for axis in range(rank))
+    writer = KernelWriter(dtypes, indices, kernel.batch, None)
+
+    def matrix(access: Access, shape: tuple[int, ...]) -> MatrixView:
+        row, *feature = (0 if extent == 1 else step for extent, step in zip(shape, access.strides[rank:], strict=True))
+        return MatrixView(operand(writer, access, indices), row, feature[0] if feature else 0)
+
+    inputs = tuple(matrix(access, shape) for access, shape in zip(kernel.inputs, kernel.input_shapes, strict=True))
+    for access in kernel.outputs:
+        writer.pointer(access.buffer, is_written=True)
+    outputs = tuple(matrix(access, shape) for access, shape in zip(kernel.outputs, kernel.output_shapes, strict=True))
+    return AttentionView(
+        head_of(kernel, writer),
+        f"pg::{kernel.dtype.c_name}",
+        literal(kernel.scale, kernel.dtype),
+        math.prod(kernel.batch),
+        decoded(indices, kernel.batch, [view.start for view in (*inputs, *outputs)]),
+        kernel,
+        inputs,
+        outputs,
+    )

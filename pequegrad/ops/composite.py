@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import DTypeError, ShapeError
 from . import (
     activations,
+    attention,
     bits,
     comparison,
     contraction,
@@ -40,7 +41,7 @@ from . import (
 from .core import REGISTRY, as_tensor, context, is_tensor
 
 MODULES = (
-    activations, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining,
+    activations, attention, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining,
     layers, losses, pooling, power, random, reduction, rounding, scan, selection, slicing, statistics,
     transcendental, views, window,
 )  # fmt: skip

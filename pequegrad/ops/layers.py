@@ -11,6 +11,7 @@ from typing import Any
 from ..dtypes import bool_, float32
 from ..errors import DTypeError, ShapeError
 from .activations import softmax
+from .attention import Attention, fits_kernels
 from .contraction import matmul
 from .core import as_tensor, bind, grad_mode, normalize_dim
 from .creation import below_diagonal
@@ -156,6 +157,9 @@ def scaled_dot_product_attention(
         )
     if attn_mask is not None and is_causal:
         raise ShapeError("scaled_dot_product_attention: give attn_mask or is_causal, not both.")
+    is_plain = attn_mask is None and isinstance(dropout_p, int | float) and not dropout_p
+    if is_plain and fits_kernels(query.spec, value.spec):
+        return Attention.call(query, key, value, scale, is_causal)[0]
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = matmul(query * factor, transpose(key, -2, -1))
     if is_causal:

@@ -40,6 +40,7 @@ HEADERS = (
     ("window", ("gemm.h", "window.h")),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),
+    ("attention", ("attention.h", "scratch.h")),
 )
 
 # Ordered from the widest: a processor gets the first set whose features it has.

@@ -43,6 +43,7 @@ HEADERS = (
     ("window", ("window.h",)),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),
+    ("attention", ("attention.h",)),
 )
 
 # A launch takes 4,096 bytes of parameters on every device and driver, and compilers are slow with more.

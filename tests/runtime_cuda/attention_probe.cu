@@ -7,7 +7,7 @@ template <class T, int Depth, int Width>
 __global__ void __launch_bounds__(PG_BLOCK) attention_kernel(long batch, long queries, long keys, long shift, T scale, const T* q, const T* k,
                                                              const T* v, T* out, T* logarithms) {
   pg::attention_forward<T, Depth>(
-      whole_grid(), batch, queries, keys, shift, pg::strided<T, true, Width>([=](long i) { return q + i * queries * Depth; }, Depth, 1),
+      whole_grid(), batch, queries, keys, Depth, Depth, shift, pg::strided<T, true, Width>([=](long i) { return q + i * queries * Depth; }, Depth, 1),
       pg::strided<T, true, Width>([=](long i) { return k + i * keys * Depth; }, Depth, 1),
       pg::strided<T, false, Width>([=](long i) { return v + i * keys * Depth; }, 1, Depth), [&](long, long, long, T s) { return s * scale; },
       [&](long i, long row, T value) { pg::store(logarithms + i * queries + row, value); },

@@ -68,12 +68,36 @@ __global__ void __launch_bounds__(PG_BLOCK) embedding(const float* table, const 
 __global__ void __launch_bounds__(PG_BLOCK) embedding_grad(const float* zeros, const int* index, const float* source, float* out, pg_failure* failure) {
   pg::scatter_add(whole_grid(), failure, 1, pg::index_shape{1, 50257, 4096, 768, false}, zeros, index, source, out);
 }
+// Heads within rows of all heads, as a transformer's one product leaves them: (4, 1024, 3, 12, Depth).
+template <int Depth> struct heads_of {
+  enum { row = 36 * Depth, out = 12 * Depth };
+  template <class P> static __device__ __forceinline__ P* in(P* p, long i) { return p + i / 12 * 1024 * row + i % 12 * Depth; }
+  template <class P> static __device__ __forceinline__ P* result(P* p, long i, long r) { return p + (i / 12 * 1024 + r) * out + i % 12 * Depth; }
+  static __device__ __forceinline__ auto rows(const float* p) {
+    return pg::strided<float, true, 4>([=](long i) { return in(p, i); }, row, 1);
+  }
+};
+template <int Depth>
 __global__ void __launch_bounds__(PG_BLOCK, 1) attention(const float* q, const float* k, const float* v, float* out, float* sums) {
-  // Heads within rows of all heads, as a transformer's one product leaves them: (4, 1024, 3, 12, 64).
-  const auto head = [](const float* p, long i) { return p + i / 12 * 1024 * 2304 + i % 12 * 64; };
-  pg::attention_forward<float, 64>(
-      whole_grid(), 48, 1024, 1024, 0, pg::strided<float, true, 4>([=](long i) { return head(q, i); }, 2304, 1),
-      pg::strided<float, true, 4>([=](long i) { return head(k, i); }, 2304, 1), pg::strided<float, false, 4>([=](long i) { return head(v, i); }, 1, 2304),
-      [](long, long, long, float score) { return score * 0.125f; }, [&](long i, long row, float value) { pg::store(sums + i * 1024 + row, value); },
-      [&](long i, long row, long column, float value) { pg::store(out + (i / 12 * 1024 + row) * 768 + i % 12 * 64 + column, value); });
+  typedef heads_of<Depth> heads;
+  pg::attention_forward<float, Depth>(
+      whole_grid(), 48, 1024, 1024, Depth, Depth, 0, heads::rows(q), heads::rows(k),
+      pg::strided<float, false, 4>([=](long i) { return heads::in(v, i); }, 1, heads::row), [](long, long, long, float score) { return score * 0.125f; },
+      [&](long i, long row, float value) { pg::store(sums + i * 1024 + row, value); },
+      [&](long i, long row, long column, float value) { pg::store(heads::result(out, i, row) + column, value); });
 }
+template <int Depth>
+__global__ void __launch_bounds__(PG_BLOCK, 1) attention_gradient(const float* q, const float* k, const float* v, const float* g, const float* sums,
+                                                                  const float* excess, float* g_q, float* g_k, float* g_v) {
+  typedef heads_of<Depth> heads;
+  const auto row_of = [](const float* p) { return [=](long i, long row) { return pg::load(p + i * 1024 + row); }; };
+  const auto put = [](float* p) { return [=](long i, long row, long column, float value) { pg::store(heads::in(p, i) + row * heads::row + column, value); }; };
+  pg::attention_gradient<float, Depth>(
+      whole_grid(), 48, 1024, 1024, Depth, Depth, 0, 0.125f, heads::rows(q), heads::rows(k), heads::rows(v),
+      pg::strided<float, true, 4>([=](long i) { return heads::result(g, i, 0); }, heads::out, 1), row_of(sums), row_of(excess), put(g_q), put(g_k), put(g_v));
+}
+#define PG_ATTENTION(D)                                                                                                        \
+  template __global__ void attention<D>(const float*, const float*, const float*, float*, float*);                            \
+  template __global__ void attention_gradient<D>(const float*, const float*, const float*, const float*, const float*,        \
+                                                 const float*, float*, float*, float*);
+PG_ATTENTION(32) PG_ATTENTION(64) PG_ATTENTION(128)
