@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .workloads import Adam, Conv2d, Flatten, Linear, MaxPool2d, Relu, Sgd, Tanh, Workload
+from .catalog import AnyWorkload
+from .transformers import Gpt, forward_in_jax, make_gpt
+from .workloads import Adam, AdamW, Conv2d, Flatten, Linear, MaxPool2d, Relu, Sgd, Tanh, Workload
 
 # The losses' names in nn.functional, which torch and pequegrad share.
 LOSSES = {"cross_entropy": "cross_entropy", "mse": "mse_loss"}
@@ -25,19 +27,27 @@ class Peer(Protocol):
     def __init__(self, threads: int, cache_dir: str) -> None:
         """Import the framework and tell it how many threads it may use and where it may cache."""
 
-    def variants(self, workload: Workload) -> tuple[str, ...]:
+    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
         """Return the settings worth trying; the fastest one is timed."""
 
-    def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
+    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
         """Return ``step(i)``: train on batch ``i``, from the workload's weights on, and return the loss."""
 
     def read(self, loss: Any) -> float:
         """Return the loss as a float, once it is there."""
 
 
-def make_model(framework: Any, workload: Workload) -> Any:
-    """Return the workload's net with its weights: a Sequential of torch or pequegrad, spelt alike."""
-    nn = framework.nn
+def make_model(framework: Any, workload: AnyWorkload) -> Any:
+    """Return the workload's net with its weights: a Module of torch or pequegrad, spelt alike."""
+    model = make_gpt(framework, workload) if isinstance(workload, Gpt) else make_sequential(framework.nn, workload)
+    with framework.no_grad():
+        for parameter, weight in zip(model.parameters(), workload.weights(), strict=True):
+            parameter.copy_(framework.from_numpy(weight))
+    return model
+
+
+def make_sequential(nn: Any, workload: Workload) -> Any:
+    """Return the workload's layers, with weights of any values."""
     modules = []
     for layer in workload.layers:
         match layer:
@@ -53,24 +63,24 @@ def make_model(framework: Any, workload: Workload) -> Any:
                 modules.append(nn.Tanh())
             case Flatten():
                 modules.append(nn.Flatten())
-    model = nn.Sequential(*modules)
-    with framework.no_grad():
-        for parameter, weight in zip(model.parameters(), workload.weights(), strict=True):
-            parameter.copy_(framework.from_numpy(weight))
-    return model
+    return nn.Sequential(*modules)
 
 
-def make_optimizer(framework: Any, workload: Workload, parameters: Any, **settings: Any) -> Any:
+def make_optimizer(framework: Any, workload: AnyWorkload, parameters: Any, **settings: Any) -> Any:
     """Return the workload's optimizer, of torch or of pequegrad."""
     match workload.optimizer:
         case Sgd(lr):
             return framework.optim.SGD(parameters, lr=lr, **settings)
         case Adam(lr):
             return framework.optim.Adam(parameters, lr=lr, **settings)
+        case AdamW(lr, weight_decay):
+            return framework.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, **settings)
 
 
 class TorchPeer:
     """PyTorch, eager: no copies, gradients set to None, the optimizer's and the layout's fastest form."""
+
+    device = "cpu"
 
     def __init__(self, threads: int, cache_dir: str) -> None:
         import torch
@@ -78,25 +88,13 @@ class TorchPeer:
         torch.set_num_threads(threads)
         self.torch = torch
 
-    def variants(self, workload: Workload) -> tuple[str, ...]:
+    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
         layouts = ["", "channels_last"] if len(workload.input_shape) == 3 else [""]
         optimizers = ["foreach", "fused"]
         return tuple(f"{optimizer} {layout}".strip() for optimizer in optimizers for layout in layouts)
 
-    def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
-        torch, functional = self.torch, self.torch.nn.functional
-        model = make_model(torch, workload)
-        data = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches]
-        if "channels_last" in variant:
-            model = model.to(memory_format=torch.channels_last)
-            data = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in data]
-        kind = {"fused": True} if "fused" in variant else {"foreach": True}
-        optimizer = make_optimizer(torch, workload, model.parameters(), **kind)
-        loss_function = getattr(functional, LOSSES[workload.loss])
-
-        def forward(x: Any, y: Any) -> Any:
-            return loss_function(model(x), y)
-
+    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
+        optimizer, data, forward = self._build(workload, batches, variant)
         forward, update = self._prepare(forward, optimizer.step)
 
         def step(i: int) -> Any:
@@ -112,6 +110,25 @@ class TorchPeer:
     def read(self, loss: Any) -> float:
         return loss.item()
 
+    def _build(self, workload: AnyWorkload, batches: Batches, variant: str) -> tuple[Any, Any, Callable[..., Any]]:
+        """Return the optimizer, the batches on the device, and the function from batch to loss."""
+        torch, functional = self.torch, self.torch.nn.functional
+        model = make_model(torch, workload).to(self.device)
+        data = [(torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)) for x, y in batches]
+        if "channels_last" in variant:
+            model = model.to(memory_format=torch.channels_last)
+            data = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in data]
+        optimizer = make_optimizer(torch, workload, model.parameters(), **self._optimizer_settings(workload, variant))
+        loss_function = getattr(functional, LOSSES[workload.loss])
+
+        def forward(x: Any, y: Any) -> Any:
+            return loss_function(model(x), y)
+
+        return optimizer, data, forward
+
+    def _optimizer_settings(self, workload: AnyWorkload, variant: str) -> dict[str, bool]:
+        return {"fused": True} if "fused" in variant else {"foreach": True}
+
     def _prepare(self, forward: Callable[..., Any], update: Callable[[], Any]) -> tuple[Any, Any]:
         return forward, update
 
@@ -119,7 +136,7 @@ class TorchPeer:
 class TorchCompilePeer(TorchPeer):
     """PyTorch with torch.compile around forward and loss (and so the backward), and around the update."""
 
-    def variants(self, workload: Workload) -> tuple[str, ...]:
+    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
         # The compiler fuses the update itself; it cannot trace fused SGD and Adam on the CPU.
         return tuple(variant for variant in super().variants(workload) if "foreach" in variant)
 
@@ -134,20 +151,22 @@ class JaxPeer:
     of a reshaped image, whose gradient is faster on the CPU (and at ties the same here, where a relu is before it).
     """
 
+    platform = "cpu"
+
     def __init__(self, threads: int, cache_dir: str) -> None:
         import jax
 
-        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_platforms", self.platform)
         jax.config.update("jax_compilation_cache_dir", cache_dir)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         self.jax = jax
 
-    def variants(self, workload: Workload) -> tuple[str, ...]:
+    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
         if len(workload.input_shape) != 3:
             return ("NCHW",)
         return ("NCHW", "NHWC", "NCHW reshaped pool", "NHWC reshaped pool")
 
-    def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
+    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
         jax, jnp = self.jax, self.jax.numpy
         is_nhwc = variant.startswith("NHWC")
 
@@ -173,7 +192,8 @@ class JaxPeer:
                 def update(parameters: list[Any], gradients: list[Any], state: Any) -> Any:
                     return [p - lr * g for p, g in zip(parameters, gradients)], state
 
-            case Adam(lr):
+            case Adam(lr) | AdamW(lr):
+                kept = 1 - lr * getattr(workload.optimizer, "weight_decay", 0.0)
                 state = (jnp.zeros((), jnp.int32), [jnp.zeros_like(p) for p in parameters])
                 state = (*state, [jnp.zeros_like(p) for p in parameters])
 
@@ -184,7 +204,8 @@ class JaxPeer:
                     second = [0.999 * v + 0.001 * g * g for v, g in zip(second, gradients)]
                     size = lr / (1 - 0.9**count)
                     root = jnp.sqrt(1 - 0.999**count)
-                    new = [p - size * m / (jnp.sqrt(v) / root + 1e-8) for p, m, v in zip(parameters, first, second)]
+                    triples = zip(parameters, first, second)
+                    new = [kept * p - size * m / (jnp.sqrt(v) / root + 1e-8) for p, m, v in triples]
                     return new, (count, first, second)
 
         def whole_step(parameters: list[Any], state: Any, x: Any, y: Any) -> Any:
@@ -207,8 +228,10 @@ class JaxPeer:
     def read(self, loss: Any) -> float:
         return float(loss)
 
-    def _forward(self, workload: Workload, parameters: list[Any], x: Any, variant: str) -> Any:
+    def _forward(self, workload: AnyWorkload, parameters: list[Any], x: Any, variant: str) -> Any:
         jax, jnp, lax = self.jax, self.jax.numpy, self.jax.lax
+        if isinstance(workload, Gpt):
+            return forward_in_jax(jax, workload, parameters, x, "half" in variant)
         pairs = iter(zip(parameters[::2], parameters[1::2]))
         is_nhwc, is_reshaped = variant.startswith("NHWC"), variant.endswith("reshaped pool")
         for layer in workload.layers:
@@ -243,6 +266,8 @@ class JaxPeer:
 class PequegradPeer:
     """pequegrad, compiled: what its README shows a user to write."""
 
+    device = "cpu"
+
     def __init__(self, threads: int, cache_dir: str) -> None:
         import pequegrad
 
@@ -250,15 +275,15 @@ class PequegradPeer:
         pequegrad.config.cache_dir = cache_dir
         self.pg = pequegrad
 
-    def variants(self, workload: Workload) -> tuple[str, ...]:
+    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
         return ("default",)
 
-    def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
+    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
         pg = self.pg
-        model = make_model(pg, workload)
+        model = make_model(pg, workload).to(self.device)
         optimizer = make_optimizer(pg, workload, model.parameters())
         loss_function = getattr(pg.nn.functional, LOSSES[workload.loss])
-        data = [(pg.from_numpy(x), pg.from_numpy(y)) for x, y in batches]
+        data = [(pg.from_numpy(x).to(self.device), pg.from_numpy(y).to(self.device)) for x, y in batches]
 
         def train_step(x: Any, y: Any) -> Any:
             optimizer.zero_grad()
@@ -267,7 +292,7 @@ class PequegradPeer:
             optimizer.step()
             return loss
 
-        compiled = self._compile(train_step)
+        compiled = self._compile(train_step, workload)
 
         def step(i: int) -> Any:
             return compiled(*data[i])
@@ -277,18 +302,18 @@ class PequegradPeer:
     def read(self, loss: Any) -> float:
         return loss.item()
 
-    def _compile(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
-        return self.pg.compile(train_step, strict=True)
+    def _compile(self, train_step: Callable[..., Any], workload: AnyWorkload) -> Callable[..., Any]:
+        return self.pg.compile(train_step, strict=True, precision=workload.precision)
 
 
 class PequegradEagerPeer(PequegradPeer):
     """pequegrad without compiling: NumPy and the tape."""
 
-    def _compile(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+    def _compile(self, train_step: Callable[..., Any], workload: AnyWorkload) -> Callable[..., Any]:
         return train_step
 
 
-PEERS: dict[str, type[Any]] = {
+CPU_PEERS: dict[str, type[Any]] = {
     "pequegrad": PequegradPeer,
     "pequegrad-eager": PequegradEagerPeer,
     "torch": TorchPeer,

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .workloads import Workload
+from .catalog import AnyWorkload
 
 COLUMNS = ("", "µs/step", "quartiles", "× best peer", "GFLOP/s", "cold s", "warm s", "peak MiB", "settings")
 
 
-def format_table(workload: Workload, rows: Sequence[Any], ours: Sequence[str]) -> str:
+def format_table(workload: AnyWorkload, rows: Sequence[Any], ours: Sequence[str]) -> str:
     """Return the table of one workload. "× best peer" is time over the fastest framework that is not ours."""
     best = best_peer_seconds(rows, ours)
     flops = workload.flops()
@@ -62,7 +62,7 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def draw(results: Mapping[Workload, Sequence[Any]], path: Path, facts: Mapping[str, str]) -> None:
+def draw(results: Mapping[AnyWorkload, Sequence[Any]], path: Path, facts: Mapping[str, str]) -> None:
     """Write a PNG: one panel a workload, one bar a framework, quartiles as whiskers."""
     import matplotlib
 

@@ -21,8 +21,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cpu import RESULTS, ROOT, machine, make_parser, names_in, worker_environment
-from .workloads import WORKLOADS
+from .catalog import WORKLOADS
+from .cpu import make_parser
+from .measure import RESULTS, ROOT, machine, names_in, worker_environment
 
 IMPORT_TIMER = "import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
 
@@ -32,7 +33,7 @@ FIRST_LOSS_TIMER = """
 import sys, time
 import numpy
 from benchmarks.peers import PequegradPeer
-from benchmarks.workloads import BY_NAME
+from benchmarks.catalog import BY_NAME
 workload = BY_NAME[sys.argv[1]]
 batches = workload.batches(1)
 workload.weights()

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .peers import PEERS
-from .workloads import BY_NAME
+from .catalog import BY_NAME
+from .gpu_peers import GPU_PEERS
+from .peers import CPU_PEERS
 
 # Batches that a timed loop goes through in turn: more than one, so that nobody profits from a constant.
 BATCHES = 8
@@ -39,7 +40,7 @@ class Worker:
         if hasattr(os, "sched_setaffinity"):  # JAX takes as many threads as it sees cores, whatever it is told
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         start = time.perf_counter()
-        self.peer = PEERS[peer](threads, cache_dir)
+        self.peer = {**CPU_PEERS, **GPU_PEERS}[peer](threads, cache_dir)
         seconds = time.perf_counter() - start
         self.workload = BY_NAME[workload]
         self.batches = self.workload.batches(BATCHES)

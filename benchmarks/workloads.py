@@ -67,6 +67,14 @@ class Adam:
 
 
 @dataclass(frozen=True, slots=True)
+class AdamW:
+    """Adam with decoupled decay of the weights; the rest as torch's defaults."""
+
+    lr: float
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """One training step: zero the gradients, forward, loss, backward, update."""
 
@@ -78,8 +86,10 @@ class Workload:
     batch: int
     loss: str
     """"cross_entropy" (targets int64 (B,)) or "mse" (targets float32 (B, outputs))."""
-    optimizer: Sgd | Adam
+    optimizer: Sgd | Adam | AdamW
     seed: int = 0
+    precision: str = "fp32"
+    """Of products: "fp32" or "bf16"."""
 
     def weights(self) -> list[np.ndarray]:
         """Return float32 weight and bias of each layer that has some, in order, uniform in ±1/√fan_in.
@@ -126,6 +136,10 @@ class Workload:
             shapes.append(shape)
         return shapes
 
+    def parameter_count(self) -> int:
+        """Number of trained floats."""
+        return sum(array.size for array in self.weights())
+
     def flops(self) -> int:
         """Floating-point operations of the products and convolutions in one step, forward and backward.
 
@@ -140,45 +154,3 @@ class Workload:
                 yield 2 * self.batch * layer.inputs * layer.outputs
             elif isinstance(layer, Conv2d):
                 yield 2 * self.batch * math.prod(shape) * layer.inputs * layer.size**2
-
-
-WORKLOADS = (
-    Workload(
-        name="mlp",
-        title="MLP 784-200-10 relu, cross entropy, SGD",
-        layers=(Linear(784, 200), Relu(), Linear(200, 10)),
-        input_shape=(784,),
-        batch=128,
-        loss="cross_entropy",
-        optimizer=Sgd(0.1),
-    ),
-    Workload(
-        name="conv",
-        title="convnet 1→8→16 3×3 relu pool, linear, cross entropy, Adam",
-        layers=(
-            Conv2d(1, 8, 3),
-            Relu(),
-            MaxPool2d(2),
-            Conv2d(8, 16, 3),
-            Relu(),
-            MaxPool2d(2),
-            Flatten(),
-            Linear(400, 10),
-        ),
-        input_shape=(1, 28, 28),
-        batch=512,
-        loss="cross_entropy",
-        optimizer=Adam(0.01),
-    ),
-    Workload(
-        name="tiny",
-        title="MLP 8-64-64-1 tanh, mean squared error, Adam",
-        layers=(Linear(8, 64), Tanh(), Linear(64, 64), Tanh(), Linear(64, 1)),
-        input_shape=(8,),
-        batch=32,
-        loss="mse",
-        optimizer=Adam(1e-3),
-    ),
-)
-
-BY_NAME = {workload.name: workload for workload in WORKLOADS}
