@@ -22,7 +22,6 @@ from typing import Any
 from . import arrays, targets
 from .build import cache
 from .build.kernel_report import KernelReport
-from .build.loader import StepFailure
 from .codegen import emit
 from .codegen.lower import lower, memory_report
 from .codegen.memory import MemoryReport
@@ -41,10 +40,12 @@ from .errors import (
 )
 from .export.saving import Exportable, save_step
 from .locations import definition
+from .native import NativeStep
 from .passes import run_pipeline
 from .targets import Target
 from .trace.capture import Captured, capture
 from .trace.graph import Graph
+from .trace.many import run_many
 from .trace.placement import home_of
 from .trace.signature import Call, explain_difference, read_call, without_data
 from .trace.step import BoundStep, Execute
@@ -181,16 +182,37 @@ class CompiledFunction:
     # --- calling --------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(read_call(args, kwargs))[0]
+
+    def run_many(self, order: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run one step per row of ``order``, natively, and return the steps' results stacked along a new first dimension.
+
+        ``order``: integers of shape (steps, rows of a batch). Every tensor or array among the arguments is a whole
+        dataset, of shape (rows, …): step i gets its rows ``order[i]``; other arguments stay as they are. Bit for bit what
+        ``[step(x[rows], y[rows]) for rows in order]`` gives, without a return to Python between the steps: on a GPU,
+        datasets that lie there (``.cuda()``) stay there, and many steps are one launch. Learning rates stay as they are
+        meanwhile. Where the step runs eagerly, the same in a Python loop.
+
+        Raises ShapeError, DTypeError or IndexOutOfRange for an order that does not fit, before any step runs. A step
+        that fails raises what its call raises; those before it have taken effect.
+        """
+        return run_many(read_call(args, kwargs), order, self._run, self._bound_step, read_call)
+
+    def _run(self, call: Call) -> tuple[Any, BoundStep | None]:
+        """Return the result of a call, and the step that gave it, or None if it ran eagerly."""
         stance = config.stance
-        call = read_call(args, kwargs)
         if stance == "force_eager" or current_tracer() is not None:
-            return self._run_eagerly(call)
+            return self._run_eagerly(call), None
         entry = self._find(call) or self._make(call, stance)
         if entry is None or entry.step is None:
             self._eager_calls += 1
-            return self._run_eagerly(call)
+            return self._run_eagerly(call), None
         self._hits += 1
-        return entry.step(call.tensors)
+        return entry.step(call.tensors), entry.step
+
+    def _bound_step(self, call: Call) -> BoundStep | None:
+        entry = self._find(call)
+        return None if entry is None else entry.step
 
     def _run_eagerly(self, call: Call) -> Any:
         args, kwargs = call.rebuild(call.tensors)
@@ -289,7 +311,7 @@ class CompiledFunction:
             again = f" (again: {reason})" if reason else ""
             counts = f"{len(traced.nodes)} ops → {len(plan.kernels)} kernels"
             print(f"pequegrad: {self._name}: {counts}, {seconds:.2f} s {how}{again}", file=sys.stderr)
-        return native(built, plan, target)
+        return NativeStep(built, plan, target)
 
     def _log(self, plan: StepPlan, built: cache.BuiltStep, planned: float) -> None:
         """Print what ``config.logs`` asks for beside the one line."""
@@ -455,32 +477,6 @@ def build(
     machine; raises DeviceError where it cannot."""
     key = cache.make_key(format_plan(plan), target, name=plan.name)
     return cache.get_or_build(key, lambda: emit.render(plan, target), target, progress, is_for_here=is_for_here)
-
-
-def native(built: cache.BuiltStep, plan: StepPlan, target: Target) -> Execute:
-    """Return what runs a built step on its slots. Raises IndexOutOfRange, with the user's line, for a bad index."""
-    buffers = [plan.buffers[i] for i in plan.slots]
-    # A step on a device has its arena there.
-    arena = emit.arena_bytes(plan, target) if target.device == "cpu" else 0
-    built.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena)
-    try_run, is_shared = built.module.try_run, plan.workers > 1 and target.device == "cpu"
-    # NumPy exports no buffer of bfloat16, so these go as the same bytes in another dtype.
-    as_words = [i for i, buffer in enumerate(buffers) if buffer.dtype.name == "bfloat16"]
-
-    def execute(slots: list[Any]) -> None:
-        for i in as_words:
-            slots[i] = slots[i].view("uint16")
-        failure = try_run(slots, min(plan.workers, config.workers()) if is_shared else 1)
-        if failure is not None:
-            found = StepFailure(*failure)
-            if not found.is_index:
-                raise found.error(f"{plan.name}: ")
-            origin = plan.kernels[found.kernel].origin
-            error = found.error(f"{' '.join(origin.ops)}: ")
-            error.location = origin.locations[0] if origin.locations else error.location
-            raise error
-
-    return execute
 
 
 def compile(

@@ -73,14 +73,18 @@ class StepModule:
 
     ``try_run(arguments, workers)`` is the native function itself: it returns None, or a tuple for
     ``StepFailure`` when the step stopped. ``run`` raises instead.
+    ``try_run_many(arguments, workers, order, batched, stacked)`` runs a step per row of ``order``, int64 (steps, rows):
+    the arguments ``batched`` are datasets, of which a step takes the rows that its row of ``order`` names; the arguments
+    ``stacked`` hold the results of all steps, one after another.
     """
 
-    __slots__ = ("_native", "path", "try_run")
+    __slots__ = ("_native", "path", "try_run", "try_run_many")
 
     def __init__(self, native: Any, path: Path) -> None:
         self._native = native
         self.path = path
         self.try_run: Callable[[Sequence[Any], int], tuple[int, int, int, int, str] | None] = native.run
+        self.try_run_many: Callable[..., tuple[int, int, int, int, str] | None] = native.run_many
 
     def configure(self, arguments: Sequence[tuple[int, bool]], arena_bytes: int) -> None:
         """Say what ``run`` takes: (size in bytes, whether the step writes to it) of each argument, and the

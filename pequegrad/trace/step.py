@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,15 @@ _ARGUMENTS_ARE_COPIED = "arguments that lie on the CPU are copied to the GPU at 
 
 Execute = Callable[[list[Any]], None]
 """Runs a step on its slots: one array per graph input, then one per result, updates in place."""
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """An Execute that can run many steps in one call."""
+
+    def run_many(self, slots: list[Any], order: np.ndarray, batched: list[int], stacked: list[int]) -> None:
+        """Run a step per row of ``order``: the slots ``batched`` are datasets, of which a step takes the rows that its
+        row of ``order`` names; the slots ``stacked`` take the results of all steps."""
 
 
 def interpret(graph: Graph) -> Execute:
@@ -201,8 +210,7 @@ class BoundStep:
                 else:
                     slots[slot] = np.ascontiguousarray(array).reshape(array.shape)
             staged = self._stage(slots, tensors)
-            for index, owner, key in self._scalars:
-                self._numbers[index] = float(owner[key] if type(key) is str else read_number(owner, key))
+            self._read_scalars()
             results = [self._empty(shape, dtype) for shape, dtype, _ in self._results]
             slots += results
             self._execute(slots)
@@ -210,17 +218,62 @@ class BoundStep:
                 arrays.copy_into(array, buffer)
             if self._moves_results:
                 results = [arrays.moved(array, self._home) for array in results]
-            for storage in self._written:
-                storage.version += 1
-            for _, index in self._written_arguments:
-                tensors[index].storage.version += 1
-            for _, binding in self._gradients:
-                if binding.is_written:
-                    self._gradient_of(binding.source, tensors).storage.version += 1
+            self._raise_versions(tensors)
             made = [Tensor._wrap(array, spec) for array, (_, _, spec) in zip(results, self._results)]
             result = made[0] if self._is_single else self._rebuild(made, tensors)
             self._set_gradients(made, tensors)
         return result
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether `run_many` does what calls with new batches would do: results are new arrays, and nothing of an
+        argument outlives its call."""
+        leaves = [leaf for leaf in self.trace.result_leaves if isinstance(leaf, ResultLeaf | FreshLeaf)]
+        return (
+            isinstance(self._execute, Repeatable)
+            and not self._written_arguments
+            and not self._pinned
+            and all(isinstance(leaf, ResultLeaf) and leaf.root is None for leaf in leaves)
+            and all(binding.source.argument < 0 for _, binding in self._gradients)
+            and all(index < 0 for _, index, _, _ in self._actions)
+        )
+
+    def run_many(self, tensors: Sequence[Tensor], order: np.ndarray) -> list[Any]:
+        """Run a step for each row of ``order``, int64 (steps, rows), on those rows of ``tensors``; return, for each
+        output of the graph, an array of all steps' results. Only where `can_repeat`."""
+        execute = self._execute
+        assert isinstance(execute, Repeatable)
+        with self._lock:
+            slots = self._template.copy()
+            for slot, index in self._arguments:
+                slots[slot] = self._brought(index, tensors[index]._array)
+            staged = self._stage(slots, tensors)
+            self._read_scalars()
+            first = len(slots)
+            results = [self._empty((len(order), *shape), dtype) for shape, dtype, _ in self._results]
+            slots += results
+            execute.run_many(slots, order, [slot for slot, _ in self._arguments], list(range(first, len(slots))))
+            for array, buffer in staged:
+                arrays.copy_into(array, buffer)
+            if self._moves_results:
+                results = [arrays.moved(array, self._home) for array in results]
+            self._raise_versions(tensors)
+            last = [Tensor._wrap(array[-1].copy(), spec) for array, (_, _, spec) in zip(results, self._results)]
+            self._set_gradients(last, tensors)
+        return results
+
+    def _read_scalars(self) -> None:
+        for index, owner, key in self._scalars:
+            self._numbers[index] = float(owner[key] if type(key) is str else read_number(owner, key))
+
+    def _raise_versions(self, tensors: Sequence[Tensor]) -> None:
+        for storage in self._written:
+            storage.version += 1
+        for _, index in self._written_arguments:
+            tensors[index].storage.version += 1
+        for _, binding in self._gradients:
+            if binding.is_written:
+                self._gradient_of(binding.source, tensors).storage.version += 1
 
     def _brought(self, index: int, array: Any) -> Any:
         """Return an argument's array as the step can use it: contiguous, aligned, and where the step can address it."""

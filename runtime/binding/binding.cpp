@@ -5,7 +5,9 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -82,6 +84,7 @@ py::capsule attach_pool(const py::object &capsule) {
 struct Expected {
     py::ssize_t bytes;
     bool writable;
+    bool at_least = false;  // a dataset: more bytes are fine
 };
 
 struct FreeArena {
@@ -98,11 +101,19 @@ struct Step {
 
 Step step;
 
-Arena take_arena() {
-    if (step.idle_arena || step.arena_bytes == 0) return std::move(step.idle_arena);
+std::size_t aligned(long bytes) {
+    return (static_cast<std::size_t>(bytes) + arena_alignment - 1) / arena_alignment * arena_alignment;
+}
+
+Arena new_arena(std::size_t bytes) {
     void *memory = nullptr;
-    if (posix_memalign(&memory, arena_alignment, step.arena_bytes) != 0) throw std::bad_alloc();
+    if (bytes > 0 && posix_memalign(&memory, arena_alignment, bytes) != 0) throw std::bad_alloc();
     return Arena(static_cast<unsigned char *>(memory));
+}
+
+Arena take_arena() {
+    if (step.idle_arena) return std::move(step.idle_arena);
+    return new_arena(step.arena_bytes);
 }
 
 void configure(const py::sequence &arguments, std::size_t arena_bytes) {
@@ -165,6 +176,7 @@ public:
     }
 
     void *const *data() const { return pointers_; }
+    std::size_t count() const { return count_; }
 
 private:
     static bool is_ndarray(PyObject *object) {
@@ -266,7 +278,7 @@ private:
     }
 
     static void check(std::size_t position, const Expected &expected, py::ssize_t bytes, bool writable) {
-        if (bytes != expected.bytes) {
+        if (expected.at_least ? bytes < expected.bytes : bytes != expected.bytes) {
             throw py::value_error("step argument " + std::to_string(position) + ": expected "
                                   + std::to_string(expected.bytes) + " bytes, got " + std::to_string(bytes));
         }
@@ -286,8 +298,7 @@ private:
     std::size_t count_ = 0;
 };
 
-// Returns None, or (code, kernel, value, bound, text) of the first failure.
-py::object run(const py::object &arguments, int workers) {
+void check_arguments(const py::object &arguments, int workers) {
     PyObject *const sequence = arguments.ptr();
     if (!PyList_Check(sequence) && !PyTuple_Check(sequence)) throw py::type_error("run takes a list or a tuple");
     if (!step.configured) throw py::value_error("configure the step module before running it");
@@ -298,22 +309,22 @@ py::object run(const py::object &arguments, int workers) {
         throw py::value_error("the step takes " + std::to_string(step.arguments.size()) + " arguments, got "
                               + std::to_string(count));
     }
-    Pointers pointers(count);
-    for (std::size_t index = 0; index < count; ++index) {
-        pointers.add(PySequence_Fast_GET_ITEM(sequence, static_cast<py::ssize_t>(index)), step.arguments[index]);
-    }
+}
+
+// Calls work(arena, pool, workers) without the GIL, the pool its own as long as it runs.
+template <class Work>
+void run_alone(int workers, const Work &work) {
     Arena arena = take_arena();
-    pg_failure failure = {};
     bool has_threads = true;
     Py_BEGIN_ALLOW_THREADS;
     if (workers == 1) {
-        pg_step_run(pointers.data(), arena.get(), &serial_pool, 1, &failure);
+        work(arena.get(), &serial_pool, 1);
     } else {
         try {
             const std::lock_guard<std::mutex> guard(process_pool->lock);
             const pg_pool *pool = process_pool->of_size(*process_pool, workers);
             has_threads = pool != nullptr;
-            if (has_threads) pg_step_run(pointers.data(), arena.get(), pool, workers, &failure);
+            if (has_threads) work(arena.get(), pool, workers);
         } catch (const std::exception &) {  // a forked child starts threads late; nothing may cross the GIL's release
             has_threads = false;
         }
@@ -325,8 +336,119 @@ py::object run(const py::object &arguments, int workers) {
         PyErr_SetString(PyExc_RuntimeError, text.c_str());
         throw py::error_already_set();
     }
+}
+
+py::object as_result(const pg_failure &failure) {
     if (failure.code == 0) return py::none();
     return py::make_tuple(failure.code, failure.kernel, failure.value, failure.bound, std::string(failure.text));
+}
+
+// Returns None, or (code, kernel, value, bound, text) of the first failure.
+py::object run(const py::object &arguments, int workers) {
+    check_arguments(arguments, workers);
+    const std::size_t count = step.arguments.size();
+    Pointers pointers(count);
+    for (std::size_t index = 0; index < count; ++index) {
+        pointers.add(PySequence_Fast_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(index)), step.arguments[index]);
+    }
+    pg_failure failure = {};
+    run_alone(workers, [&](unsigned char *arena, const pg_pool *pool, int count_of_workers) {
+        pg_step_run(pointers.data(), arena, pool, count_of_workers, &failure);
+    });
+    return as_result(failure);
+}
+
+// ---- Many steps in one call. ----------------------------------------------------------------------------------------
+
+// The rows of one step, each worker copying its share.
+struct Gathering {
+    const unsigned char *from;
+    unsigned char *to;
+    const long *order;
+    long rows, row_bytes;
+    int workers;
+
+    static void copy(void *context, int worker) {
+        const Gathering &g = *static_cast<const Gathering *>(context);
+        for (long row = g.rows * worker / g.workers; row < g.rows * (worker + 1) / g.workers; ++row) {
+            std::memcpy(g.to + row * g.row_bytes, g.from + g.order[row] * g.row_bytes, static_cast<std::size_t>(g.row_bytes));
+        }
+    }
+};
+
+// Runs a loop's steps one by one; `scratch` holds the batches of one step, one after another, each aligned.
+void run_each(const Pointers &pointers, const pg_loop &loop, unsigned char *scratch, unsigned char *arena,
+              const pg_pool *pool, int workers, pg_failure *failure) {
+    std::vector<void *> now(pointers.data(), pointers.data() + pointers.count());
+    for (long number = 0; number < loop.steps && failure->code == 0; ++number) {
+        unsigned char *place = scratch;
+        for (int i = 0; i < loop.batch_count; ++i) {
+            const pg_batch &batch = loop.batches[i];
+            now[static_cast<std::size_t>(batch.slot)] = place;
+            Gathering gathering = {static_cast<const unsigned char *>(pointers.data()[batch.slot]), place,
+                                   loop.order + number * loop.rows, loop.rows, batch.row_bytes, workers};
+            pool->run(pool->self, workers, Gathering::copy, &gathering);
+            place += aligned(loop.rows * batch.row_bytes);
+        }
+        for (int i = 0; i < loop.result_count; ++i) {
+            const auto slot = static_cast<std::size_t>(loop.results[i]);
+            now[slot] = static_cast<unsigned char *>(pointers.data()[slot]) + number * step.arguments[slot].bytes;
+        }
+        pg_step_run(now.data(), arena, pool, workers, failure);
+    }
+}
+
+// Like run, for as many steps as `order` has rows: `batched` arguments are datasets, `stacked` ones hold every step's
+// result. All is checked before the first step.
+py::object run_many(const py::object &arguments, int workers, const py::array_t<std::int64_t, py::array::c_style> &order,
+                    const std::vector<int> &batched, const std::vector<int> &stacked) {
+    static_assert(sizeof(long) == sizeof(std::int64_t));
+    check_arguments(arguments, workers);
+    if (order.ndim() != 2) throw py::value_error("the order of rows has two dimensions");
+    const std::size_t count = step.arguments.size();
+    std::vector<Expected> expected = step.arguments;
+    pg_loop loop = {};
+    loop.steps = order.shape(0);
+    loop.rows = order.shape(1);
+    loop.order = reinterpret_cast<const long *>(order.data());
+    long highest = -1;
+    for (py::ssize_t i = 0; i < order.size(); ++i) {
+        if (order.data()[i] < 0) throw py::value_error("the order of rows has a negative row");
+        highest = std::max(highest, static_cast<long>(order.data()[i]));
+    }
+    std::vector<pg_batch> batches;
+    std::size_t scratch_bytes = 0;
+    for (const int slot : batched) {
+        Expected &part = expected.at(static_cast<std::size_t>(slot));
+        const long row_bytes = loop.rows > 0 ? part.bytes / loop.rows : 0;
+        if (row_bytes * loop.rows != part.bytes || part.writable) throw py::value_error("a batch of the step has other rows");
+        batches.push_back({slot, row_bytes});
+        scratch_bytes += aligned(part.bytes);
+        part = {(highest + 1) * row_bytes, false, true};
+    }
+    for (const int slot : stacked) expected.at(static_cast<std::size_t>(slot)).bytes *= loop.steps;
+    Pointers pointers(count);
+    for (std::size_t index = 0; index < count; ++index) {
+        pointers.add(PySequence_Fast_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(index)), expected[index]);
+    }
+    std::vector<long> dataset_bytes;
+    for (const int slot : batched) dataset_bytes.push_back(expected[static_cast<std::size_t>(slot)].bytes);
+    loop.batches = batches.data();
+    loop.batch_count = static_cast<int>(batches.size());
+    loop.results = stacked.data();
+    loop.result_count = static_cast<int>(stacked.size());
+    loop.dataset_bytes = dataset_bytes.data();
+    pg_failure failure = {};
+    if (pg_step_run_many != nullptr) {
+        const py::gil_scoped_release released;
+        pg_step_run_many(pointers.data(), &loop, &failure);
+    } else {
+        const Arena scratch = new_arena(scratch_bytes);
+        run_alone(workers, [&](unsigned char *arena, const pg_pool *pool, int count_of_workers) {
+            run_each(pointers, loop, scratch.get(), arena, pool, count_of_workers, &failure);
+        });
+    }
+    return as_result(failure);
 }
 
 }  // namespace
@@ -342,4 +464,7 @@ PYBIND11_MODULE(pg_step, module) {
                "Say once what run takes: (bytes, is written) for each argument, and the bytes of the arena.");
     module.def("run", &run, py::arg("arguments"), py::arg("workers"),
                "Run the step on C-contiguous arrays, buffers or device arrays; return None or (code, kernel, value, bound, text) of a failure.");
+    module.def("run_many", &run_many, py::arg("arguments"), py::arg("workers"), py::arg("order"), py::arg("batched"),
+               py::arg("stacked"),
+               "Run a step per row of order, which names the rows of the batched arguments; the stacked ones take all results.");
 }

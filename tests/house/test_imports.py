@@ -44,7 +44,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "nn": ("tensor", "ops"),
     "optim": ("tensor", "ops"),
     "data": ("tensor", "ops"),
+    "native": ("build", "codegen", "targets"),
     "compiler": (
+        "native",
         "storage",
         "ops",
         "autodiff",

@@ -24,4 +24,24 @@ struct pg_failure {
 
 __attribute__((visibility("default"))) int pg_step_run(void* const* arguments, unsigned char* arena, const pg_pool* pool,
                                                       int workers, pg_failure* failure);
+
+// One argument of a step that `pg_loop` cuts a batch from: `rows` rows of so many bytes for each step.
+struct pg_batch {
+  int slot;
+  long row_bytes;
+};
+
+// Many steps in one call. Arguments named in `batches` are whole datasets, from which step i takes the rows
+// order[i * rows … (i + 1) * rows); those named in `results` are arrays of `steps` results, one after another.
+struct pg_loop {
+  long steps, rows;
+  const long* order;
+  const pg_batch* batches;
+  const int* results;
+  const long* dataset_bytes;  // of each of `batches`
+  int batch_count, result_count;
+};
+
+// Defined by steps for targets on which the processor need not lead each step; for others the binding repeats pg_step_run.
+__attribute__((weak, visibility("hidden"))) int pg_step_run_many(void* const* arguments, const pg_loop* loop, pg_failure* failure);
 }

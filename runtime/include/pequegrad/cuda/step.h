@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "control.h"
+#include "loop.h"
 
 namespace pg {
 
@@ -30,6 +31,10 @@ inline const char* device_report() {
 }
 
 constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr long at_most(long value, long limit) { return value < limit ? value : limit; }
+
+// Nodes of the graph of many steps: making one takes about a microsecond each.
+constexpr int most_nodes = 2048;
 
 // Device memory as a phase's arguments see it; a cooperative kernel takes it by value.
 template <int Slots> struct step_pointers {
@@ -61,6 +66,25 @@ template <int Slots, launch_form Form> class device_step {
     } else if (open() && take_report() && place(arguments) && copy_in(arguments) && launch() && copy_out(arguments)) {
       if (must_wait_ && check("waiting for the step", cudaStreamSynchronize(stream_))) take_report();
     }
+    pthread_mutex_unlock(&lock_);
+    return failure->code;
+  }
+
+  // Runs many steps on datasets and an order of rows that lie on the host or on the device; returns failure->code.
+  int run_many(void* const* arguments, const pg_loop& loop, pg_failure* failure) {
+    pthread_mutex_lock(&lock_);
+    failure_ = failure;
+    repeat_ = &loop;
+    if (is_lost_) {
+      refuse("the device's context was lost by an earlier error", cudaErrorUnknown);
+    } else if (open() && take_report() && place(arguments) && copy_in(arguments)) {
+      const bool is_done = prepare_loop(arguments) && launch_loop() && copy_out(arguments) && copy_results(arguments);
+      // What the loop used is freed only when the device has done with it.
+      if (check("waiting for the steps", cudaStreamSynchronize(stream_)) && is_done) take_report();
+    }
+    for (int i = 0; i < borrowed_count_; ++i) cudaFree(borrowed_[i]);
+    borrowed_count_ = 0;
+    repeat_ = nullptr;
     pthread_mutex_unlock(&lock_);
     return failure->code;
   }
@@ -98,6 +122,13 @@ template <int Slots, launch_form Form> class device_step {
   pthread_mutex_t lock_;
 
   pg_failure* failure_ = nullptr;  // the caller's, for the time of a call
+  const pg_loop* repeat_ = nullptr;  // likewise, of many steps
+  long chunk_ = 0;  // steps of chunk_graph_
+  loop_state* loop_ = nullptr;
+  moved* moves_ = nullptr;
+  cudaGraphExec_t chunk_graph_ = nullptr;
+  void* borrowed_[2 * Slots + 1] = {};  // the device's memory, for the time of a call
+  int borrowed_count_ = 0;
   bool is_open_ = false, is_lost_ = false, must_wait_ = false;
   int phase_ = -1, resident_ = 0;
   cudaStream_t stream_ = nullptr;
@@ -239,7 +270,7 @@ template <int Slots, launch_form Form> class device_step {
       if (is_placed_[i]) continue;
       if (is_staged_[i] && !staging_[i] && !allocate(&staging_[i], slots_[i].bytes > 0 ? slots_[i].bytes : 1, slots_[i].name)) return false;
       void* const now = is_staged_[i] ? staging_[i] : arguments[i];
-      if (now != at_[i] && !forget_graph()) return false;
+      if (now != at_[i] && !(forget(graph_) && forget(chunk_graph_))) return false;
       seen_[i] = arguments[i];
       at_[i] = now;
       is_placed_[i] = true;
@@ -247,9 +278,107 @@ template <int Slots, launch_form Form> class device_step {
     return true;
   }
 
+  bool is_batch(int slot) const {
+    for (int i = 0; repeat_ && i < repeat_->batch_count; ++i)
+      if (repeat_->batches[i].slot == slot) return true;
+    return false;
+  }
+  bool is_stacked(int slot) const {
+    for (int i = 0; repeat_ && i < repeat_->result_count; ++i)
+      if (repeat_->results[i] == slot) return true;
+    return false;
+  }
+
+  // Memory on the device that holds `bytes` of an argument, or will; the argument's own where it lies there.
+  void* borrow(void* argument, bool is_host, long bytes, bool is_read, const char* what) {
+    if (!is_host) return argument;
+    void* memory = nullptr;
+    if (!allocate(&memory, bytes > 0 ? bytes : 1, what)) return nullptr;
+    borrowed_[borrowed_count_++] = memory;
+    if (is_read && !check("copying a dataset to the device", cudaMemcpyAsync(memory, argument, size_t(bytes), cudaMemcpyDefault, stream_)))
+      return nullptr;
+    return memory;
+  }
+
+  bool prepare_loop(void* const* arguments) {
+    const pg_loop& loop = *repeat_;
+    void *state = loop_, *moves = moves_;
+    if (!state && !allocate(&state, sizeof(loop_state), "the count of steps")) return false;
+    loop_ = static_cast<loop_state*>(state);
+    if (!moves && !allocate(&moves, long(sizeof(moved)) * (Slots + 1), "the places of batches")) return false;
+    moves_ = static_cast<moved*>(moves);
+    void* const order = borrow(const_cast<long*>(loop.order), true, loop.steps * loop.rows * long(sizeof(long)), true, "the order of rows");
+    if (!order) return false;
+    loop_state now = {0, loop.rows, static_cast<const long*>(order), loop.batch_count, loop.result_count};
+    moved all[Slots + 1];
+    int count = 0;
+    for (int i = 0; i < loop.batch_count; ++i) {
+      const int slot = loop.batches[i].slot;
+      void* const data = borrow(arguments[slot], is_host_[slot], loop.dataset_bytes[i], true, slots_[slot].name);
+      if (!data) return false;
+      all[count++] = {static_cast<unsigned char*>(data), static_cast<unsigned char*>(at_[slot]), loop.batches[i].row_bytes};
+    }
+    for (int i = 0; i < loop.result_count; ++i) {
+      const int slot = loop.results[i];
+      void* const kept = borrow(arguments[slot], is_host_[slot], loop.steps * slots_[slot].bytes, false, slots_[slot].name);
+      if (!kept) return false;
+      all[count++] = {static_cast<unsigned char*>(kept), static_cast<unsigned char*>(at_[slot]), slots_[slot].bytes};
+    }
+    return check("telling the device of the steps", cudaMemcpyAsync(loop_, &now, sizeof now, cudaMemcpyDefault, stream_)) &&
+           check("telling the device of the steps", cudaMemcpyAsync(moves_, all, sizeof(moved) * size_t(count), cudaMemcpyDefault, stream_)) &&
+           check("telling the device of the steps", cudaStreamSynchronize(stream_));  // they are this function's own
+  }
+
+  // One step of many: its batch, its phases, its results.
+  bool enqueue_one() {
+    const unsigned blocks = unsigned(repeat_->rows / (PG_BLOCK / 32) + 1);
+    if (repeat_->batch_count > 0 &&
+        !check("launching the batch", pg_launch(launch_take_batch<loop_state>, dim3(blocks < 1024 ? blocks : 1024), dim3(PG_BLOCK), 0, stream_, loop_, moves_)))
+      return false;
+    enqueue_(*this, pointers_now());
+    phase_ = -1;
+    return failure_->code == 0 && check("launching the results", pg_launch(launch_keep_results<loop_state>, dim3(1), dim3(PG_BLOCK), 0, stream_, loop_, moves_));
+  }
+
+  // As one graph, or as few as hold so many nodes.
+  bool launch_loop() {
+    int nodes = Form == launch_form::cooperative ? 3 : 2;
+    for (int phase = 0; Form == launch_form::graph && *phase_names_[phase]; ++phase) ++nodes;
+    const long steps = repeat_->steps, chunk = at_most(steps, nodes < most_nodes ? most_nodes / nodes : 1);
+    if (chunk != chunk_ && !forget(chunk_graph_)) return false;
+    if (!chunk_graph_) {
+      const auto enqueue = [&] {
+        for (long i = 0; i < chunk; ++i)
+          if (!enqueue_one()) return;
+      };
+      if (!capture(chunk_graph_, enqueue)) return false;
+      chunk_ = chunk;
+    }
+    long done = 0;
+    for (; done + chunk <= steps; done += chunk)
+      if (!check("launching the steps", cudaGraphLaunch(chunk_graph_, stream_))) return false;
+    for (; done < steps; ++done)
+      if (!enqueue_one()) return false;
+    return true;
+  }
+
+  bool copy_results(void* const* arguments) {
+    int borrowed = 1;  // after the order, as `prepare_loop` has borrowed them
+    for (int i = 0; i < repeat_->batch_count; ++i) borrowed += is_host_[repeat_->batches[i].slot];
+    for (int i = 0; i < repeat_->result_count; ++i) {
+      const int slot = repeat_->results[i];
+      if (!is_host_[slot] || !slots_[slot].bytes) continue;
+      const size_t bytes = size_t(repeat_->steps * slots_[slot].bytes);
+      const cudaError_t status = cudaMemcpyAsync(arguments[slot], borrowed_[borrowed], bytes, cudaMemcpyDefault, stream_);
+      if (!check("copying results from the device", status)) return false;
+      ++borrowed;
+    }
+    return true;
+  }
+
   bool copy_in(void* const* arguments) {
     for (int i = 0; i < Slots; ++i) {
-      if (!is_staged_[i] || !slots_[i].is_read || !slots_[i].bytes) continue;
+      if (is_batch(i) || !is_staged_[i] || !slots_[i].is_read || !slots_[i].bytes) continue;
       const cudaError_t status = cudaMemcpyAsync(at_[i], arguments[i], size_t(slots_[i].bytes), cudaMemcpyDefault, stream_);
       if (!check("copying an argument to the device", status)) return false;
     }
@@ -258,7 +387,7 @@ template <int Slots, launch_form Form> class device_step {
 
   bool copy_out(void* const* arguments) {
     for (int i = 0; i < Slots; ++i) {
-      if (!is_staged_[i] || !slots_[i].is_written || !slots_[i].bytes) continue;
+      if (is_stacked(i) || !is_staged_[i] || !slots_[i].is_written || !slots_[i].bytes) continue;
       const cudaError_t status = cudaMemcpyAsync(arguments[i], at_[i], size_t(slots_[i].bytes), cudaMemcpyDefault, stream_);
       if (!check("copying a result from the device", status)) return false;
     }
@@ -267,10 +396,10 @@ template <int Slots, launch_form Form> class device_step {
     return check("copying the report from the device", status);
   }
 
-  bool forget_graph() {
-    if (!graph_) return true;
-    cudaGraphExec_t old = graph_;
-    graph_ = nullptr;
+  bool forget(cudaGraphExec_t& graph) {
+    if (!graph) return true;
+    cudaGraphExec_t old = graph;
+    graph = nullptr;
     return check("dropping a graph", cudaGraphExecDestroy(old));
   }
 
@@ -280,7 +409,7 @@ template <int Slots, launch_form Form> class device_step {
       phase_ = -1;
       return failure_->code == 0;
     } else {
-      if (!graph_ && !capture()) return false;
+      if (!graph_ && !capture(graph_, [&] { enqueue_(*this, pointers_now()); })) return false;
       return check("launching the step", cudaGraphLaunch(graph_, stream_));
     }
   }
@@ -292,15 +421,15 @@ template <int Slots, launch_form Form> class device_step {
     return now;
   }
 
-  bool capture() {
+  template <class Enqueue> bool capture(cudaGraphExec_t& made, const Enqueue& enqueue) {
     if (!check("capturing the step", cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal))) return false;
-    enqueue_(*this, pointers_now());
+    enqueue();
     phase_ = -1;
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
     bool is_made = failure_->code == 0;  // else a phase was refused, and said why
     is_made = is_made && check("capturing the step", ended) &&
-              check("instantiating the step's graph", cudaGraphInstantiate(&graph_, graph, 0));
+              check("instantiating the step's graph", cudaGraphInstantiate(&made, graph, 0));
     if (graph) cudaGraphDestroy(graph);
     return is_made;
   }
