@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import arrays, targets
+from . import arrays, profiling, targets
 from .build import cache
 from .build.kernel_report import KernelReport
 from .codegen import emit
@@ -48,7 +48,7 @@ from .trace.graph import Graph
 from .trace.many import run_many
 from .trace.placement import home_of
 from .trace.signature import Call, explain_difference, read_call, without_data
-from .trace.step import BoundStep, Execute
+from .trace.step import BoundStep, Execute, interpret
 from .trace.tracer import current_tracer
 
 _TARGETS = {arrays.CPU: "cpp", "cuda": "cuda"}
@@ -389,6 +389,19 @@ class CompiledFunction:
         for number, phase in enumerate(plan.phases):
             lines += [f"  phase {number}: {kernel.family:8} {kernel.origin}" for kernel in phase.kernels]
         return "\n".join([*lines, "guards:", *(f"  {line}" for line in captured.guards.lines())])
+
+    def profile(self, *args: Any, seconds: float = profiling.SECONDS, **kwargs: Any) -> profiling.Profile:
+        """Time each kernel of the step for these arguments, on copies of them and of the state; ``print`` what it returns.
+
+        The step is built once more, with a clock between its kernels, and runs for about ``seconds``. Raises DeviceError
+        for a target that has no such clock.
+        """
+        call = read_call(args, kwargs)
+        captured, home = self._capture(args, kwargs)
+        target = self._target(home=home)
+        plan = lower(optimize(captured.trace.graph), target, config.workers(), self._options.precision)
+        inputs = BoundStep(captured.trace, interpret(captured.trace.graph), captured.pinned).copied_inputs(call.tensors)
+        return profiling.profile(plan, target, inputs, self._say_progress, seconds)
 
     def cache_info(self) -> CacheInfo:
         """Return how many steps there are and how often they ran."""

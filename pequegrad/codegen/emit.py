@@ -37,7 +37,7 @@ class Call:
     """One call of an emitted kernel: its arguments as C text, and where they stand among those of its phase.
 
     ``note`` says what it computes where another call's function serves it too, and is empty elsewhere. ``after``: thread
-    blocks that the calls before it in the phase take."""
+    blocks that the calls before it in the phase take. ``kernel``: its kernel's number in the plan."""
 
     function: str
     arguments: tuple[str, ...]
@@ -45,6 +45,7 @@ class Call:
     note: str
     after: int
     can_fail: bool
+    kernel: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """The whole file. ``arguments``: what ``step.argument`` of each number is, for people."""
+    """The whole file. ``arguments``: what ``step.argument`` of each number is, for people. ``is_timed``: each worker
+    writes the time into one more argument, int64 (workers, ``marks``): at the start, after each call of a phase, and
+    after its barrier."""
 
     name: str
     headers: tuple[str, ...]
@@ -93,6 +96,12 @@ class StepView:
     kernel_count: int
     arena_bytes: int
     is_cooperative: bool
+    is_timed: bool
+
+    @property
+    def marks(self) -> int:
+        """How often a worker of a timed step looks at the clock."""
+        return 1 + sum(len(phase.calls) + 1 for phase in self.phases)
 
     @property
     def blocks(self) -> int:
@@ -112,8 +121,16 @@ class StepView:
 _VIEWS = {"lanes": views, "threads": thread_views}
 
 
-def render(plan: StepPlan, target: Target) -> str:
+def render(plan: StepPlan, target: Target, *, is_timed: bool = False) -> str:
     """Return the source of a step for a target."""
+    step = view(plan, target, is_timed=is_timed)
+    text = _environment(target.template_folder).get_template("step.j2").render(step=step)
+    wrapped = "\n".join(part.rstrip() for line in text.split("\n") for part in _wrapped(line))
+    return re.sub(r"\n{3,}", "\n\n", wrapped).strip() + "\n"
+
+
+def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
+    """Return the record that the step's template shows."""
     environment = _environment(target.template_folder)
     functions: dict[str, str] = {}
     phase_functions: dict[Any, str] = {}
@@ -126,15 +143,15 @@ def render(plan: StepPlan, target: Target) -> str:
         rounds: list[list[_Part]] = []
         for kernel in phase.kernels:
             parts = _VIEWS[target.execution].views_of(plan, kernel, number, scratch.get(number, -1), target)
-            for at, view in enumerate(parts):
-                body = environment.get_template(f"{kernel.family}.j2").render(k=view)
+            for at, part in enumerate(parts):
+                body = environment.get_template(f"{kernel.family}.j2").render(k=part)
                 is_shared = body in functions
                 if not is_shared:
                     functions[body] = _unused(_identifier(kernel.name), functions.values())
-                    texts.append(_comment(view.head) + body.replace(view.head.name, functions[body]))
+                    texts.append(_comment(part.head) + body.replace(part.head.name, functions[body]))
                 if at == len(rounds):
                     rounds.append([])
-                rounds[at].append(_Part(functions[body], view, kernel, is_shared))
+                rounds[at].append(_Part(functions[body], part, kernel, number, is_shared))
             number += 1
         for parts_of_round in rounds:
             for launched in _launches(parts_of_round, target.most_pointers):
@@ -145,7 +162,7 @@ def render(plan: StepPlan, target: Target) -> str:
     headers = dict.fromkeys(header for kernel in plan.kernels for header in target.headers_of(kernel.family))
     if any(isinstance(s, Compute) and isinstance(s.op.lowering, Family) for k in plan.kernels for s in statements(k)):
         headers[target.random_header] = None
-    step = StepView(
+    return StepView(
         plan.name,
         tuple(headers),
         tuple(texts),
@@ -155,10 +172,8 @@ def render(plan: StepPlan, target: Target) -> str:
         number,
         arena_bytes(plan, target),
         is_cooperative(target.launch, [phase.blocks for phase in phases], len(plan.slots)),
+        is_timed,
     )
-    text = environment.get_template("step.j2").render(step=step)
-    wrapped = "\n".join(part.rstrip() for line in text.split("\n") for part in _wrapped(line))
-    return re.sub(r"\n{3,}", "\n\n", wrapped).strip() + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +183,7 @@ class _Part:
     function: str
     view: Any
     kernel: Kernel
+    number: int
     is_shared: bool
 
 
@@ -198,7 +214,9 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
             parameters[text] = dataclasses.replace(pointer, name=name, is_written=is_written)
             names.append(name)
         note = str(part.kernel.origin) if part.is_shared else ""
-        calls.append(Call(part.function, texts, tuple(names), note, blocks, isinstance(part.kernel, Index)))
+        calls.append(
+            Call(part.function, texts, tuple(names), note, blocks, isinstance(part.kernel, Index), part.number)
+        )
         blocks += part.view.blocks
     shared = tuple(dict.fromkeys(part.view.shared for part in parts if part.view.shared))
     identity = (

@@ -152,4 +152,5 @@ def native_target() -> Target:
         random_header="philox.h",
         most_pointers=sys.maxsize,
         has_tensor_cores=False,
+        has_clock=True,
     )

@@ -112,4 +112,5 @@ def _target(
         random_header="random.h",
         most_pointers=MOST_POINTERS,
         has_tensor_cores=machine_code.name not in WITHOUT_TENSOR_CORES,
+        has_clock=False,
     )

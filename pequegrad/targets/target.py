@@ -43,6 +43,7 @@ class Target:
     ``device``: where a step's memory lies, "cpu" or a device's name. ``compiler``: "cxx" or "nvcc", for the step's source;
     the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes.
     ``most_pointers``: parameters that one launch can take. ``has_tensor_cores``: for products in tf32 and bf16.
+    ``has_clock``: whether its steps can be timed kernel by kernel.
     ``launch``: "graph" (a node for each phase), "cooperative" (one kernel) or "auto"; of execution "threads" alone.
     """
 
@@ -63,6 +64,7 @@ class Target:
     random_header: str
     most_pointers: int
     has_tensor_cores: bool
+    has_clock: bool
     launch: str = "auto"
 
     @property

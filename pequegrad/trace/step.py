@@ -224,6 +224,16 @@ class BoundStep:
             self._set_gradients(made, tensors)
         return result
 
+    def copied_inputs(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Return a private copy, on the host, of each input that a call with ``tensors`` would have."""
+        with self._lock:
+            slots = self._template.copy()
+            for slot, index in self._arguments:
+                slots[slot] = self._brought(index, tensors[index]._array)
+            self._stage(slots, tensors)
+            self._read_scalars()
+            return [np.array(arrays.to_host(arrays.unheld(slot))) for slot in slots]
+
     @property
     def can_repeat(self) -> bool:
         """Whether `run_many` does what calls with new batches would do: results are new arrays, and nothing of an

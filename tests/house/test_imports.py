@@ -45,8 +45,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "optim": ("tensor", "ops"),
     "data": ("tensor", "ops"),
     "native": ("build", "codegen", "targets"),
+    "profiling": ("build", "codegen", "targets"),
     "compiler": (
         "native",
+        "profiling",
         "storage",
         "ops",
         "autodiff",
