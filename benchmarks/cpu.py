@@ -15,10 +15,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .catalog import BY_NAME, WORKLOADS
 from .measure import RESULTS, Options, Row, machine, measure, names_in, say
+from .peak import measure_peak
 from .peers import CPU_PEERS, OURS
-from .report import draw, format_table
+from .report import draw, format_table, number
+from .workloads import WORKLOADS, find
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,9 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peers",
         type=lambda text: names_in(text, list(CPU_PEERS), "peer"),
-        default=["pequegrad", "torch", "jax"],
-        help=f"frameworks, a comma list of {', '.join(CPU_PEERS)} (pequegrad,torch,jax)",
+        default=["pequegrad", "torch", "torch-compile", "jax"],
+        help=f"frameworks, a comma list of {', '.join(CPU_PEERS)} (all but pequegrad-eager)",
     )
+    parser.add_argument("--random", type=int, metavar="N", help="instead: N nets drawn at random, from --seed on")
+    parser.add_argument("--seed", type=int, default=0, help="of the first random net (%(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each framework (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.25, help="length of a round (%(default)s)")
@@ -45,28 +48,40 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def chosen_names(options: argparse.Namespace) -> list[str]:
+    """Return the names of the workloads that the command line asks for."""
+    if options.random is None:
+        return options.only
+    return [f"random-{seed}" for seed in range(options.seed, options.seed + options.random)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return 1 if any framework did not do the same work or failed."""
     options = make_parser().parse_args(arguments)
     facts = machine()
     how = Options(options.threads, options.rounds, options.seconds, options.verbose)
     print(", ".join(f"{key} {value}" for key, value in facts.items()), f"threads {options.threads}", sep=", ")
+    peak = measure_peak(options.threads)
+    print(f"measured peak {number(peak / 1e9, 3)} GFLOP/s")
     results: dict[str, list[Row]] = {}
-    for name in options.only:
-        results[name] = measure(BY_NAME[name], options.peers, how)
+    for name in chosen_names(options):
+        workload = find(name)
+        results[name] = measure(workload, options.peers, how)
         say("")
-        print(f"\n{format_table(BY_NAME[name], results[name], OURS)}", flush=True)
+        print(f"\n{format_table(workload, results[name], OURS, peak)}", flush=True)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"cpu-{options.threads}threads.json"
+    kind = "cpu" if options.random is None else "random"
+    path = options.out / f"{kind}-{options.threads}threads.json"
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": facts,
         "threads": options.threads,
+        "peak_flops": peak,
         "workloads": {name: [asdict(row) | {"seconds": row.seconds} for row in rows] for name, rows in results.items()},
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
-    draw({BY_NAME[name]: rows for name, rows in results.items()}, path.with_suffix(".png"), facts)
+    draw({find(name): rows for name, rows in results.items()}, path.with_suffix(".png"), facts)
     print(f"\nwrote {path} and {path.with_suffix('.png').name}")
     return int(any(row.note for rows in results.values() for row in rows))
 

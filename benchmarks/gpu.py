@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .catalog import GPU_WORKLOADS, AnyWorkload
 from .gpu_device import Limits, find_limits
 from .gpu_peers import GPU_PEERS, OURS_ON_GPU
 from .measure import RESULTS, ROOT, Options, Row, machine, measure, names_in
 from .report import format_table, number
-from .workloads import Sgd
+from .workloads import GPU_WORKLOADS, Workload
 
 MINUTES = 8.5
 CHECK_SECONDS, SANITIZER_SECONDS = 150, 45
@@ -109,23 +108,15 @@ def sanitize(session: Session, tool: str, launch: str) -> None:
             section.state, section.text = "skipped", "compute-sanitizer is not installed"
             return
         prefix = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
-        arguments = ["--ops", "none", "--nets", "tiny,block", "--small", "--steps", "2", "--launch", launch]
+        arguments = ["--ops", "none", "--nets", "tiny,gpt", "--small", "--steps", "2", "--launch", launch]
         run_check(section, arguments, session.seconds_left(SANITIZER_SECONDS), prefix)
 
     session.run(f"{tool}, {launch} launch", work)
 
 
-def least_bytes(workload: AnyWorkload) -> int:
-    """Return the bytes that one step must move if all but parameters, optimizer state and batch stays on the chip:
-    each of them is read, and all but the batch written, once."""
-    passes = 2 if isinstance(workload.optimizer, Sgd) else 6
-    batch = sum(part.nbytes for part in workload.batches(1)[0])
-    return 4 * passes * workload.parameter_count() + batch
-
-
-def add_limits(workload: AnyWorkload, rows: Sequence[Row], limits: Limits) -> list[dict[str, Any]]:
+def add_limits(workload: Workload, rows: Sequence[Row], limits: Limits) -> list[dict[str, Any]]:
     """Return the rows for the file, with bandwidth and percent of the limit, and print both."""
-    operations, moved = workload.flops(), least_bytes(workload)
+    operations, moved = workload.flops(), workload.least_bytes()
     least = limits.seconds(operations, moved, workload.precision)
     print(f"  limit {number(1e6 * least)} µs: {operations / 1e6:.4g} MFLOP, {moved / 1e6:.4g} MB at least")
     records = []
@@ -138,7 +129,7 @@ def add_limits(workload: AnyWorkload, rows: Sequence[Row], limits: Limits) -> li
     return records
 
 
-def time_steps(session: Session, workload: AnyWorkload, peers: Sequence[str], limits: Limits, rounds: int) -> None:
+def time_steps(session: Session, workload: Workload, peers: Sequence[str], limits: Limits, rounds: int) -> None:
     """Time one workload with each framework."""
 
     def work(section: Section) -> None:

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,14 @@ import pequegrad as pg
 from pequegrad.errors import NotCompilable
 from pequegrad.ops.core import REGISTRY, Op, Sample, bind
 
-from .catalog import BY_NAME, SMALL_GPT, AnyWorkload
-from .peers import LOSSES, make_model, make_optimizer
+from .peers import make_model, make_optimizer
+from .workloads import SMALL_WORKLOADS, Workload, find
 
 SAMPLES_A_STEP = 40
 """Samples that one compiled step holds: fewer steps compile sooner, smaller steps compile beside each other."""
 CLOSE, CLOSE_AT_FIRST, CLOSE_LATER = 2e-4, 1e-3, 5e-2
 FIRST_STEPS = 10
 """Losses are close in the first steps; later, rounding has grown along the trajectory."""
-SMALL = ("mlp", "conv", "tiny")
 
 
 @dataclass
@@ -156,7 +155,7 @@ def find_torch(report: Report) -> tuple[Any, str]:
     return torch, device
 
 
-def check_training(report: Report, target: str, workloads: Sequence[AnyWorkload], steps: int) -> None:
+def check_training(report: Report, target: str, workloads: Sequence[Workload], steps: int) -> None:
     """Compare the losses of some training steps on ``target`` with those of the CPU target and of PyTorch."""
     torch, device = find_torch(report)
     for workload in workloads:
@@ -172,16 +171,15 @@ def check_training(report: Report, target: str, workloads: Sequence[AnyWorkload]
 
 
 def train(
-    framework: Any, workload: AnyWorkload, batches: Any, steps: int, compiled: Callable[..., Any], device: str = "cpu"
+    framework: Any, workload: Workload, batches: Any, steps: int, compiled: Callable[..., Any], device: str = "cpu"
 ) -> np.ndarray:
     """Return the losses of ``steps`` training steps."""
     model = make_model(framework, workload).to(device)
     optimizer = make_optimizer(framework, workload, model.parameters())
-    loss_function = getattr(framework.nn.functional, LOSSES[workload.loss])
 
-    def step(x: Any, y: Any) -> Any:
+    def step(*batch: Any) -> Any:
         optimizer.zero_grad()
-        loss = loss_function(model(x), y)
+        loss = model(*batch)
         loss.backward()
         optimizer.step()
         return loss
@@ -191,11 +189,14 @@ def train(
     return np.array([run(*data[i % len(data)]).item() for i in range(steps)])
 
 
-def training_workloads(is_small: bool) -> list[AnyWorkload]:
-    """Return the nets to train; ``is_small``: with few samples, for the simulator and the sanitizer."""
-    batches = {"mlp": 4, "conv": 2, "tiny": 8} if is_small else {}
-    nets = [BY_NAME[name] for name in SMALL]
-    return [*(replace(net, batch=batches.get(net.name, net.batch)) for net in nets), SMALL_GPT]
+def training_workloads(is_small: bool) -> list[Workload]:
+    """Return the nets to train; ``is_small``: over little, for the simulator and the sanitizer."""
+    return list(SMALL_WORKLOADS) if is_small else [find(name) for name in ("mlp", "conv", "tiny", "gpt")]
+
+
+def is_chosen(workload: Workload, nets: Sequence[str] | None) -> bool:
+    """Whether the command line asks for a net, by its name or by that of which it is a small form."""
+    return nets is None or workload.name.removesuffix("-small") in nets
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = Report()
     if options.ops != ["none"]:
         check_ops(report, options.target, options.ops)
-    chosen = [net for net in training_workloads(options.small) if options.nets is None or net.name in options.nets]
+    chosen = [net for net in training_workloads(options.small) if is_chosen(net, options.nets)]
     check_training(report, options.target, chosen, options.steps)
     report.notes = list(dict.fromkeys(report.notes))
     print(json.dumps({"compared": report.compared, "differing": report.differing, "notes": report.notes}))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .catalog import AnyWorkload
 from .peers import Batches, JaxPeer, PequegradPeer, TorchPeer
+from .workloads import Workload
 
 LARGE = 10**9
 """Operations a step, above which one cooperative kernel for the whole step is not worth building."""
@@ -20,17 +20,16 @@ class TorchCudaPeer(TorchPeer):
 
     device = "cuda"
 
-    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
-        self._precision = workload.precision
-        return super().make_step(workload, batches, variant)
+    def variants(self, workload: Workload) -> tuple[str, ...]:
+        return tuple(variant for variant in super().variants(workload) if "one_thread" not in variant)
 
-    def _prepare(self, forward: Callable[..., Any], update: Callable[[], Any]) -> tuple[Any, Any]:
-        if self._precision != "bf16":
-            return forward, update
+    def _prepare(self, workload: Workload, model: Any, update: Callable[[], Any], variant: str) -> tuple[Any, Any]:
+        if workload.precision != "bf16":
+            return model, update
 
-        def in_bfloat16(x: Any, y: Any) -> Any:
+        def in_bfloat16(*batch: Any) -> Any:
             with self.torch.autocast("cuda", self.torch.bfloat16):
-                return forward(x, y)
+                return model(*batch)
 
         return in_bfloat16, update
 
@@ -38,11 +37,10 @@ class TorchCudaPeer(TorchPeer):
 class TorchCompileCudaPeer(TorchCudaPeer):
     """PyTorch with torch.compile; "reduce-overhead" replays CUDA graphs, the optimizer's own kernels are fused."""
 
-    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
+    def variants(self, workload: Workload) -> tuple[str, ...]:
         return ("fused reduce-overhead", "fused default")
 
-    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
-        self._mode = variant.split()[1]
+    def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
         step = super().make_step(workload, batches, variant)
 
         def marked(i: int) -> Any:
@@ -51,13 +49,14 @@ class TorchCompileCudaPeer(TorchCudaPeer):
 
         return marked
 
-    def _prepare(self, forward: Callable[..., Any], update: Callable[[], Any]) -> tuple[Any, Any]:
-        forward, update = super()._prepare(forward, update)
-        return self.torch.compile(forward, mode=self._mode), update
+    def _prepare(self, workload: Workload, model: Any, update: Callable[[], Any], variant: str) -> tuple[Any, Any]:
+        forward, update = super()._prepare(workload, model, update, variant)
+        self.torch.compiler.reset()
+        return self.torch.compile(forward, mode=variant.split()[1]), update
 
 
 class JaxCudaPeer(JaxPeer):
-    """JAX on the GPU; float32 products in float32, as the others', and bfloat16 where the workload says so."""
+    """JAX on the GPU; float32 products in float32, as the others'."""
 
     platform = "cuda"
 
@@ -65,19 +64,16 @@ class JaxCudaPeer(JaxPeer):
         super().__init__(threads, cache_dir)
         self.jax.config.update("jax_default_matmul_precision", "highest")
 
-    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
-        return ("half",) if workload.precision == "bf16" else super().variants(workload)
-
 
 class PequegradCudaPeer(PequegradPeer):
     """pequegrad with target "cuda": the step as a graph of kernels, or as one cooperative kernel."""
 
     device = "cuda"
 
-    def variants(self, workload: AnyWorkload) -> tuple[str, ...]:
+    def variants(self, workload: Workload) -> tuple[str, ...]:
         return ("graph", "cooperative") if workload.flops() < LARGE else ("graph",)
 
-    def make_step(self, workload: AnyWorkload, batches: Batches, variant: str) -> Callable[[int], Any]:
+    def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
         self.pg.config.cuda_launch = variant
         return super().make_step(workload, batches, variant)
 

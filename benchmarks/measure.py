@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .catalog import AnyWorkload
+from .workloads import Workload
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,9 +138,7 @@ def worker_environment(threads: int, cache_dir: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def prepared(
-    row: Row, workload: AnyWorkload, cache_dir: str, options: Options
-) -> Iterator[tuple[Connection, list[str]]]:
+def prepared(row: Row, workload: Workload, cache_dir: str, options: Options) -> Iterator[tuple[Connection, list[str]]]:
     """Yield a fresh worker whose framework is imported, and the variants that it offers."""
     worker = Connection(worker_environment(options.threads, cache_dir), options.verbose, options.deadline)
     try:
@@ -151,7 +149,7 @@ def prepared(
         worker.close()
 
 
-def measure(workload: AnyWorkload, peers: Sequence[str], options: Options) -> list[Row]:
+def measure(workload: Workload, peers: Sequence[str], options: Options) -> list[Row]:
     """Return one row a framework: compile times, then timed rounds in turn."""
     rows = [Row(peer) for peer in peers]
     with contextlib.ExitStack() as stack:

@@ -10,13 +10,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .catalog import AnyWorkload
+from .workloads import Workload
 
-COLUMNS = ("", "µs/step", "quartiles", "× best peer", "GFLOP/s", "cold s", "warm s", "peak MiB", "settings")
+PANELS_A_ROW = 3
+COLUMNS = (
+    "",
+    "µs/step",
+    "quartiles",
+    "× best peer",
+    "GFLOP/s",
+    "% of peak",
+    "cold s",
+    "warm s",
+    "peak MiB",
+    "settings",
+)
 
 
-def format_table(workload: AnyWorkload, rows: Sequence[Any], ours: Sequence[str]) -> str:
-    """Return the table of one workload. "× best peer" is time over the fastest framework that is not ours."""
+def format_table(workload: Workload, rows: Sequence[Any], ours: Sequence[str], peak: float = math.nan) -> str:
+    """Return the table of one workload. "× best peer" is time over the fastest framework that is not ours; ``peak`` is in
+    operations a second."""
     best = best_peer_seconds(rows, ours)
     flops = workload.flops()
     lines = [
@@ -32,6 +45,7 @@ def format_table(workload: AnyWorkload, rows: Sequence[Any], ours: Sequence[str]
                 f"{number(low * 1e6)}-{number(high * 1e6)}" if row.rounds else "-",
                 number(row.seconds / best, 3),
                 number(flops / row.seconds / 1e9, 3),
+                number(100 * flops / row.seconds / peak, 3),
                 number(row.cold_seconds, 3),
                 number(row.warm_seconds, 3),
                 number(row.peak_mib, 4),
@@ -62,17 +76,20 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def draw(results: Mapping[AnyWorkload, Sequence[Any]], path: Path, facts: Mapping[str, str]) -> None:
+def draw(results: Mapping[Workload, Sequence[Any]], path: Path, facts: Mapping[str, str]) -> None:
     """Write a PNG: one panel a workload, one bar a framework, quartiles as whiskers."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(
-        1, len(results), figsize=(4.2 * len(results), 3.2), squeeze=False, layout="constrained"
-    )
-    for panel, (workload, rows) in zip(panels[0], results.items()):
+    columns = min(PANELS_A_ROW, len(results))
+    lines = math.ceil(len(results) / columns)
+    size = (4.2 * columns, 2.8 * lines + 0.4)
+    figure, grid = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for panel in grid.flat[len(results) :]:
+        panel.set_visible(False)
+    for panel, (workload, rows) in zip(grid.flat, results.items()):
         measured = [row for row in rows if row.rounds]
         names = [row.peer for row in measured]
         times = [row.seconds * 1e6 for row in measured]

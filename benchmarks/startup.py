@@ -21,9 +21,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .catalog import WORKLOADS
 from .cpu import make_parser
 from .measure import RESULTS, ROOT, machine, names_in, worker_environment
+from .workloads import WORKLOADS
 
 IMPORT_TIMER = "import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
 
@@ -33,10 +33,10 @@ FIRST_LOSS_TIMER = """
 import sys, time
 import numpy
 from benchmarks.peers import PequegradPeer
-from benchmarks.catalog import BY_NAME
-workload = BY_NAME[sys.argv[1]]
+from benchmarks.workloads import find
+workload = find(sys.argv[1])
 batches = workload.batches(1)
-workload.weights()
+list(workload.weights())
 start = time.perf_counter()
 peer = PequegradPeer(int(sys.argv[2]), sys.argv[3])
 imported = time.perf_counter()

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .catalog import BY_NAME
 from .gpu_peers import GPU_PEERS
 from .peers import CPU_PEERS
+from .workloads import find
 
 # Batches that a timed loop goes through in turn: more than one, so that nobody profits from a constant.
 BATCHES = 8
@@ -42,7 +42,7 @@ class Worker:
         start = time.perf_counter()
         self.peer = {**CPU_PEERS, **GPU_PEERS}[peer](threads, cache_dir)
         seconds = time.perf_counter() - start
-        self.workload = BY_NAME[workload]
+        self.workload = find(workload)
         self.batches = self.workload.batches(BATCHES)
         return {"import_seconds": seconds, "variants": self.peer.variants(self.workload)}
 

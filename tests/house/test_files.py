@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.catalog import WORKLOADS
+from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".py", ".j2", ".h", ".cuh", ".cpp", ".cu")
