@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     facts = machine()
     how = Options(options.threads, options.rounds, options.seconds, options.verbose)
     print(", ".join(f"{key} {value}" for key, value in facts.items()), f"threads {options.threads}", sep=", ")
-    peak = measure_peak(options.threads)
+    peak = measure_peak(options.threads).flops
     print(f"measured peak {number(peak / 1e9, 3)} GFLOP/s")
     results: dict[str, list[Row]] = {}
     for name in chosen_names(options):

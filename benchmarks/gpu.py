@@ -125,6 +125,8 @@ def add_limits(workload: Workload, rows: Sequence[Row], limits: Limits) -> list[
         print(f"  {row.peer}: {number(100 * share, 3)} % of the limit, {number(rate / 1e9, 3)} GB/s at least")
         for variant, seconds in row.trials.items():
             print(f"    {variant}: {number(1e6 * seconds)} µs")
+        for variant, reason in row.failed.items():
+            print(f"    {variant}: failed, {reason}")
         records.append(asdict(row) | {"seconds": row.seconds, "share_of_limit": share, "bytes_per_second": rate})
     return records
 

@@ -76,13 +76,21 @@ class Case:
             sum(sums[1:], sums[0]).backward()
         return results + [tensors[i].grad for i in self.sample.differentiable if tensors[i].grad is not None]
 
-    def run_torch(self, torch: Any, device: str) -> list[np.ndarray] | None:
-        """Return the results of PyTorch's function, or None where it has none."""
+    def run_torch(self, torch: Any, device: str) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+        """Return the results and the gradients of PyTorch's function, or None where it has none."""
         if self.sample.torch is None:
             return None
         tensors = [torch.from_numpy(array.copy()).to(device) for array in self.sample.arrays]
+        for index in self.sample.differentiable:
+            tensors[index].requires_grad_()
         made = self.sample.torch(torch, *tensors)
-        return [result.cpu().numpy() for result in (made if isinstance(made, tuple | list) else [made])]
+        results = list(made) if isinstance(made, tuple | list) else [made]
+        sums = [result.sum() for result in results if result.requires_grad]
+        if sums:
+            sum(sums[1:], sums[0]).backward()
+        gradients = [tensors[i].grad for i in self.sample.differentiable if tensors[i].grad is not None]
+        arrays = ([part.detach().cpu().numpy() for part in parts] for parts in (results, gradients))
+        return next(arrays), next(arrays)
 
 
 def cases(only: Sequence[str] = ()) -> list[Case]:
@@ -120,8 +128,13 @@ def check_ops(report: Report, target: str, only: Sequence[str]) -> None:
             for a, b in zip(got, expected, strict=True):
                 report.compare(name, "the CPU target", a, b, CLOSE)
             theirs = case.run_torch(torch, device) if torch else None
-            for a, b in zip(got, theirs or ()):
+            if theirs is None:
+                continue
+            results, gradients = theirs
+            for a, b in zip(got, results):
                 report.compare(name, f"torch on {device}", a, b.astype(a.dtype), CLOSE)
+            for a, b in zip(got[len(got) - len(gradients) :], gradients):
+                report.compare(f"gradient of {name}", f"torch on {device}", a, b.astype(a.dtype), CLOSE)
 
 
 class Group:
@@ -149,6 +162,7 @@ def find_torch(report: Report) -> tuple[Any, str]:
     except ImportError:
         report.notes.append("PyTorch is not installed: compared with our CPU target only")
         return None, ""
+    torch.backends.cudnn.allow_tf32 = False  # by default convolutions are in half the digits
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         report.notes.append("PyTorch sees no GPU: compared with its CPU")

@@ -16,9 +16,13 @@ LARGE = 10**9
 
 
 class TorchCudaPeer(TorchPeer):
-    """PyTorch, eager, on the GPU; bfloat16 by autocast."""
+    """PyTorch, eager, on the GPU; float32 products and convolutions in float32, as the others'; bfloat16 by autocast."""
 
     device = "cuda"
+
+    def __init__(self, threads: int, cache_dir: str) -> None:
+        super().__init__(threads, cache_dir)
+        self.torch.backends.cudnn.allow_tf32 = False
 
     def variants(self, workload: Workload) -> tuple[str, ...]:
         return tuple(variant for variant in super().variants(workload) if "one_thread" not in variant)

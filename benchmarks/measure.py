@@ -64,6 +64,8 @@ class Row:
     """Seconds a step, one entry a timed round."""
     trials: dict[str, float] = field(default_factory=dict)
     """Seconds a step of each variant that was tried."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why a variant could not be tried."""
     note: str = ""
 
     @property
@@ -196,8 +198,13 @@ def set_up(row: Row, worker: Connection, variants: list[str], seconds: float) ->
     row.variant = variants[0]
     if len(variants) > 1:
         for variant in variants:
-            worker.ask("start", variant)
-            row.trials[variant] = worker.ask("calibrate", TRIAL_SECONDS)["seconds_per_step"]
+            try:
+                worker.ask("start", variant)
+                row.trials[variant] = worker.ask("calibrate", TRIAL_SECONDS)["seconds_per_step"]
+            except PeerFailed as failure:
+                row.failed[variant] = str(failure).splitlines()[0]
+        if not row.trials:
+            raise PeerFailed(row.failed[variants[0]])
         row.variant = min(row.trials, key=lambda variant: row.trials[variant])
     first = worker.ask("start", row.variant)["loss"]
     row.losses = [first, *worker.ask("losses", COMPARED_LOSSES - 1)["losses"]]

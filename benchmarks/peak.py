@@ -1,4 +1,4 @@
-"""What the processor could do at best, measured: float32 operations a second from registers alone.
+"""What the processor could do at best, measured: float32 operations a second from registers, bytes a second of copies.
 
 Invariant: every percentage in a report is of a peak measured in the same run, with as many threads.
 """
@@ -8,16 +8,30 @@ from __future__ import annotations
 import math
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from pequegrad import targets
 from pequegrad.build.toolchain import locate_command
+from pequegrad.errors import ToolchainError
 
 SOURCE = Path(__file__).parent / "peak.cpp"
 
 
-def measure_peak(threads: int) -> float:
-    """Return float32 operations a second of ``threads`` threads together; NaN where there is no compiler."""
+@dataclass(frozen=True)
+class Peak:
+    """Operations a second, and bytes read and written a second within some memory; NaN where there is no compiler."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, operations: float, moved: float) -> float:
+        """Return the least seconds for so many operations and bytes, whichever takes longer."""
+        return max(operations / self.flops, moved / self.bytes)
+
+
+def measure_peak(threads: int, memory: int = 1 << 20) -> Peak:
+    """Return what ``threads`` threads reach together; copies are made within ``memory`` bytes, as caches decide."""
     lanes = targets.get("cpp").lanes
     with tempfile.TemporaryDirectory(prefix="benchmark-peak-") as folder:
         program = str(Path(folder) / "peak")
@@ -25,6 +39,7 @@ def measure_peak(threads: int) -> float:
         try:
             command = [*locate_command(), *flags, str(SOURCE), "-o", program]
             subprocess.run(command, check=True, capture_output=True)
-            return float(subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout)
-        except (OSError, subprocess.CalledProcessError):
-            return math.nan
+            done = subprocess.run([program, str(threads), str(memory)], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError, ToolchainError):
+            return Peak(math.nan, math.nan)
+    return Peak(*map(float, done.stdout.split()))
