@@ -47,6 +47,7 @@ from .trace.capture import Captured, capture
 from .trace.graph import Graph
 from .trace.many import run_many
 from .trace.placement import home_of
+from .trace.quick import describe_call
 from .trace.signature import Call, explain_difference, read_call, without_data
 from .trace.step import BoundStep, Execute, interpret
 from .trace.tracer import current_tracer
@@ -144,6 +145,18 @@ class _Entry:
     call: Call
     captured: Captured
     step: BoundStep | None
+    native: tuple[Callable[..., Any], Any] | None = None
+    """The native call, and the description that must outlive it."""
+    is_described: bool = False
+
+    def quick(self) -> Callable[..., Any] | None:
+        """Return what does all of a call natively, or None where Python must take part."""
+        if not self.is_described and self.step is not None:
+            self.is_described = True
+            description = describe_call(self.call, self.captured, self.step)
+            if description is not None:
+                self.native = self.step.quick_call(description), description
+        return None if self.native is None else self.native[0]
 
 
 # Tracing borrows real tensors for a moment, so one trace at a time in the whole process.
@@ -174,6 +187,7 @@ class CompiledFunction:
         )
         self._entries: dict[Any, list[_Entry]] = {}
         self._latest: _Entry | None = None
+        self._quick: Callable[..., Any] | None = None
         self._said: set[str] = set()
         self._hits = self._eager_calls = 0
         self._lock = threading.RLock()
@@ -182,6 +196,12 @@ class CompiledFunction:
     # --- calling --------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        quick = self._quick
+        if quick is not None and not kwargs:
+            result = quick(args)
+            if result is not NotImplemented:
+                self._hits += 1
+                return result
         return self._run(read_call(args, kwargs))[0]
 
     def run_many(self, order: Any, *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +228,9 @@ class CompiledFunction:
             self._eager_calls += 1
             return self._run_eagerly(call), None
         self._hits += 1
-        return entry.step(call.tensors), entry.step
+        result = entry.step(call.tensors)
+        self._quick = entry.quick()
+        return result, entry.step
 
     def _bound_step(self, call: Call) -> BoundStep | None:
         entry = self._find(call)

@@ -46,7 +46,7 @@ class Setting:
             raise ValueError(f"{self.variable}={text!r}: {error}") from None
 
     def __set__(self, config: Config, value: Any) -> None:
-        config._overrides[self.name] = self.parse(value) if isinstance(value, str) else value
+        config.overrides[self.name] = self.parse(value) if isinstance(value, str) else value
 
 
 def _choice(*allowed: str) -> Any:
@@ -115,11 +115,16 @@ class Config:
     no_color = Setting("NO_COLOR", False, "never print colours; any value counts", bool)
     quiet = Setting("PEQUEGRAD_QUIET", False, "do not print the line per compile", _flag)
 
-    _overrides: dict[str, Any]
     _thread: threading.local
 
+    overrides: dict[str, Any]
+    """What was assigned, by name."""
+    blocks: list[Any]
+    """The ``with`` blocks that are open, of all threads."""
+
     def __init__(self) -> None:
-        object.__setattr__(self, "_overrides", {})
+        object.__setattr__(self, "overrides", {})
+        object.__setattr__(self, "blocks", [])
         object.__setattr__(self, "_thread", threading.local())
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -131,7 +136,7 @@ class Config:
         for layer in reversed(getattr(self._thread, "layers", ())):
             if name in layer:
                 return layer[name]
-        return self._overrides.get(name, _UNSET)
+        return self.overrides.get(name, _UNSET)
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:
@@ -140,7 +145,7 @@ class Config:
 
     def reset(self, name: str) -> None:
         """Drop an assignment, so that the environment counts again."""
-        self._overrides.pop(name, None)
+        self.overrides.pop(name, None)
 
     @contextlib.contextmanager
     def __call__(self, **fields: Any) -> Iterator[Config]:
@@ -154,10 +159,12 @@ class Config:
         if not hasattr(self._thread, "layers"):
             self._thread.layers = []
         self._thread.layers.append(layer)
+        self.blocks.append(layer)
         try:
             yield self
         finally:
             self._thread.layers.remove(layer)
+            self.blocks.remove(layer)
 
     def workers(self) -> int:
         """Number of worker threads that a compiled step may use."""

@@ -5,6 +5,7 @@ Invariant: a failure of the native code is an exception that names the user's li
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .build import cache
@@ -36,6 +37,11 @@ class NativeStep:
     def run_many(self, slots: list[Any], order: Any, batched: list[int], stacked: list[int]) -> None:
         """Run a step per row of ``order``; see `trace.step.Repeatable`."""
         self._check(self._module.try_run_many(self._passed(slots), self._workers(), order, batched, stacked))
+
+    def make_call(self, description: dict[str, Any]) -> Callable[..., Any]:
+        """Return the native call of a description; see `trace.step.Quick`."""
+        description["check"] = self._check
+        return self._module.make_call(description, self._workers())
 
     def _passed(self, slots: list[Any]) -> list[Any]:
         for i in self._as_words:

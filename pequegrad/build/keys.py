@@ -28,7 +28,7 @@ from .toolchain import Compiler
 _FORMAT = 2  # goes up when the layout of an entry changes
 _PACKAGE = Path(__file__).resolve().parents[1]
 # All of the runtime that the binding's object is made of: other headers may change without compiling it again.
-BINDING_SOURCES = ("binding/binding.cpp", "include/pequegrad/interface.h", "include/pequegrad/pool.h")
+BINDING_SOURCES = ("binding/binding.cpp", "binding/call.h", "include/pequegrad/interface.h", "include/pequegrad/pool.h")
 # The Python that turns a plan into source: an edit there changes the source of an equal plan.
 _GENERATOR_ROOMS = ("codegen", "ops", "targets")
 # A file edited twice within one tick of the file system's clock has the same stamp: a fresh one is read

@@ -78,12 +78,13 @@ class StepModule:
     ``stacked`` hold the results of all steps, one after another.
     """
 
-    __slots__ = ("_native", "path", "try_run", "try_run_many")
+    __slots__ = ("_native", "make_call", "path", "try_run", "try_run_many")
 
     def __init__(self, native: Any, path: Path) -> None:
         self._native = native
         self.path = path
         self.try_run: Callable[[Sequence[Any], int], tuple[int, int, int, int, str] | None] = native.run
+        self.make_call: Callable[..., Callable[..., Any]] = native.make_call
         self.try_run_many: Callable[..., tuple[int, int, int, int, str] | None] = native.run_many
 
     def configure(self, arguments: Sequence[tuple[int, bool]], arena_bytes: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -70,6 +71,17 @@ class Callees:
             kept = function.__defaults__ if is_closed else _ABSENT
             self._functions.append((reference, function.__code__, kept, contents, location))
         return None
+
+    def description(self) -> dict[str, Any] | None:
+        """Return what `failure` compares, as `binding/call.h` takes it, or None where it compares more than identities."""
+        if self._keywords or any(kept is _ABSENT for _, _, kept, _, _ in self._functions):
+            return None
+        members = [(kind, name, member) for kind, name, member, _ in self._members]
+        functions = [(function, code, kept) for function, code, kept, _, _ in self._functions]
+        references = [part for kind, _, member in members for part in (kind, member)] + [f for f, _, _ in functions]
+        if not all(isinstance(reference, weakref.ref) for reference in references):
+            return None
+        return {"members": members, "functions": functions}
 
     def failure(self) -> str | None:
         """Return which function is not what it was, or None."""

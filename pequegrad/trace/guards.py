@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import TraceError
+from .callees import Callees
 from .fingerprint import OPEN_CONTAINERS, Same, TooLarge, describe, fingerprint
+from .reads import Read
 from .state import FromTensor, Trace
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
@@ -95,7 +97,7 @@ class OptimizerSnapshot:
         self._fields = self._read_fields(optimizer)
         self._raw = self._read_raw(optimizer)
         values = [value for _, fields in self._built_in(optimizer) for value in fields.values()]
-        self._is_open = any(isinstance(value, _MUTABLE) for value in values)
+        self.is_open = any(isinstance(value, _MUTABLE) for value in values)
 
     @staticmethod
     def _read_members(optimizer: Any) -> list[Any]:
@@ -146,7 +148,7 @@ class OptimizerSnapshot:
         if len(members) != len(self._members) or any(map(is_not, members, self._members)):
             return f"parameters, groups or state of {self._name} were replaced"
         raw = self._read_raw(optimizer)
-        if not self._is_open and len(raw) == len(self._raw) and not any(map(is_not, raw, self._raw)):
+        if not self.is_open and len(raw) == len(self._raw) and not any(map(is_not, raw, self._raw)):
             return None
         fields = self._read_fields(optimizer)
         if fields == self._fields:
@@ -210,6 +212,33 @@ class Guards:
                 if snapshot.failure() is not None:
                     return False
         return all(snapshot.failure() is None for snapshot in self._optimizers)
+
+    def description(self) -> dict[str, Any]:
+        """Return all that `hold` looks at, as `binding/call.h` takes it."""
+        found: dict[str, Any] = {"values": [], "attributes": [], "members": [], "functions": [], "checks": []}
+        for check in self._watched:
+            owner = getattr(check, "__self__", None)
+            if isinstance(owner, Callees) and (callees := owner.description()) is not None:
+                found["members"] += callees["members"]
+                found["functions"] += callees["functions"]
+            elif isinstance(owner, Read) and (value := owner.value_guard) is not None:
+                found["values"].append(value)
+            elif isinstance(owner, Read) and (attribute := owner.attribute_guard) is not None:
+                found["attributes"].append(attribute)
+            else:
+                found["checks"].append(check)
+        found["checks"] += [snapshot.failure for snapshot in (self._modules if self._changes is None else self._open)]
+        found["checks"] += [snapshot.failure for snapshot in self._optimizers if snapshot.is_open]
+        gradients = [(tensor, -1, is_none) for tensor, is_none in self._fixed_gradients]
+        gradients += [(None, index, is_none) for index, is_none in self._argument_gradients]
+        return {
+            **found,
+            "guards": self,
+            "changes": self._changes,
+            "tensors": self._tensors,
+            "gradients": gradients,
+            "optimizers": [snapshot for snapshot in self._optimizers if not snapshot.is_open],
+        }
 
     def failure(self, tensors: Sequence[Any]) -> str | None:
         """Return what is no longer as it was while tracing, for people, or None."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,47 @@ FROZEN_ITERATOR = (
 )
 
 
+class GlobalReader:
+    """Reads a name of a module."""
+
+    __slots__ = ("_name", "_names")
+
+    def __init__(self, names: dict[str, Any], name: str) -> None:
+        self._names = names
+        self._name = name
+
+    def __call__(self) -> Any:
+        return self._names.get(self._name, MISSING)
+
+    @property
+    def place(self) -> tuple[Any, Any]:
+        """(dict, key): where native code looks."""
+        return self._names, self._name
+
+
+class CellReader:
+    """Reads a free variable of a function, while that lives."""
+
+    __slots__ = ("_function", "_index")
+
+    def __init__(self, function: Any, index: int) -> None:
+        self._function = Same(function)
+        self._index = index
+
+    def __call__(self) -> Any:
+        owner = self._function.get()
+        try:
+            return GONE if owner is None else owner.__closure__[self._index].cell_contents
+        except ValueError:
+            return MISSING
+
+    @property
+    def place(self) -> tuple[Any, Any] | None:
+        """(cell, None): where native code looks. A function's cells are the same as long as it lives."""
+        owner = self._function.get()
+        return None if owner is None else (owner.__closure__[self._index], None)
+
+
 class Read:
     """One value that was read: where it is reached from, what it was, and the line that read it first."""
 
@@ -44,6 +86,34 @@ class Read:
         self._shown = "missing" if value is MISSING else describe(value)
         self.text = text
         self.location = location
+
+    @property
+    def value_guard(self) -> tuple[Any, Any] | None:
+        """((dict, key) or (cell, None), what must be there), as `binding/call.h` takes it, where that says all."""
+        place = None if self._steps or self._fast is None else getattr(self._root, "place", None)
+        expected = self._compared
+        return None if place is None or expected is None or expected is MISSING else (place, expected)
+
+    @property
+    def attribute_guard(self) -> tuple[Any, ...] | None:
+        """(place of the object, attribute, its class, what that has under the name, what the object has or None), where
+        that says all."""
+        if self._shortcut is None or self._shortcut[0]:
+            return None
+        place = getattr(self._root, "place", None)
+        _, name, kind_of, member_of = self._shortcut
+        member = _compared_with(member_of)
+        expected = self._compared
+        if place is None or member is None or expected is None:
+            return None
+        return place, name, _compared_with(kind_of), member, None if expected is MISSING else expected
+
+    @property
+    def _compared(self) -> Any:
+        """A weak reference to the value, or the value, or MISSING; None where identity does not say enough."""
+        if isinstance(self._expected, Same):
+            return _compared_with(self._expected.reference)
+        return None if self._fast is None else self._fast()
 
     def value(self) -> Any:
         """Return what it is now: MISSING if the way to it ends early, GONE if its root does not live any more."""
@@ -99,6 +169,11 @@ class Read:
         if now == self._expected:
             return None
         return f"{self.text} ({self.location}): {self._shown} → {'missing' if value is MISSING else describe(value)}"
+
+
+def _compared_with(reference: Any) -> Any:
+    """Return a weak reference as it is, and of a strong one what it refers to; None for what cannot be said natively."""
+    return reference if isinstance(reference, weakref.ref) else getattr(reference, "value", None)
 
 
 def static_attribute(value: Any, name: Any) -> Any:

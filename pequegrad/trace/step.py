@@ -44,6 +44,14 @@ Execute = Callable[[list[Any]], None]
 
 
 @runtime_checkable
+class Quick(Protocol):
+    """An Execute that can do all of a call."""
+
+    def make_call(self, description: dict[str, Any]) -> Callable[..., Any]:
+        """Return the native call of a description; see `BoundStep.quick_call`."""
+
+
+@runtime_checkable
 class Repeatable(Protocol):
     """An Execute that can run many steps in one call."""
 
@@ -233,6 +241,43 @@ class BoundStep:
             self._stage(slots, tensors)
             self._read_scalars()
             return [np.array(arrays.to_host(arrays.unheld(slot))) for slot in slots]
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether native code can do all of a call: everything lies on the host, and only new arrays come out."""
+        return (
+            self._is_on_host
+            and isinstance(self._execute, Quick)
+            and not (
+                self._written_arguments or self._gradients or self._staged or self._pinned or self._moves_gradients
+            )
+            and all(type(owner) is dict for _, owner, _ in self._scalars)
+            and all(dtype.kind in "biuf" for _, dtype, _ in self._results)
+            and len(self._results) > 0
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Return what a call reads and writes, as `binding/call.h` takes it. Only where `is_quick`."""
+        return {
+            "acquire": self._lock.acquire,
+            "release": self._lock.release,
+            "numbers": self._numbers,
+            "slots": self._template,
+            "places": self._arguments,
+            "scalars": [(owner, *(key if isinstance(key, tuple) else (key, -1))) for _, owner, key in self._scalars],
+            "results": self._results,
+            "written": self._written,
+            "owners": list(self._owners),
+            "actions": self._actions,
+            "finish": None if self._is_single else lambda made: self._rebuild(made, ()),
+        }
+
+    def quick_call(self, description: dict[str, Any]) -> Callable[..., Any]:
+        """Return the native function that takes a call's arguments as a tuple; it returns NotImplemented, having changed
+        nothing, where the call is not as described. ``description`` must outlive it."""
+        execute = self._execute
+        assert isinstance(execute, Quick)
+        return execute.make_call(description)
 
     @property
     def can_repeat(self) -> bool:

@@ -30,7 +30,19 @@ from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
 from .callees import Callees
 from .fingerprint import Same, TooLarge, holding, is_module, is_random_source, random_state
 from .graph import Location
-from .reads import FROZEN_ITERATOR, GONE, MISSING, NAMES, TOO_MUCH, Read, holds_iterator, static_attribute, static_item
+from .reads import (
+    FROZEN_ITERATOR,
+    GONE,
+    MISSING,
+    NAMES,
+    TOO_MUCH,
+    CellReader,
+    GlobalReader,
+    Read,
+    holds_iterator,
+    static_attribute,
+    static_item,
+)
 from .tracer import Tracer
 
 _NOW = ("now", "utcnow", "today")
@@ -167,17 +179,17 @@ class Watch:
             if name not in names:
                 if hasattr(builtins, name) or not name.isidentifier():
                     return []
-                return [(lambda: names.get(name, MISSING), MISSING, (id(names), name))]
-            return [(lambda: names.get(name, MISSING), names[name], (id(names), name))]
+                return [(GlobalReader(names, name), MISSING, (id(names), name))]
+            return [(GlobalReader(names, name), names[name], (id(names), name))]
         if name not in local or name == "__class__":
             return []
         value = local[name]
         if chain.kind == LOCAL:
             return [(_object_reader(Same(value)), value, (id(value), None))] if chain.steps or not wants_value else []
-        roots = []
+        roots: list[tuple[Callable[[], Any], Any, Any]] = []
         for function in self._closures(frame, local):
             cell = function.__closure__[frame.f_code.co_freevars.index(name)]
-            roots.append((_cell_reader(Same(function), frame.f_code.co_freevars.index(name)), value, (id(cell), name)))
+            roots.append((CellReader(function, frame.f_code.co_freevars.index(name)), value, (id(cell), name)))
             self._kept.append(cell)
         return roots
 
@@ -370,17 +382,6 @@ def _object_reader(reference: Same) -> Callable[[], Any]:
     def read() -> Any:
         value = reference.get()
         return GONE if value is None else value
-
-    return read
-
-
-def _cell_reader(function: Same, index: int) -> Callable[[], Any]:
-    def read() -> Any:
-        owner = function.get()
-        try:
-            return GONE if owner is None else owner.__closure__[index].cell_contents
-        except ValueError:
-            return MISSING
 
     return read
 

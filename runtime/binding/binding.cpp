@@ -25,6 +25,8 @@
 #include <pequegrad/interface.h>
 #include <pequegrad/pool.h>
 
+#include "call.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -358,6 +360,18 @@ py::object run(const py::object &arguments, int workers) {
     return as_result(failure);
 }
 
+// Returns a function that takes a call's arguments as a tuple and does all of the call; see call.h. Its entry "check" raises
+// what a failure of the step means.
+py::cpp_function make_call(const py::dict &description, int workers) {
+    auto call = std::make_shared<pg_call::Call>(description);
+    PyObject *const check = py::object(description["check"]).ptr();
+    return py::cpp_function([call, workers, check](const py::tuple &arguments) {
+        return (*call)(
+            arguments, [workers](const py::list &passed) { return run(passed, workers); },
+            [check](const py::object &failure) { py::reinterpret_borrow<py::object>(check)(failure); });
+    });
+}
+
 // ---- Many steps in one call. ----------------------------------------------------------------------------------------
 
 // The rows of one step, each worker copying its share.
@@ -464,6 +478,8 @@ PYBIND11_MODULE(pg_step, module) {
                "Say once what run takes: (bytes, is written) for each argument, and the bytes of the arena.");
     module.def("run", &run, py::arg("arguments"), py::arg("workers"),
                "Run the step on C-contiguous arrays, buffers or device arrays; return None or (code, kernel, value, bound, text) of a failure.");
+    module.def("make_call", &make_call, py::arg("description"), py::arg("workers"),
+               "Return the function that does all of a call with a tuple of arguments.");
     module.def("run_many", &run_many, py::arg("arguments"), py::arg("workers"), py::arg("order"), py::arg("batched"),
                py::arg("stacked"),
                "Run a step per row of order, which names the rows of the batched arguments; the stacked ones take all results.");

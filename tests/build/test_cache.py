@@ -164,9 +164,9 @@ def test_the_least_recently_used_entry_is_evicted_and_the_one_in_use_is_not(root
     cache.forget_loaded()
     assert build(sources[0]).origin == "disk"  # so the second is now the one that waits longest
     in_use = filelock.FileLock(root / "locks" / f"{built[2].path.parent.name}.lock")
-    with in_use, config(cache_size_mb=1):
+    with in_use, config(cache_size_mb=2):
         filler = built[1].path.parent / "filler"
-        filler.write_bytes(bytes(2**20))
+        filler.write_bytes(bytes(2 * 2**20))
         build(sources[3])
     left = {info.folder for info in cache.entries()}
     assert built[1].path.parent not in left

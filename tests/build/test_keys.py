@@ -144,6 +144,7 @@ def test_the_binding_is_compiled_again_for_every_header_that_it_includes():
         included.add(name)
         text = (runtime / name).read_text()
         for header in re.findall(r'#include (?:"|<pequegrad/)([\w./]+)[">]', text):
-            path = f"include/pequegrad/{header}"
+            beside = f"{name.rpartition('/')[0]}/{header}"
+            path = beside if (runtime / beside).exists() else f"include/pequegrad/{header}"
             waiting += [path] if path not in included else []
     assert included == set(keys.BINDING_SOURCES)

@@ -1,0 +1,546 @@
+// A call of a compiled function whose guards hold, without a line of Python: signature, guards, arrays, run, results.
+//
+// Invariant: whatever is not exactly as described makes `call` return NotImplemented before anything has changed, and
+// Python takes the long way. All pointers to Python objects are borrowed from the description, which whoever holds this
+// keeps alive; so the garbage collector sees every reference.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <structmember.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace pg_call {
+
+namespace py = pybind11;
+
+// ---- Slots of Python objects, by their place. -----------------------------------------------------------------------
+
+inline Py_ssize_t slot_offset(const py::handle &type, const char *name) {
+    const py::object member = py::reinterpret_borrow<py::object>(type.attr("__dict__")[name]);
+    if (Py_TYPE(member.ptr()) != &PyMemberDescr_Type) throw py::type_error(std::string(name) + " is no slot");
+    return reinterpret_cast<PyMemberDescrObject *>(member.ptr())->d_member->offset;
+}
+
+inline PyObject *&slot(PyObject *object, Py_ssize_t offset) {
+    return *reinterpret_cast<PyObject **>(reinterpret_cast<char *>(object) + offset);
+}
+
+inline void set_slot(PyObject *object, Py_ssize_t offset, PyObject *value) {
+    PyObject *&place = slot(object, offset);
+    PyObject *const before = place;
+    Py_INCREF(value);
+    place = value;
+    Py_XDECREF(before);
+}
+
+struct Layout {
+    PyTypeObject *tensor, *storage;
+    Py_ssize_t tensor_storage, spec, array, payload, payload_version, view, requires_grad, grad, edge, edge_version;
+    Py_ssize_t data, version, shape, dtype;
+
+    Layout(const py::handle &tensor_type, const py::handle &storage_type, const py::handle &spec_type)
+        : tensor(reinterpret_cast<PyTypeObject *>(tensor_type.ptr())), storage(reinterpret_cast<PyTypeObject *>(storage_type.ptr())),
+          tensor_storage(slot_offset(tensor_type, "storage")), spec(slot_offset(tensor_type, "spec")),
+          array(slot_offset(tensor_type, "_array")), payload(slot_offset(tensor_type, "_payload")),
+          payload_version(slot_offset(tensor_type, "_payload_version")), view(slot_offset(tensor_type, "_view")),
+          requires_grad(slot_offset(tensor_type, "_requires_grad")), grad(slot_offset(tensor_type, "_grad")),
+          edge(slot_offset(tensor_type, "_edge")), edge_version(slot_offset(tensor_type, "_edge_version")),
+          data(slot_offset(storage_type, "data")), version(slot_offset(storage_type, "version")),
+          shape(slot_offset(spec_type, "shape")), dtype(slot_offset(spec_type, "dtype")) {}
+};
+
+// ---- What a call is checked against. --------------------------------------------------------------------------------
+
+struct Argument {
+    PyObject *shape, *dtype, *requires_grad;
+    int type_number;  // NumPy's
+    std::vector<py::ssize_t> extents;
+};
+
+struct GuardedTensor {
+    PyObject *tensor, *storage, *requires_grad;
+};
+
+struct GuardedGradient {
+    PyObject *tensor;  // null: that of an argument
+    py::ssize_t argument;
+    bool is_none;
+};
+
+// Where a value is read from, and what it must be: an object, or what a weak reference refers to.
+struct Expected {
+    PyObject *object;
+    bool is_weak;
+
+    bool is(PyObject *value) const {
+        if (!is_weak) return value == object;
+#if PY_VERSION_HEX >= 0x030D0000
+        PyObject *now = nullptr;
+        const bool is_alive = PyWeakref_GetRef(object, &now) > 0;
+        Py_XDECREF(now);
+        return is_alive && now == value;
+#else
+        return value != Py_None && PyWeakref_GetObject(object) == value;
+#endif
+    }
+};
+
+struct Root {
+    PyObject *holder, *name;  // a dict and a key, or a cell and null
+
+    PyObject *value() const { return name != nullptr ? PyDict_GetItem(holder, name) : PyCell_GET(holder); }
+};
+
+struct GuardedValue {
+    Root root;
+    Expected expected;
+};
+
+// An attribute of an ordinary object: its class, what that has under the name, and what the object itself has (or null).
+struct GuardedAttribute {
+    Root root;
+    PyObject *name;
+    Expected kind, member, value;
+    bool is_missing;
+};
+
+struct GuardedMember {
+    Expected kind;
+    PyObject *name;
+    Expected member;
+};
+
+struct GuardedFunction {
+    Expected function;
+    PyObject *code, *defaults;
+};
+
+// A number of a dict, or (index ≥ 0) of a tuple in it.
+struct Scalar {
+    PyObject *owner, *key;
+    py::ssize_t index;
+};
+
+struct Result {
+    py::dtype dtype;
+    std::vector<py::ssize_t> shape;
+    PyObject *spec;
+};
+
+struct Gradient {
+    PyObject *owner;  // null: an argument
+    py::ssize_t argument, output;
+    PyObject *tensor;
+};
+
+// ---- The call. ------------------------------------------------------------------------------------------------------
+
+class Call {
+public:
+    Call(const py::dict &d)
+        : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
+          context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
+          overrides_(pointer(d, "overrides")), blocks_(pointer(d, "blocks")), guards_(pointer(d, "guards")),
+          changes_(pointer(d, "changes")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
+          overridden_(py::len(d["overrides"])) {
+        for (const py::handle item : d["arguments"]) {
+            const auto t = py::cast<py::tuple>(item);
+            Argument argument = {t[0].ptr(), t[1].ptr(), t[2].ptr(), py::cast<py::dtype>(t[3]).num(), {}};
+            for (const py::handle extent : t[0]) argument.extents.push_back(py::cast<py::ssize_t>(extent));
+            arguments_.push_back(std::move(argument));
+        }
+        for (const py::handle item : d["tensors"]) {
+            const auto t = py::cast<py::tuple>(item);
+            tensors_.push_back({t[0].ptr(), t[1].ptr(), t[2].ptr()});
+        }
+        for (const py::handle item : d["gradients"]) {
+            const auto t = py::cast<py::tuple>(item);
+            gradients_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<bool>(t[2])});
+        }
+        for (const py::handle item : d["values"]) {
+            const auto t = py::cast<py::tuple>(item);
+            values_.push_back({root(t[0]), expected(t[1])});
+        }
+        for (const py::handle item : d["attributes"]) {
+            const auto t = py::cast<py::tuple>(item);
+            attributes_.push_back({root(t[0]), t[1].ptr(), expected(t[2]), expected(t[3]), expected(t[4]), t[4].is_none()});
+        }
+        for (const py::handle item : d["members"]) {
+            const auto t = py::cast<py::tuple>(item);
+            members_.push_back({expected(t[0]), t[1].ptr(), expected(t[2])});
+        }
+        for (const py::handle item : d["functions"]) {
+            const auto t = py::cast<py::tuple>(item);
+            functions_.push_back({expected(t[0]), t[1].ptr(), none_to_null(t[2])});
+        }
+        for (const py::handle item : d["optimizers"]) optimizers_.push_back(item.ptr());
+        for (const py::handle item : d["checks"]) checks_.push_back(item.ptr());
+        for (const py::handle item : d["slots"]) slots_.push_back(none_to_null(item));
+        for (const py::handle item : d["places"]) {
+            const auto t = py::cast<py::tuple>(item);
+            places_.emplace_back(py::cast<std::size_t>(t[0]), py::cast<std::size_t>(t[1]));
+        }
+        for (const py::handle item : d["scalars"]) {
+            const auto t = py::cast<py::tuple>(item);
+            scalars_.push_back({t[0].ptr(), t[1].ptr(), py::cast<py::ssize_t>(t[2])});
+        }
+        for (const py::handle item : d["results"]) {
+            const auto t = py::cast<py::tuple>(item);
+            Result result = {py::cast<py::dtype>(t[1]), {}, t[2].ptr()};
+            for (const py::handle extent : t[0]) result.shape.push_back(py::cast<py::ssize_t>(extent));
+            results_.push_back(std::move(result));
+        }
+        for (const py::handle item : d["written"]) written_.insert(item.ptr());
+        for (const py::handle item : d["written"]) written_list_.push_back(item.ptr());
+        for (const py::handle item : d["owners"]) owners_.insert(PyLong_AsVoidPtr(item.ptr()));
+        for (const py::handle item : d["actions"]) {
+            const auto t = py::cast<py::tuple>(item);
+            actions_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<py::ssize_t>(t[2]), t[3].ptr()});
+        }
+        for (const char *name : {"PEQUEGRAD_STANCE", "PEQUEGRAD_NUM_THREADS", "OMP_NUM_THREADS"}) {
+            environment_.emplace_back(name, value_of(name));
+        }
+        cores_ = cores();
+    }
+
+    // `run(arguments)` runs the step on a list of arrays; it returns None, or what `fail` raises an exception of.
+    template <class Run, class Fail>
+    py::object operator()(const py::tuple &arguments, const Run &run, const Fail &fail) {
+        const py::object not_here = py::reinterpret_borrow<py::object>(Py_NotImplemented);
+        std::vector<PyObject *> given(arguments_.size());
+        if (!is_usual() || !read_arguments(arguments, given) || !guards_hold(arguments)) return not_here;
+        const py::object is_locked = called(lock_acquire_, Py_False);
+        if (is_locked.ptr() != Py_True) return not_here;
+        struct Release {
+            PyObject *release;
+            ~Release() { Py_XDECREF(PyObject_CallNoArgs(release)); }
+        } release{lock_release_};
+        if (!read_scalars()) return not_here;
+        py::list passed(slots_.size() + results_.size());
+        for (std::size_t i = 0; i < slots_.size(); ++i) put(passed, i, slots_[i] != nullptr ? slots_[i] : Py_None);
+        for (const auto &place : places_) {
+            Py_DECREF(PyList_GET_ITEM(passed.ptr(), static_cast<py::ssize_t>(place.first)));
+            put(passed, place.first, given[place.second]);
+        }
+        std::vector<py::object> made;
+        for (std::size_t i = 0; i < results_.size(); ++i) {
+            made.push_back(py::array(results_[i].dtype, results_[i].shape));
+            put(passed, slots_.size() + i, made.back().ptr());
+        }
+        const py::object failure = run(passed);
+        if (!failure.is_none()) fail(failure);
+        for (PyObject *const storage : written_list_) raise_version(storage);
+        for (std::size_t i = 0; i < results_.size(); ++i) made[i] = wrapped(made[i], results_[i].spec);
+        for (const Gradient &action : actions_) {
+            PyObject *const owner = action.owner != nullptr ? action.owner : PyTuple_GET_ITEM(arguments.ptr(), action.argument);
+            if (!is_tensor(owner)) continue;  // an array: the tensor around it would be gone by now
+            set_slot(owner, layout_.grad, action.output >= 0 ? made[static_cast<std::size_t>(action.output)].ptr() : action.tensor);
+        }
+        if (finish_ == Py_None) return made[0];
+        py::list all;
+        for (const py::object &tensor : made) all.append(tensor);
+        return called(finish_, all.ptr());
+    }
+
+private:
+    static PyObject *pointer(const py::dict &d, const char *name) { return py::object(d[name]).ptr(); }
+    static PyObject *none_to_null(const py::handle &object) { return object.is_none() ? nullptr : object.ptr(); }
+    static void *array_data(const py::handle &array) { return py::cast<py::array>(array).mutable_data(); }
+    static Expected expected(const py::handle &object) { return {object.ptr(), PyWeakref_CheckRef(object.ptr()) != 0}; }
+    static Root root(const py::handle &object) {
+        const auto pair = py::cast<py::tuple>(object);
+        return {pair[0].ptr(), none_to_null(pair[1])};
+    }
+    static std::string value_of(const char *name) {
+        const char *const value = std::getenv(name);
+        return value != nullptr ? value : "";
+    }
+    static int cores() {
+#if defined(__linux__)
+        cpu_set_t set;
+        return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+#else
+        return 0;
+#endif
+    }
+    static void put(const py::list &list, std::size_t index, PyObject *object) {
+        Py_INCREF(object);
+        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(index), object);
+    }
+    static py::object called(PyObject *function, PyObject *argument) {
+        PyObject *const result = PyObject_CallOneArg(function, argument);
+        if (result == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(result);
+    }
+    static py::object attribute(PyObject *object, PyObject *name) {
+        PyObject *const result = PyObject_GetAttr(object, name);
+        if (result == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(result);
+    }
+    static PyObject *interned(const char *text) { return PyUnicode_InternFromString(text); }
+    bool is_tensor(PyObject *object) const { return PyObject_TypeCheck(object, layout_.tensor) != 0; }
+
+    // Stance and threads are what they were, nothing is traced, and gradients are on or off as they were.
+    bool is_usual() const {
+        static PyObject *const interpreter = interned("interpreter"), *const enabled = interned("is_grad_enabled");
+        if (PyDict_GET_SIZE(overrides_) != overridden_ || PyList_GET_SIZE(blocks_) != 0) return false;
+        for (const auto &variable : environment_) {
+            const char *const now = std::getenv(variable.first);
+            if (variable.second != (now != nullptr ? now : "")) return false;
+        }
+        if (cores() != cores_) return false;
+        return attribute(context_, interpreter).ptr() == eager_ && attribute(context_, enabled).ptr() == is_grad_enabled_;
+    }
+
+    // Fills `given` with the arguments' arrays; false where one is not as expected, or lies where the step writes.
+    bool read_arguments(const py::tuple &arguments, std::vector<PyObject *> &given) const {
+        if (arguments.size() != arguments_.size()) return false;
+        for (std::size_t i = 0; i < arguments_.size(); ++i) {
+            PyObject *const object = PyTuple_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(i));
+            for (std::size_t j = 0; j < i; ++j) {
+                if (PyTuple_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(j)) == object) return false;
+            }
+            const Argument &expected = arguments_[i];
+            PyObject *array = object;
+            if (is_tensor(object)) {
+                array = slot(object, layout_.array);
+                if (!is_like(object, expected) || written_.count(slot(object, layout_.tensor_storage)) != 0) return false;
+            } else if (expected.requires_grad != Py_False) {
+                return false;
+            }
+            if (array == nullptr || !is_usable(array, expected)) return false;
+            given[i] = array;
+        }
+        return true;
+    }
+
+    bool is_like(PyObject *tensor, const Argument &expected) const {
+        if (slot(tensor, layout_.requires_grad) != expected.requires_grad) return false;
+        if (slot(tensor, layout_.view) != Py_None) {  // whose history a write to its base would renew
+            PyObject *const storage = slot(tensor, layout_.tensor_storage);
+            if (PyObject_RichCompareBool(slot(tensor, layout_.edge_version), slot(storage, layout_.version), Py_EQ) != 1) return false;
+        }
+        PyObject *const spec = slot(tensor, layout_.spec);
+        return slot(spec, layout_.dtype) == expected.dtype
+               && PyObject_RichCompareBool(slot(spec, layout_.shape), expected.shape, Py_EQ) == 1;
+    }
+
+    bool is_usable(PyObject *object, const Argument &expected) const {
+        using py::detail::npy_api;
+        if (Py_TYPE(object) != npy_api::get().PyArray_Type_) return false;
+        const auto *array = py::detail::array_proxy(object);
+        constexpr int wanted = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
+        if ((array->flags & wanted) != wanted || array->nd != static_cast<int>(expected.extents.size())) return false;
+        for (std::size_t axis = 0; axis < expected.extents.size(); ++axis) {
+            if (array->dimensions[axis] != expected.extents[axis]) return false;
+        }
+        const auto descr = py::reinterpret_borrow<py::dtype>(array->descr);
+        if (descr.num() != expected.type_number || descr.byteorder() == '>') return false;
+        return owners_.count(array->base != nullptr ? array->base : object) == 0;
+    }
+
+    bool guards_hold(const py::tuple &arguments) const {
+        static PyObject *const count = interned("count"), *const seen = interned("_seen");
+        if (changes_ != Py_None) {
+            const py::object now = attribute(changes_, count), then = attribute(guards_, seen);
+            if (PyObject_RichCompareBool(now.ptr(), then.ptr(), Py_EQ) != 1) return false;
+        }
+        for (const GuardedTensor &guard : tensors_) {
+            if (slot(guard.tensor, layout_.tensor_storage) != guard.storage) return false;
+            if (slot(guard.tensor, layout_.requires_grad) != guard.requires_grad) return false;
+        }
+        for (const GuardedGradient &guard : gradients_) {
+            PyObject *const tensor = guard.tensor != nullptr ? guard.tensor : PyTuple_GET_ITEM(arguments.ptr(), guard.argument);
+            const bool is_none = !is_tensor(tensor) || slot(tensor, layout_.grad) == Py_None;
+            if (is_none != guard.is_none) return false;
+        }
+        for (const GuardedValue &guard : values_) {
+            PyObject *const value = guard.root.value();
+            if (value == nullptr || !guard.expected.is(value)) return false;
+        }
+        for (const GuardedAttribute &guard : attributes_) {
+            if (!holds(guard)) return false;
+        }
+        for (const GuardedMember &guard : members_) {
+            PyObject *const kind = referent(guard.kind);
+            if (kind == Py_None) continue;  // gone, and with it all that could be called
+            if (!guard.member.is(_PyType_Lookup(reinterpret_cast<PyTypeObject *>(kind), guard.name))) return false;
+        }
+        for (const GuardedFunction &guard : functions_) {
+            PyObject *const function = referent(guard.function);
+            if (function == Py_None) continue;
+            if (PyFunction_GET_CODE(function) != guard.code || PyFunction_GET_DEFAULTS(function) != guard.defaults) return false;
+        }
+        for (PyObject *const snapshot : optimizers_) {
+            if (!is_as_before(snapshot)) return false;
+        }
+        for (PyObject *const check : checks_) {
+            PyObject *const found = PyObject_CallNoArgs(check);
+            if (found == nullptr) throw py::error_already_set();
+            Py_DECREF(found);
+            if (found != Py_None) return false;
+        }
+        return true;
+    }
+
+    // Borrowed: the type or function lives at least as long as the weak reference says so, under the GIL.
+    static PyObject *referent(const Expected &reference) {
+        if (!reference.is_weak) return reference.object;
+#if PY_VERSION_HEX >= 0x030D0000
+        PyObject *now = nullptr;
+        if (PyWeakref_GetRef(reference.object, &now) <= 0) return Py_None;
+        Py_DECREF(now);
+        return now;
+#else
+        return PyWeakref_GetObject(reference.object);
+#endif
+    }
+
+    bool holds(const GuardedAttribute &guard) const {
+        static PyObject *const dict = interned("__dict__");
+        PyObject *const owner = guard.root.value();
+        if (owner == nullptr || !guard.kind.is(reinterpret_cast<PyObject *>(Py_TYPE(owner)))) return false;
+        PyObject *const member = _PyType_Lookup(Py_TYPE(owner), guard.name);
+        if (!guard.member.is(member)) return false;
+        const py::object state = attribute(owner, dict);
+        if (!PyDict_Check(state.ptr())) return false;
+        PyObject *const value = PyDict_GetItem(state.ptr(), guard.name);
+        return guard.is_missing ? value == nullptr : value != nullptr && guard.value.is(value);
+    }
+
+    // Whether all that an optimizer's snapshot lists is still the same objects, in the same order.
+    static bool is_as_before(PyObject *snapshot) {
+        static PyObject *const members = interned("_members"), *const raw = interned("_raw"), *const optimizer = interned("optimizer");
+        static PyObject *const groups = interned("param_groups"), *const params = interned("params"), *const state = interned("state");
+        static PyObject *const dict = interned("__dict__");
+        const py::object target = attribute(snapshot, optimizer);
+        if (target.is_none()) return false;
+        Sequence same_members(attribute(snapshot, members)), same_raw(attribute(snapshot, raw));
+        const py::object all_groups = attribute(target.ptr(), groups), all_state = attribute(target.ptr(), state);
+        if (!PyList_Check(all_groups.ptr()) || !PyDict_Check(all_state.ptr())) return false;
+        for (const py::handle group : py::reinterpret_borrow<py::list>(all_groups)) {
+            if (!PyDict_Check(group.ptr()) || !same_members.next_is(group.ptr())) return false;
+            PyObject *const parameters = PyDict_GetItem(group.ptr(), params);
+            if (parameters == nullptr || !PyList_Check(parameters)) return false;
+            for (py::ssize_t i = 0; i < PyList_GET_SIZE(parameters); ++i) {
+                if (!same_members.next_is(PyList_GET_ITEM(parameters, i))) return false;
+            }
+            if (!same_raw.next_are_values_of(group.ptr())) return false;
+        }
+        PyObject *key = nullptr, *value = nullptr;
+        for (py::ssize_t at = 0; PyDict_Next(all_state.ptr(), &at, &key, &value) != 0;) {
+            if (!PyDict_Check(value) || !same_members.next_is(key) || !same_members.next_are_values_of(value)) return false;
+        }
+        const py::object fields = attribute(target.ptr(), dict);
+        return same_raw.next_are_values_of(fields.ptr()) && same_members.is_done() && same_raw.is_done();
+    }
+
+    class Sequence {
+    public:
+        explicit Sequence(py::object list) : list_(std::move(list)) {}
+        bool next_is(PyObject *object) {
+            return PyList_Check(list_.ptr()) && at_ < PyList_GET_SIZE(list_.ptr()) && PyList_GET_ITEM(list_.ptr(), at_++) == object;
+        }
+        bool next_are_values_of(PyObject *dict) {
+            PyObject *key = nullptr, *value = nullptr;
+            for (py::ssize_t at = 0; PyDict_Next(dict, &at, &key, &value) != 0;) {
+                if (!next_is(value)) return false;
+            }
+            return true;
+        }
+        bool is_done() const { return at_ == PyList_GET_SIZE(list_.ptr()); }
+
+    private:
+        py::object list_;
+        py::ssize_t at_ = 0;
+    };
+
+    bool read_scalars() {
+        for (std::size_t i = 0; i < scalars_.size(); ++i) {
+            PyObject *value = PyDict_GetItem(scalars_[i].owner, scalars_[i].key);
+            if (value != nullptr && scalars_[i].index >= 0) {
+                const bool has_it = PyTuple_CheckExact(value) && scalars_[i].index < PyTuple_GET_SIZE(value);
+                value = has_it ? PyTuple_GET_ITEM(value, scalars_[i].index) : nullptr;
+            }
+            if (value == nullptr || (!PyFloat_CheckExact(value) && !PyLong_CheckExact(value))) return false;
+            const double number = PyFloat_AsDouble(value);
+            if (number == -1.0 && PyErr_Occurred() != nullptr) {
+                PyErr_Clear();
+                return false;
+            }
+            numbers_[i] = number;
+        }
+        return true;
+    }
+
+    void raise_version(PyObject *storage) const {
+        const py::object now = py::reinterpret_steal<py::object>(PyNumber_Add(slot(storage, layout_.version), one()));
+        if (!now) throw py::error_already_set();
+        set_slot(storage, layout_.version, now.ptr());
+    }
+
+    static PyObject *one() {
+        static PyObject *const number = PyLong_FromLong(1);
+        return number;
+    }
+    static PyObject *zero() {
+        static PyObject *const number = PyLong_FromLong(0);
+        return number;
+    }
+
+    py::object wrapped(const py::object &array, PyObject *spec) const {
+        const py::object storage = made_of(layout_.storage), tensor = made_of(layout_.tensor);
+        set_slot(storage.ptr(), layout_.data, array.ptr());
+        set_slot(storage.ptr(), layout_.version, zero());
+        PyObject *const t = tensor.ptr();
+        set_slot(t, layout_.tensor_storage, storage.ptr());
+        set_slot(t, layout_.spec, spec);
+        set_slot(t, layout_.array, array.ptr());
+        set_slot(t, layout_.payload, array.ptr());
+        set_slot(t, layout_.payload_version, zero());
+        set_slot(t, layout_.view, Py_None);
+        set_slot(t, layout_.requires_grad, Py_False);
+        set_slot(t, layout_.grad, Py_None);
+        set_slot(t, layout_.edge, Py_None);
+        set_slot(t, layout_.edge_version, zero());
+        return tensor;
+    }
+    static py::object made_of(PyTypeObject *type) {
+        PyObject *const object = type->tp_alloc(type, 0);
+        if (object == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(object);
+    }
+
+    Layout layout_;
+    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *overrides_, *blocks_, *guards_, *changes_, *finish_;
+    double *numbers_;
+    std::vector<Argument> arguments_;
+    std::vector<GuardedTensor> tensors_;
+    std::vector<GuardedGradient> gradients_;
+    std::vector<GuardedValue> values_;
+    std::vector<GuardedAttribute> attributes_;
+    std::vector<GuardedMember> members_;
+    std::vector<GuardedFunction> functions_;
+    std::vector<PyObject *> optimizers_, checks_, slots_, written_list_;
+    std::vector<std::pair<std::size_t, std::size_t>> places_;
+    std::vector<Scalar> scalars_;
+    std::vector<Result> results_;
+    std::vector<Gradient> actions_;
+    std::unordered_set<PyObject *> written_;
+    std::unordered_set<void *> owners_;
+    std::vector<std::pair<const char *, std::string>> environment_;
+    py::ssize_t overridden_;
+    int cores_ = 0;
+};
+
+}  // namespace pg_call

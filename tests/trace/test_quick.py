@@ -1,0 +1,250 @@
+"""The native call takes all usual calls, notices all that changes, and leaves the rest to Python."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import pequegrad as pg
+from pequegrad import nn, optim
+from pequegrad.nn import functional as F
+
+X = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+FACTOR = 1.0
+
+
+class Training:
+    """A step that has run twice, so that native code takes the third call."""
+
+    def __init__(self):
+        pg.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
+        self.optimizer = optim.Adam(self.model.parameters(), lr=0.1)
+        self.step = pg.compile(self.eager, strict=True)
+        self.step(X)
+        self.step(X)
+
+    def eager(self, x):
+        self.optimizer.zero_grad()
+        loss = F.mse_loss(self.model(x), x) * FACTOR
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+def quick(step, *args):
+    """What the native call alone says."""
+    assert step._quick is not None
+    return step._quick(args)
+
+
+def test_usual_calls_are_native():
+    training = Training()
+    assert quick(training.step, X) is not NotImplemented
+    assert quick(training.step, pg.Tensor(X)) is not NotImplemented
+    assert quick(training.step, pg.Tensor(np.concatenate([X, X]))[:8]) is not NotImplemented
+
+
+def test_native_calls_do_what_python_calls_do():
+    native, plain = Training(), Training()
+    for _ in range(5):
+        found = native.step(X)
+        plain.step._quick = None
+        expected = plain.step(X)
+        assert found.item() == expected.item()
+        assert (found.shape, found.dtype, found.requires_grad, found.device) == ((), pg.float32, False, "cpu")
+        assert (found + 1).item() == pytest.approx(found.item() + 1)
+    for a, b in zip(native.model.parameters(), plain.model.parameters()):
+        assert a.storage.version == b.storage.version
+        assert type(a._grad) is type(b._grad)
+        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        X[:4],
+        X.astype(np.float64),
+        np.asfortranarray(X),
+        X.astype(">f4"),
+        np.concatenate([X, X], 1)[:, :4],
+        pg.Tensor(X, requires_grad=True),
+        X.tolist(),
+        None,
+    ],
+    ids=["shape", "dtype", "order", "bytes", "strided", "gradient", "list", "none"],
+)
+def test_another_argument_is_left_to_python(argument):
+    assert quick(Training().step, argument) is NotImplemented
+
+
+def test_another_number_of_arguments_is_left_to_python():
+    step = Training().step
+    assert quick(step) is NotImplemented
+    assert quick(step, X, X) is NotImplemented
+
+
+def test_one_array_in_two_places_is_left_to_python():
+    step = pg.compile(lambda x, y: x + y, strict=True)
+    step(X, X * 2)
+    step(X, X * 2)
+    assert quick(step, X, X * 2) is not NotImplemented
+    assert quick(step, X, X) is NotImplemented
+
+
+def test_memory_that_the_step_writes_is_left_to_python():
+    training = Training()
+    weight = training.model[0].weight
+    step = pg.compile(lambda x: weight.add_(x).sum(), strict=True)
+    with pg.no_grad():
+        x = np.ones((3, 4), np.float32)
+        step(x)
+        step(x)
+        assert quick(step, x) is not NotImplemented
+        assert quick(step, weight) is NotImplemented
+        assert quick(step, weight.detach()) is NotImplemented
+        assert quick(step, weight.array) is NotImplemented
+
+
+def change_rate(training):
+    training.optimizer.param_groups[0]["lr"] = 0.5
+
+
+def change_betas(training):
+    training.optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+
+
+def replace_global(training):
+    global FACTOR
+    FACTOR = 2.0
+
+
+def replace_layer(training):
+    training.model[1] = nn.ReLU()
+
+
+def replace_memory(training):
+    training.model[0].weight.data = training.model[0].weight.data * 2
+
+
+def replace_optimizer(training):
+    training.optimizer = optim.SGD(training.model.parameters(), lr=0.1)
+
+
+def freeze(training):
+    training.model[0].weight.requires_grad_(False)
+
+
+def reset_state(training):
+    training.optimizer.state.clear()
+
+
+CHANGES = [
+    change_rate,
+    change_betas,
+    replace_global,
+    replace_layer,
+    replace_memory,
+    replace_optimizer,
+    freeze,
+    reset_state,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_between_calls_takes_effect(change):
+    global FACTOR
+    compiled, eager = Training(), Training()
+    # The second training's modules were a change too, after which Python looks at all guards once.
+    compiled.step(X), eager.eager(X)
+    before = compiled.step._quick
+    assert before((X,)) is not NotImplemented
+    eager.eager(X)
+    try:
+        for training in (compiled, eager):
+            change(training)
+        for _ in range(3):
+            found, expected = compiled.step(X).item(), eager.eager(X).item()
+            assert found == pytest.approx(expected, rel=1e-5)
+    finally:
+        FACTOR = 1.0
+
+
+@pytest.mark.parametrize("stance", ["block", "assigned", "environment"])
+def test_the_stance_takes_effect(stance, monkeypatch):
+    training = Training()
+    if stance == "environment":
+        monkeypatch.setenv("PEQUEGRAD_STANCE", "force_eager")
+        assert quick(training.step, X) is NotImplemented
+        monkeypatch.delenv("PEQUEGRAD_STANCE")
+    elif stance == "block":
+        with pg.stance("force_eager"):
+            assert quick(training.step, X) is NotImplemented
+    else:
+        pg.config.stance = "force_eager"
+        try:
+            assert quick(training.step, X) is NotImplemented
+        finally:
+            pg.config.reset("stance")
+    assert quick(training.step, X) is not NotImplemented
+
+
+def test_the_gradient_mode_and_an_outer_trace_are_left_to_python():
+    step = pg.compile(lambda x: x * 2, strict=True)
+    step(X)
+    step(X)
+    with pg.no_grad():
+        assert quick(step, X) is NotImplemented
+    outer = pg.compile(lambda x: step(x) + 1, strict=True)
+    np.testing.assert_array_equal(outer(X).numpy(), X * 2 + 1)
+
+
+def test_two_threads_do_every_step_once():
+    training = Training()
+    before = training.model[0].weight.storage.version
+    threads = [threading.Thread(target=lambda: [training.step(X) for _ in range(200)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert training.model[0].weight.storage.version == before + 400
+
+
+def test_nested_results_come_back_nested():
+    step = pg.compile(lambda x: {"a": x + 1, "b": [x * 2, 3]}, strict=True)
+    step(X)
+    step(X)
+    found = quick(step, X)
+    np.testing.assert_array_equal(found["a"].numpy(), X + 1)
+    np.testing.assert_array_equal(found["b"][0].numpy(), X * 2)
+    assert found["b"][1] == 3
+
+
+def test_a_bad_index_raises_as_ever_and_the_step_goes_on():
+    step = pg.compile(lambda x, i: x[i], strict=True)
+    good = np.array([1, 2])
+    step(X, good)
+    step(X, good)
+    for _ in range(2):
+        with pytest.raises(pg.errors.IndexOutOfRange, match="index 8"):
+            step(X, np.array([1, 8]))
+        np.testing.assert_array_equal(step(X, good).numpy(), X[good])
+
+
+def test_what_a_call_made_is_freed():
+    step = pg.compile(lambda x: x * 2, strict=True)
+    step(X)
+    step(X)
+    arrays = [weakref.ref(step(X).array) for _ in range(3)]
+    assert [array() for array in arrays] == [None] * 3
+
+
+def test_the_native_call_keeps_no_model_alive():
+    training = Training()
+    model, step = weakref.ref(training.model), weakref.ref(training.step)
+    training.step(X)
+    del training
+    gc.collect()
+    assert (model(), step()) == (None, None)
