@@ -31,7 +31,7 @@ COMPARED_LOSSES = 10
 # Float32 rounding grows along a trajectory; in the first ten steps it stays far below this, and a wrong
 # gradient or another learning rate far above.
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
-TRIAL_SECONDS = 0.3
+TRIAL_SECONDS, TRIAL_ROUNDS = 0.15, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +161,14 @@ def measure(workload: Workload, peers: Sequence[str], options: Options) -> list[
             cache_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-cache-"))
             where = (row, workload, cache_dir, options)
             try:
+                with prepared(*where) as (worker, _):
+                    worker.ask("build_once")
                 with prepared(*where) as (worker, variants):
                     row.cold_seconds = worker.ask("start", variants[0])["first_step_seconds"]
-                worker, variants = stack.enter_context(prepared(*where))
-                steps = set_up(row, worker, variants, options.seconds)
+                    choose_variant(row, worker, variants)
+                # What the others have left in memory is not its own: the chosen one has a fresh process.
+                worker, _ = stack.enter_context(prepared(*where))
+                steps = set_up(row, worker, options.seconds)
             except PeerFailed as failure:
                 row.note = str(failure).splitlines()[0]
                 continue
@@ -192,22 +196,29 @@ def noted(row: Row) -> Iterator[None]:
         row.note = str(failure).splitlines()[0]
 
 
-def set_up(row: Row, worker: Connection, variants: list[str], seconds: float) -> int:
-    """Choose the fastest variant, take its first losses from the start; return the steps of a round."""
-    row.warm_seconds = worker.ask("start", variants[0])["first_step_seconds"]
+def choose_variant(row: Row, worker: Connection, variants: list[str]) -> None:
+    """Try each variant, and note the fastest."""
     row.variant = variants[0]
-    if len(variants) > 1:
-        for variant in variants:
-            try:
-                worker.ask("start", variant)
-                row.trials[variant] = worker.ask("calibrate", TRIAL_SECONDS)["seconds_per_step"]
-            except PeerFailed as failure:
-                row.failed[variant] = str(failure).splitlines()[0]
-        if not row.trials:
-            raise PeerFailed(row.failed[variants[0]])
-        row.variant = min(row.trials, key=lambda variant: row.trials[variant])
-    first = worker.ask("start", row.variant)["loss"]
-    row.losses = [first, *worker.ask("losses", COMPARED_LOSSES - 1)["losses"]]
+    if len(variants) == 1:
+        return
+    for variant in variants:
+        try:
+            worker.ask("start", variant)
+            steps = worker.ask("calibrate", TRIAL_SECONDS)["steps"]
+            rounds = [worker.ask("round", steps)["seconds"] for _ in range(TRIAL_ROUNDS)]
+            row.trials[variant] = min(rounds) / steps
+        except PeerFailed as failure:
+            row.failed[variant] = str(failure).splitlines()[0]
+    if not row.trials:
+        raise PeerFailed(row.failed[variants[0]])
+    row.variant = min(row.trials, key=lambda variant: row.trials[variant])
+
+
+def set_up(row: Row, worker: Connection, seconds: float) -> int:
+    """Start the chosen variant and take its first losses; return the steps of a round."""
+    first = worker.ask("start", row.variant)
+    row.warm_seconds = first["first_step_seconds"]
+    row.losses = [first["loss"], *worker.ask("losses", COMPARED_LOSSES - 1)["losses"]]
     return worker.ask("calibrate", seconds)["steps"]
 
 

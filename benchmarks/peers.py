@@ -26,6 +26,9 @@ class Peer(Protocol):
     def __init__(self, threads: int, cache_dir: str) -> None:
         """Import the framework and tell it how many threads it may use and where it may cache."""
 
+    def build_once(self) -> None:
+        """Build what a machine builds once, for all programs: it is not part of a step's compile time."""
+
     def variants(self, workload: Workload) -> tuple[str, ...]:
         """Return the settings worth trying; the fastest one is timed."""
 
@@ -66,6 +69,9 @@ class TorchPeer:
 
         torch.set_num_threads(threads)
         self.torch, self.threads = torch, threads
+
+    def build_once(self) -> None:
+        pass
 
     def variants(self, workload: Workload) -> tuple[str, ...]:
         layouts = ["", " channels_last"] if workload.has_images else [""]
@@ -134,6 +140,9 @@ class JaxPeer:
         jax.config.update("jax_compilation_cache_dir", cache_dir)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         self.jax = jax
+
+    def build_once(self) -> None:
+        pass
 
     def variants(self, workload: Workload) -> tuple[str, ...]:
         return workload.jax_variants()
@@ -219,6 +228,10 @@ class PequegradPeer:
         pequegrad.config.cache_dir = cache_dir
         self.pg = pequegrad
 
+    def build_once(self) -> None:
+        """Build the Python binding, which all steps share."""
+        self.pg.compile(lambda x: x + 1)(self.pg.ones(1).to(self.device))
+
     def variants(self, workload: Workload) -> tuple[str, ...]:
         return ("default",)
 
@@ -251,6 +264,9 @@ class PequegradPeer:
 
 class PequegradEagerPeer(PequegradPeer):
     """pequegrad without compiling: NumPy and the tape."""
+
+    def build_once(self) -> None:
+        pass
 
     def _compile(self, train_step: Callable[..., Any], workload: Workload) -> Callable[..., Any]:
         return train_step

@@ -4,8 +4,8 @@ Invariant: between commands the process does nothing, so that rounds of several 
 Replies are single JSON lines on the original standard output; whatever a framework prints goes to standard
 error.
 
-Commands, each a JSON list: ["prepare", peer, workload, threads, cache folder] · ["start", variant] ·
-["losses", n] · ["calibrate", seconds] · ["round", steps] · ["memory"] · ["quit"].
+Commands, each a JSON list: ["prepare", peer, workload, threads, cache folder] · ["build_once"] ·
+["start", variant] · ["losses", n] · ["calibrate", seconds] · ["round", steps] · ["memory"] · ["quit"].
 """
 
 from __future__ import annotations
@@ -46,8 +46,14 @@ class Worker:
         self.batches = self.workload.batches(BATCHES)
         return {"import_seconds": seconds, "variants": self.peer.variants(self.workload)}
 
+    def build_once(self) -> dict[str, Any]:
+        """Let the framework build what all its programs share; for a process that does nothing else."""
+        self.peer.build_once()
+        return {}
+
     def start(self, variant: str) -> dict[str, Any]:
         """Build the step from the initial weights; reply with the seconds until its first loss was there."""
+        self.step = None  # with all that it holds: memory is measured
         self.step = self.peer.make_step(self.workload, self.batches, variant)
         self.count = 0
         start = time.perf_counter()
@@ -59,7 +65,7 @@ class Worker:
         return {"losses": [self._run(1) for _ in range(count)]}
 
     def calibrate(self, seconds: float) -> dict[str, Any]:
-        """Warm up, and reply with how many steps take about ``seconds``, and the seconds of one."""
+        """Warm up, and reply with how many steps take about ``seconds``."""
         steps, elapsed = 1, 0.0
         while elapsed < seconds:
             start = time.perf_counter()
@@ -67,7 +73,7 @@ class Worker:
             elapsed = time.perf_counter() - start
             if elapsed < seconds:
                 steps = max(steps + 1, min(4 * steps, int(1.2 * steps * seconds / max(elapsed, 1e-9))))
-        return {"steps": steps, "seconds_per_step": elapsed / steps}
+        return {"steps": steps}
 
     def round(self, steps: int) -> dict[str, Any]:
         """Run ``steps`` steps, reading the loss once at the end."""

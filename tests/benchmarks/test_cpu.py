@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import cpu
-from benchmarks.measure import Row, note_differing_losses
+from benchmarks.measure import PeerFailed, Row, choose_variant, note_differing_losses
 from benchmarks.peak import measure_peak
 from benchmarks.peers import OURS
 from benchmarks.report import format_table
@@ -28,6 +28,32 @@ def test_a_row_that_did_other_work_is_noted():
     rows = [Row("pequegrad", losses=[1.0, 0.9]), Row("torch", losses=[1.0, 0.9]), Row("jax", losses=[1.0, 0.8])]
     note_differing_losses(rows, 1e-3)
     assert [bool(row.note) for row in rows] == [False, False, True]
+
+
+class Scripted:
+    """A worker whose variants take given seconds a round of ten steps, or fail."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def ask(self, command, argument):
+        if command == "start":
+            self.variant = argument
+            if self.seconds[argument] is None:
+                raise PeerFailed(f"{argument} is broken")
+            return {}
+        return {"steps": 10} if command == "calibrate" else {"seconds": self.seconds[self.variant]}
+
+
+def test_the_fastest_variant_is_chosen_and_a_broken_one_is_named():
+    row = Row("torch")
+    choose_variant(row, Scripted({"slow": 2.0, "broken": None, "fast": 1.0}), ["slow", "broken", "fast"])
+    assert (row.variant, row.trials, row.failed) == ("fast", {"slow": 0.2, "fast": 0.1}, {"broken": "broken is broken"})
+
+
+def test_a_framework_whose_variants_all_fail_has_failed():
+    with pytest.raises(PeerFailed, match="a is broken"):
+        choose_variant(Row("torch"), Scripted({"a": None, "b": None}), ["a", "b"])
 
 
 def test_the_table_has_ratio_rate_and_share_of_the_peak():
