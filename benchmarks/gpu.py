@@ -1,8 +1,8 @@
 """All that a GPU can tell about the CUDA target, in one command and under nine minutes: ``python -m benchmarks.gpu``.
 
-First whether it is right: every op and some training, held against PyTorch and our CPU target; then whether
-compute-sanitizer finds anything; then the times of training steps beside other frameworks, with their share of the
-device's limit. What could not be done is named. ``--simulate`` checks, without a GPU, that the script itself works.
+First whether it is right: every op and some training, held against PyTorch and our CPU target; then the times of
+training steps beside other frameworks, with their share of the device's limit; then whether compute-sanitizer finds
+anything. What could not be done is named. ``--simulate`` checks, without a GPU, that the script itself works.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .report import format_table, number
 from .workloads import GPU_WORKLOADS, Workload
 
 MINUTES = 8.5
-CHECK_SECONDS, SANITIZER_SECONDS = 150, 45
+CHECK_SECONDS, SANITIZER_SECONDS = 110, 30
 SANITIZED = [(tool, launch) for tool in ("memcheck", "racecheck") for launch in ("graph", "cooperative")]
 
 
@@ -68,6 +68,11 @@ class Session:
             self.record["sections"] = [asdict(part) for part in self.sections]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def deadline_of_part(self, parts: int, reserved: float) -> float:
+        """Return when the next of ``parts`` parts must end, so that all have as long and ``reserved`` seconds stay."""
+        now = time.monotonic()
+        return now + max(0.0, self.deadline - reserved - now) / parts
 
     def seconds_left(self, at_most: float = math.inf) -> float:
         """Return the seconds that a part may still take."""
@@ -131,14 +136,13 @@ def add_limits(workload: Workload, rows: Sequence[Row], limits: Limits) -> list[
     return records
 
 
-def time_steps(session: Session, workload: Workload, peers: Sequence[str], limits: Limits, rounds: int) -> None:
+def time_steps(
+    session: Session, workload: Workload, peers: Sequence[str], limits: Limits, rounds: int, deadline: float
+) -> None:
     """Time one workload with each framework."""
 
     def work(section: Section) -> None:
-        if session.deadline < time.monotonic():
-            section.state, section.text = "skipped", "no time left"
-            return
-        options = Options(threads=4, rounds=rounds, seconds=0.2, deadline=session.deadline)
+        options = Options(threads=4, rounds=rounds, seconds=0.2, deadline=deadline)
         rows = measure(workload, peers, options)
         print(f"\n{format_table(workload, rows, OURS_ON_GPU)}")
         section.facts["rows"] = add_limits(workload, rows, limits)
@@ -196,11 +200,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{limits.name} ({limits.architecture})")
     session.run("ops", lambda part: run_check(part, ["--nets", "none", *ops], session.seconds_left(CHECK_SECONDS)))
     session.run("training", lambda part: run_check(part, ["--ops", "none"], session.seconds_left(CHECK_SECONDS)))
+    reserved = len(SANITIZED) * SANITIZER_SECONDS
+    chosen = [workload for workload in GPU_WORKLOADS if workload.name in options.only]
+    for number_done, workload in enumerate(chosen):
+        deadline = session.deadline_of_part(len(chosen) - number_done, reserved)
+        time_steps(session, workload, options.peers, limits, options.rounds, deadline)
     for tool, launch in SANITIZED:
         sanitize(session, tool, launch)
-    for workload in GPU_WORKLOADS:
-        if workload.name in options.only:
-            time_steps(session, workload, options.peers, limits, options.rounds)
     print(f"\nwrote {path}")
     return int(session.has_failed)
 

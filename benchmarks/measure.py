@@ -86,7 +86,7 @@ class Connection:
     """The parent's end of a worker: sends a command, waits for its reply."""
 
     def __init__(self, environment: dict[str, str], is_verbose: bool, deadline: float = math.inf) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             cwd=ROOT,
@@ -101,7 +101,7 @@ class Connection:
         """Return the reply to ``command``; raise PeerFailed with the worker's error, or when the deadline has passed."""
         try:
             print(json.dumps(command), file=self._process.stdin, flush=True)
-            left = max(0.0, self._deadline - time.monotonic())
+            left = max(0.0, self.deadline - time.monotonic())
             if not select.select([self._process.stdout], [], [], left if left < math.inf else None)[0]:
                 self._process.kill()
                 raise PeerFailed(f"stopped in {command[0]!r}: no time left")
@@ -140,9 +140,11 @@ def worker_environment(threads: int, cache_dir: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def prepared(row: Row, workload: Workload, cache_dir: str, options: Options) -> Iterator[tuple[Connection, list[str]]]:
+def prepared(
+    row: Row, workload: Workload, cache_dir: str, options: Options, deadline: float
+) -> Iterator[tuple[Connection, list[str]]]:
     """Yield a fresh worker whose framework is imported, and the variants that it offers."""
-    worker = Connection(worker_environment(options.threads, cache_dir), options.verbose, options.deadline)
+    worker = Connection(worker_environment(options.threads, cache_dir), options.verbose, deadline)
     try:
         reply = worker.ask("prepare", row.peer, workload.name, options.threads, cache_dir)
         row.import_seconds = reply["import_seconds"]
@@ -159,7 +161,8 @@ def measure(workload: Workload, peers: Sequence[str], options: Options) -> list[
         for row in rows:
             say(f"{workload.name}: {row.peer}: setting up")
             cache_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-cache-"))
-            where = (row, workload, cache_dir, options)
+            left = len(rows) - rows.index(row)
+            where = (row, workload, cache_dir, options, set_up_deadline(options, len(rows), left))
             try:
                 with prepared(*where) as (worker, _):
                     worker.ask("build_once")
@@ -169,6 +172,7 @@ def measure(workload: Workload, peers: Sequence[str], options: Options) -> list[
                 # What the others have left in memory is not its own: the chosen one has a fresh process.
                 worker, _ = stack.enter_context(prepared(*where))
                 steps = set_up(row, worker, options.seconds)
+                worker.deadline = options.deadline
             except PeerFailed as failure:
                 row.note = str(failure).splitlines()[0]
                 continue
@@ -185,6 +189,14 @@ def measure(workload: Workload, peers: Sequence[str], options: Options) -> list[
             with noted(row):
                 row.peak_mib = worker.ask("memory")["peak_mib"]
     return rows
+
+
+def set_up_deadline(options: Options, peers: int, left: int) -> float:
+    """Return when the next of ``left`` frameworks must be ready: one that compiles for long takes no time from the others,
+    nor from the rounds of all ``peers``."""
+    now = time.monotonic()
+    rounds = 2 * peers * options.rounds * options.seconds
+    return now + max(0.0, options.deadline - rounds - now) / left
 
 
 @contextlib.contextmanager

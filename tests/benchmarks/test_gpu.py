@@ -98,6 +98,22 @@ def test_a_worker_is_stopped_at_the_deadline(tmp_path):
     worker.close()
 
 
+def test_each_part_has_its_share_of_the_time_and_leaves_what_is_reserved():
+    session = gpu.Session(None, {}, minutes=10)
+    share = session.deadline_of_part(5, reserved=100) - time.monotonic()
+    assert share == pytest.approx(100, abs=1)
+    last = session.deadline_of_part(1, reserved=100) - time.monotonic()
+    assert last == pytest.approx(500, abs=1)
+    assert session.deadline_of_part(1, reserved=1000) <= time.monotonic()
+
+
+def test_a_framework_that_compiles_for_long_leaves_time_to_the_others_and_the_rounds():
+    options = measure.Options(threads=1, rounds=10, seconds=0.5, deadline=time.monotonic() + 100)
+    first = measure.set_up_deadline(options, peers=4, left=4) - time.monotonic()
+    assert first == pytest.approx((100 - 40) / 4, abs=1)
+    assert measure.set_up_deadline(measure.Options(1, 10, 0.5), peers=4, left=4) == math.inf
+
+
 def test_the_share_of_the_limit_is_of_whichever_is_slower():
     limits = Limits("Device", "sm_90", fp32=1e12, bf16=1e13, bytes=1e9)
     assert limits.seconds(1e12, 1e6, "fp32") == 1.0
