@@ -18,6 +18,8 @@ Batches = Sequence[tuple[np.ndarray, ...]]
 
 SMALL = 10**8
 """Operations a step, below which one thread may be faster than several, and more ways are worth the time to try."""
+LARGE = 10**11
+"""Operations a step, above which compiling takes minutes, and fewer ways are tried."""
 
 
 class Peer(Protocol):
@@ -115,17 +117,20 @@ class TorchPeer:
 
 
 class TorchCompilePeer(TorchPeer):
-    """PyTorch with torch.compile around forward and loss (and so the backward), and around the update."""
+    """PyTorch with torch.compile around forward and loss (and so the backward), and around the update, which it fuses
+    itself; or with the optimizer's own fused update, which it cannot trace on the CPU."""
 
     def variants(self, workload: Workload) -> tuple[str, ...]:
-        # The compiler fuses the update itself; it cannot trace fused SGD and Adam on the CPU.
-        found = tuple(variant for variant in super().variants(workload) if "foreach" in variant)
+        found = super().variants(workload)
+        if workload.flops() > LARGE:
+            return tuple(variant for variant in found if "foreach" in variant)
         return (*found, "foreach max-autotune") if workload.flops() < SMALL else found
 
     def _prepare(self, workload: Workload, model: Any, update: Callable[[], Any], variant: str) -> tuple[Any, Any]:
         self.torch.compiler.reset()  # what other variants have compiled counts towards a limit
         mode = "max-autotune-no-cudagraphs" if "max-autotune" in variant else "default"
-        return self.torch.compile(model, mode=mode), self.torch.compile(update)
+        compiled = self.torch.compile(model, mode=mode)
+        return compiled, update if "fused" in variant else self.torch.compile(update)
 
 
 class JaxPeer:
