@@ -406,9 +406,11 @@ class CompiledFunction:
         lines = [
             f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels in {len(plan.phases)} phases, "
             f"{plan.workers} worker{'s' if plan.workers != 1 else ''}",
-            f"memory: {passed} bytes passed in and out, {plan.arena_bytes} bytes of arena",
+            f"memory: {passed} bytes passed in and out, {memory_report(plan).arena_bytes} bytes of arena",
         ]
         for number, phase in enumerate(plan.phases):
+            if phase.blocks is not None:
+                lines.append(f"  phase {number} runs on {phase.blocks.count} blocks of {phase.blocks.size} samples:")
             lines += [f"  phase {number}: {kernel.family:8} {kernel.origin}" for kernel in phase.kernels]
         return "\n".join([*lines, "guards:", *(f"  {line}" for line in captured.guards.lines())])
 

@@ -119,6 +119,7 @@ def _summary(plan: StepPlan, view: emit.StepView, workers: int, walls: list[floa
         at += 1
     kernels, number = [], 0
     for phase_number, planned in enumerate(plan.phases):
+        blocks = planned.blocks.count if planned.blocks else 1
         for kernel in planned.kernels:
             mine = busy[number]
             kernels.append(
@@ -128,8 +129,8 @@ def _summary(plan: StepPlan, view: emit.StepView, workers: int, walls: list[floa
                     str(kernel.origin),
                     float(mine.mean()),
                     float(mine.max()),
-                    schedule.multiply_adds(kernel),
-                    sum(schedule.traffic(kernel, plan)),
+                    blocks * schedule.multiply_adds(kernel),
+                    blocks * sum(schedule.traffic(kernel, plan)),
                 )
             )
             number += 1

@@ -17,7 +17,7 @@ from ..ops.core import Family
 from ..targets import Target
 from . import thread_views, views
 from .launch import MOST_BLOCKS, is_cooperative
-from .plan import Compute, Index, Kernel, StepPlan, statements
+from .plan import Blocks, Compute, Index, Kernel, StepPlan, Walk, statements
 from .rendering import Pointer
 from .views import KernelHead
 
@@ -49,6 +49,28 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class ZeroView:
+    """Memory that a chunk of blocks clears at its begin, as C text, and its bytes."""
+
+    pointer: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksView:
+    """The grid of a phase that runs its calls block by block; ``begin``, ``bytes``: each worker's own part of the arena,
+    of which there are ``workers``."""
+
+    count: int
+    size: int
+    chunks: int
+    begin: int
+    bytes: int
+    workers: int
+    zeros: tuple[ZeroView, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseView:
     """Calls between two barriers; ``is_guarded``: a phase before it can fail.
 
@@ -68,6 +90,7 @@ class PhaseView:
     blocks: int
     shared: tuple[str, ...]
     note: str
+    grid: BlocksView | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +164,8 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     can_fail = False
     for phase in plan.phases:
         rounds: list[list[_Part]] = []
-        for kernel in phase.kernels:
+        for position, kernel in enumerate(phase.kernels):
+            walks = phase.blocks.walks[position] if phase.blocks is not None else ()
             parts = _VIEWS[target.execution].views_of(plan, kernel, number, scratch.get(number, -1), target)
             for at, part in enumerate(parts):
                 body = environment.get_template(f"{kernel.family}.j2").render(k=part)
@@ -151,11 +175,13 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
                     texts.append(_comment(part.head) + body.replace(part.head.name, functions[body]))
                 if at == len(rounds):
                     rounds.append([])
-                rounds[at].append(_Part(functions[body], part, kernel, number, is_shared))
+                rounds[at].append(_Part(functions[body], part, kernel, number, is_shared, walks))
             number += 1
         for parts_of_round in rounds:
             for launched in _launches(parts_of_round, target.most_pointers):
                 phases.append(_phase_view(plan, len(phases), launched, phase_functions, can_fail))
+                if phase.blocks is not None:
+                    phases[-1] = dataclasses.replace(phases[-1], grid=_blocks_view(plan, phase.blocks, target))
                 can_fail = can_fail or phases[-1].can_fail
     if phases:
         phases[-1] = dataclasses.replace(phases[-1], is_last=True)
@@ -185,6 +211,7 @@ class _Part:
     kernel: Kernel
     number: int
     is_shared: bool
+    walks: tuple[Walk, ...] = ()
 
 
 def _launches(parts: list[_Part], most_pointers: int) -> list[list[_Part]]:
@@ -205,7 +232,8 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
     parameters: dict[str, Pointer] = {}
     blocks = 0
     for part in parts:
-        texts = tuple(_pointer_text(plan, pointer) for pointer in part.view.head.pointers)
+        walks = {walk.buffer: walk for walk in part.walks}
+        texts = tuple(_pointer_text(plan, pointer, walks.get(pointer.buffer)) for pointer in part.view.head.pointers)
         names = []
         for text, pointer in zip(texts, part.view.head.pointers, strict=True):
             before = parameters.get(text)
@@ -245,7 +273,18 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
         min(max(blocks, 1), MOST_BLOCKS),
         shared,
         note,
+        None,
     )
+
+
+def _blocks_view(plan: StepPlan, blocks: Blocks, target: Target) -> BlocksView:
+    begin, nbytes = _worker_memory(plan, target)
+    zeros = []
+    for number, elements in blocks.sums:
+        buffer = plan.buffers[number]
+        text = _pointer_text(plan, Pointer("", f"pg::{buffer.dtype.c_name}", number, True), Walk(number, 0, elements))
+        zeros.append(ZeroView(text, elements * buffer.dtype.itemsize))
+    return BlocksView(blocks.count, blocks.size, blocks.chunks, begin, nbytes, plan.workers, tuple(zeros))
 
 
 def _slots(plan: StepPlan) -> tuple[SlotView, ...]:
@@ -286,11 +325,40 @@ def _unused(name: str, used: Collection[str]) -> str:
 
 
 def arena_bytes(plan: StepPlan, target: Target) -> int:
-    """Return the bytes of arena that a rendered step needs: the plan's, and its kernels' chunk sums."""
+    """Return the bytes of arena that a rendered step needs: the plan's, its kernels' chunk sums, and the workers' own."""
+    begin, nbytes = _worker_memory(plan, target)
+    return begin + plan.workers * nbytes if nbytes else _shared_end(plan, target)
+
+
+def _shared_end(plan: StepPlan, target: Target) -> int:
     end = plan.arena_bytes
+    in_blocks = _in_blocks(plan)
     for number, offset in _scratch_offsets(plan, target).items():
-        end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number], target))
+        if number not in in_blocks:
+            end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number], target))
     return end
+
+
+def _worker_memory(plan: StepPlan, target: Target) -> tuple[int, int]:
+    """Return where in the arena the workers' own parts begin, and the bytes of each, the chunk sums of a block included."""
+    scratch = [_VIEWS[target.execution].scratch_bytes(plan.kernels[number], target) for number in _in_blocks(plan)]
+    nbytes = _aligned(plan.local_bytes) + _aligned(max(scratch, default=0))
+    return _aligned(_shared_end(plan, target)), nbytes
+
+
+def _in_blocks(plan: StepPlan) -> set[int]:
+    """Return the numbers of the kernels that run block by block."""
+    found: set[int] = set()
+    number = 0
+    for phase in plan.phases:
+        if phase.blocks is not None:
+            found.update(range(number, number + len(phase.kernels)))
+        number += len(phase.kernels)
+    return found
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 @functools.cache
@@ -327,22 +395,33 @@ def _arguments(plan: StepPlan) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _pointer_text(plan: StepPlan, pointer: Pointer) -> str:
+def _pointer_text(plan: StepPlan, pointer: Pointer, walk: Walk | None = None) -> str:
     if pointer.offset >= 0:
         return f"step.at<{pointer.type}>({pointer.offset})"
     buffer = plan.buffers[pointer.buffer]
-    if buffer.slot >= 0:
-        return f"step.argument<{pointer.type}>({buffer.slot})"
-    return f"step.at<{pointer.type}>({buffer.offset})"
+    if buffer.scope == "local":
+        return f"own.at<{pointer.type}>({buffer.offset})"
+    text = f"step.argument<{pointer.type}>({buffer.slot})"
+    if buffer.slot < 0:
+        text = f"step.at<{pointer.type}>({buffer.offset})"
+    if walk is None:
+        return text
+    return text + "".join(
+        f" + {name} * {stride}" for name, stride in (("block", walk.block), ("chunk", walk.chunk)) if stride
+    )
 
 
 def _scratch_offsets(plan: StepPlan, target: Target) -> dict[int, int]:
-    """Return the byte offset in the arena of each kernel's chunk sums, by the kernel's number in the plan."""
+    """Return the byte offset of each kernel's chunk sums, by the kernel's number in the plan: in the arena or, of those
+    that run block by block, in their worker's own part."""
     offsets = {}
-    end = -(-plan.arena_bytes // ALIGNMENT) * ALIGNMENT
+    in_blocks = _in_blocks(plan)
+    end = _aligned(plan.arena_bytes)
     for number, kernel in enumerate(plan.kernels):
         size = _VIEWS[target.execution].scratch_bytes(kernel, target)
-        if size:
+        if size and number in in_blocks:
+            offsets[number] = _aligned(plan.local_bytes)
+        elif size:
             offsets[number] = end
-            end += -(-size // ALIGNMENT) * ALIGNMENT
+            end += _aligned(size)
     return offsets

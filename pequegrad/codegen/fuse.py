@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CompilerBug
-from ..ops.core import Op, Reduction
+from ..ops.core import Family, Op, Reduction
 from ..trace.graph import Location, Params, Value
 from . import schedule
 from .layout import Axes, Place, axes_of, do_merge, index_per_dim, refine, row_major, strides_over, whole
@@ -80,6 +80,11 @@ class Group:
     def tags(self, level: str) -> tuple[str, ...] | None:
         """Return the tags of the axes that a value of this level has; None for all."""
         return ("outer",) if level == "outer" else None
+
+
+def _draws(item: Item) -> bool:
+    """Whether an item draws random numbers: kernels draw as many at once as there are lanes, and not one for a row."""
+    return isinstance(item.op.lowering, Family)
 
 
 class Fuser:
@@ -253,7 +258,7 @@ class Fuser:
         size = math.prod(item.shape)
         if size == group.size:
             return "full"
-        return "outer" if group.kind == "row" and size == group.outer_size else None
+        return "outer" if group.kind == "row" and size == group.outer_size and not _draws(item) else None
 
     def _fits(self, group: Group, axes: Axes, item: Item, level: str, together: tuple[Group, ...]) -> bool:
         """Whether ``item`` can be computed inside ``group`` with these axes; ``together`` count as one group."""
@@ -332,6 +337,7 @@ class Fuser:
         if other.size == group.size:
             return "full" if reader.level == "full" else None
         is_per_row = group.kind == "row" and reader.level == "outer" and other.size == group.outer_size
+        is_per_row = is_per_row and not any(map(_draws, other.items))
         # Values of a row that somebody else waits for would come late: after the row's reductions.
         return "outer" if is_per_row and all(self._is_used_up(item, (group, other)) for item in other.items) else None
 

@@ -1,11 +1,12 @@
 """Runs a plan in Python, by the kernels' own fields, on real bytes: the oracle of what a plan means.
 
 Invariant: memory that nobody wrote holds NaN; kernels of a phase run in any order, and none writes what another of its
-phase touches.
+phase touches. Chunks of blocks run in any order too, and each block finds NaN in the memory of its worker.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
@@ -34,6 +35,7 @@ from .plan import (
     Scan,
     StepPlan,
     Store,
+    Walk,
     Window,
 )
 
@@ -51,11 +53,30 @@ def run_plan(plan: StepPlan, passed: Sequence[np.ndarray], *, seed: int = 0) -> 
     order = random.Random(seed)
     with np.errstate(all="ignore"):
         for number, phase in enumerate(plan.phases):
+            if phase.blocks is not None:
+                check_blocks(plan, phase, number)
+                _run_blocks(phase, memory, order)
+                continue
             check_phase(plan, phase, number)
             kernels = list(phase.kernels)
             order.shuffle(kernels)
             for kernel in kernels:
                 _RUNNERS[type(kernel)](kernel, memory)
+
+
+def _run_blocks(phase: Phase, memory: _Memory, order: random.Random) -> None:
+    blocks = phase.blocks
+    assert blocks is not None
+    chunks = list(range(blocks.chunks))
+    order.shuffle(chunks)
+    for chunk in chunks:
+        for buffer, elements in blocks.sums:
+            memory.flat[buffer][chunk * elements : (chunk + 1) * elements] = 0
+        for block in blocks.blocks_of(chunk):
+            memory.poison_locals()
+            for kernel, walks in zip(phase.kernels, blocks.walks, strict=True):
+                moved = memory.moved({walk.buffer: block * walk.block + chunk * walk.chunk for walk in walks})
+                _RUNNERS[type(kernel)](kernel, moved)
 
 
 def allocate(plan: StepPlan, inputs: Sequence[Any]) -> list[np.ndarray]:
@@ -78,11 +99,13 @@ class _Memory:
 
     def __init__(self, plan: StepPlan, passed: Sequence[np.ndarray]) -> None:
         arena = np.full(plan.arena_bytes, POISON, np.uint8)
+        self._local = np.full(plan.local_bytes, POISON, np.uint8)
         self.flat: list[np.ndarray] = []
         slots = dict(zip(plan.slots, passed, strict=True))
         for number, buffer in enumerate(plan.buffers):
-            if buffer.scope == "arena":
-                part = arena[buffer.offset : buffer.offset + buffer.nbytes]
+            if buffer.scope in ("arena", "local"):
+                whole = arena if buffer.scope == "arena" else self._local
+                part = whole[buffer.offset : buffer.offset + buffer.nbytes]
                 self.flat.append(part.view(buffer.dtype.numpy))
                 continue
             array = slots[number]
@@ -91,6 +114,17 @@ class _Memory:
                     f"{buffer.name}: expected {buffer.size} {buffer.dtype.name}. Got {array.dtype} {array.shape}"
                 )
             self.flat.append(array.reshape(-1))
+
+    def poison_locals(self) -> None:
+        self._local[:] = POISON
+
+    def moved(self, starts: dict[int, int]) -> _Memory:
+        """Return the same memory with some buffers beginning at a later element."""
+        other = copy.copy(self)
+        other.flat = list(self.flat)
+        for number, start in starts.items():
+            other.flat[number] = self.flat[number][start:]
+        return other
 
     def view(self, access: Access, shape: Sequence[int]) -> np.ndarray:
         """Return the elements that an access reaches over a domain; a view."""
@@ -293,6 +327,43 @@ def check_phase(plan: StepPlan, phase: Phase, number: int) -> None:
                     raise CompilerBug(
                         f"phase {number}: {names[0]} and {names[1]} touch the same memory: {region[0]}, {other[0]}"
                     )
+
+
+def check_blocks(plan: StepPlan, phase: Phase, number: int) -> None:
+    """Raise CompilerBug if a block or chunk of ``phase`` writes where another one reads or writes."""
+    blocks = phase.blocks
+    assert blocks is not None
+    written = {
+        access.buffer for kernel in phase.kernels for access in schedule.reads_and_writes(kernel)[1]
+    }  # fmt: skip
+    moves: dict[int, Walk] = {}
+    for kernel, walks in zip(phase.kernels, blocks.walks, strict=True):
+        of_kernel = {walk.buffer: walk for walk in walks}
+        for side in schedule.reads_and_writes(kernel):
+            for access in side:
+                buffer = plan.buffers[access.buffer]
+                if access.buffer not in written or buffer.scope == "local":
+                    continue
+                walk = of_kernel.get(access.buffer)
+                if walk is None or moves.setdefault(access.buffer, walk) != walk:
+                    raise CompilerBug(f"phase {number}: blocks share {buffer.name} in {kernel.name}")
+                low, high = reach(access, kernel)
+                if low < 0 or high >= (walk.block or walk.chunk):
+                    raise CompilerBug(f"phase {number}: {kernel.name} leaves its block's part of {buffer.name}")
+
+
+def reach(access: Access, kernel: Kernel) -> tuple[int, int]:
+    """Return the first and the last element that an access of a kernel's statements or operands reaches."""
+    for found, elements in (*schedule.operand_sizes(kernel), *schedule.result_sizes(kernel)):
+        if found is access and not isinstance(kernel, Contract):
+            return access.offset, access.offset + elements - 1
+    extents = schedule.domain(kernel)
+    if isinstance(kernel, Contract) and access is kernel.a:
+        extents = (*kernel.batch, kernel.m, kernel.k)
+    elif isinstance(kernel, Contract) and access is kernel.b:
+        extents = (*kernel.batch, kernel.k, kernel.n)
+    steps = [(extent - 1) * stride for extent, stride in zip(extents, access.strides, strict=True)]
+    return access.offset + sum(min(s, 0) for s in steps), access.offset + sum(max(s, 0) for s in steps)
 
 
 Region = tuple[str, int, int, Any]

@@ -285,7 +285,8 @@ class KernelBuilder:
                     if at == now:
                         outer.store(item, row_variables[item])
             stages.append(Stage(prune(inner.take(), {a.src for a in accumulate}), tuple(accumulate), outer.take()))
-            assert is_last or accumulate
+            # What a row computes before its first sweep is a stage too, with nothing to sweep.
+            assert is_last or accumulate or not stages[-1].inner
         return stages
 
     def _operand(self, inner: Body, item: Item) -> int:

@@ -16,6 +16,7 @@ from ..ops.core import REGISTRY, Expression, Family, Reduction, View
 from ..targets import Target
 from ..trace.graph import Graph, Node, Value
 from . import schedule
+from .blocks import block_phases
 from .fuse import Fuser, Group, Item, live
 from .kernels import KernelBuilder
 from .layout import Place, axes_of, contiguous_strides
@@ -52,7 +53,8 @@ def memory_report(plan: StepPlan) -> MemoryReport:
     """Return how well the arena of ``plan`` is used."""
     lifetimes = [life for life in _lifetimes(plan.phases, plan.buffers) if life is not None]
     total = sum(aligned(life.nbytes) for life in lifetimes)
-    return MemoryReport(plan.arena_bytes, least_bytes(lifetimes), len(lifetimes), total)
+    own = plan.workers * plan.local_bytes
+    return MemoryReport(plan.arena_bytes + own, least_bytes(lifetimes) + own, len(lifetimes), total + own)
 
 
 class _Lowering:
@@ -80,10 +82,12 @@ class _Lowering:
         slots = self._passed_buffers()
         levels = self._levels()
         phases = tuple(Phase(tuple(kernels)) for kernels in self._kernels(levels))
+        count = schedule.workers(StepPlan(self.graph.name, tuple(self.buffers), phases, slots, 0, 1), workers)
+        local_bytes = 0
+        if self.target.has_blocks:
+            phases, local_bytes = block_phases(phases, self.buffers)
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
-        plan = StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, 1)
-        count = schedule.workers(plan, workers)
-        return annotate_grids(dataclasses.replace(plan, workers=count))
+        return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, local_bytes))
 
     def _check(self, graph: Graph) -> None:
         literals: dict[Value, Any] = {}
@@ -486,6 +490,6 @@ def _with_offsets(phases: tuple[Phase, ...], buffers: list[Buffer]) -> tuple[tup
     placed = dict(zip(numbers, offsets, strict=True))
     result = []
     for i, b in enumerate(buffers):
-        offset = placed.get(i, 0 if b.scope == "arena" else -1)
+        offset = placed.get(i, 0 if b.scope == "arena" else b.offset)
         result.append(Buffer(b.name, b.shape, b.dtype, b.layout, b.scope, b.slot, offset, b.is_written))
     return tuple(result), arena_bytes

@@ -26,7 +26,8 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """The arena of a plan, beside the most bytes that are alive in one phase: no arena can be smaller."""
+    """The arena of a plan, what each worker has for its blocks of samples included, beside the most bytes that are alive in
+    one phase: no arena can be smaller."""
 
     arena_bytes: int
     live_bytes: int

@@ -36,7 +36,8 @@ class Layout:
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """Memory of one value. ``scope``: "argument", "state", "scalar", "constant", "result" (pointers passed at each
-    call, at position ``slot``), or "arena" (at byte ``offset`` of the step's arena)."""
+    call, at position ``slot``), "arena" (at byte ``offset`` of the step's arena), or "local" (of one block of samples, at
+    byte ``offset`` of its worker's own part of the arena)."""
 
     name: str
     shape: tuple[int, ...]
@@ -392,14 +393,46 @@ FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan", "atte
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """How many elements further a buffer's part of the next block, and of the next chunk, lies."""
+
+    buffer: int
+    block: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The grid of a phase whose kernels run one after another on each of ``count`` blocks of ``size`` samples.
+
+    Blocks are dealt out in ``chunks`` of neighbours; one worker runs a chunk's blocks in order. ``walks``: for each
+    kernel, the buffers that move from block to block. ``sums``: (buffer, elements) of a chunk's sums, zero at its begin.
+    """
+
+    count: int
+    size: int
+    chunks: int
+    walks: tuple[tuple[Walk, ...], ...]
+    sums: tuple[tuple[int, int], ...] = ()
+
+    def blocks_of(self, chunk: int) -> range:
+        """Return the blocks of a chunk: all chunks are within one of each other."""
+        base, extra = divmod(self.count, self.chunks)
+        begin = base * chunk + min(chunk, extra)
+        return range(begin, begin + base + (chunk < extra))
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """Kernels that may run at the same time; every worker has finished before the next phase begins.
 
-    ``grid`` names the axis that workers share, for people; today each kernel runs over whole values.
+    ``grid`` names the axis that workers share, for people. With ``blocks``, kernels are those of one block, in order,
+    and only blocks may run at the same time.
     """
 
     kernels: tuple[Kernel, ...]
     grid: tuple[Axis, ...] = ()
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,8 +444,10 @@ class StepPlan:
     phases: tuple[Phase, ...]
     slots: tuple[int, ...]
     arena_bytes: int
+    """Of the part that workers share; ``local_bytes`` for each worker come on top."""
     workers: int
     """1: run on the calling thread alone (too small to share); else as many as there are, at most this."""
+    local_bytes: int = 0
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

@@ -49,6 +49,20 @@ MOST_WEIGHT_CHUNKS = 16
 WEIGHT_CHUNK_ELEMENTS = 2**20
 """Most elements of all of these chunks' sums together, 4 MiB of float32; a single chunk may be larger."""
 
+CACHE_BYTES = 2**20
+"""A core's own second cache, as most processors have it."""
+BLOCK_BYTES = CACHE_BYTES // 2
+"""What a block of samples may keep alive: weights and sums take the other half."""
+PRIVATE_BYTES = 2**16
+"""Largest sum over samples of which every chunk of blocks has one of its own."""
+MOST_SAMPLE_EXTENTS = 4
+"""How many extents are tried as the number of samples."""
+FEWEST_BLOCKS = 8
+MOST_BLOCK_CHUNKS = 16
+"""Chunks of blocks with sums of their own: enough for 16 workers, and the same for any number of them."""
+LEAST_BLOCK_ROWS = 16
+"""Fewer rows would leave the products' register tiles empty."""
+
 # Nanoseconds an element, float32, in cache; what is not named here is arithmetic of one or two instructions.
 _FUNCTION_COST = {
     "exp": 0.4, "expm1": 0.5, "log": 0.45, "log1p": 0.5, "tanh": 0.45, "sigmoid": 0.5, "erf": 0.6, "pow": 1.2,
@@ -59,6 +73,7 @@ _ARITHMETIC_COST = 0.05
 _BYTE_COST = 0.04
 _MULTIPLY_ADD_COST = 0.012
 _KERNEL_COST = 150.0
+_CALL_COST = 100.0
 
 
 def weight_chunks(shape: ConvShape) -> int:
@@ -89,6 +104,36 @@ def chunks(outer: int, inner: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     best = max((n for n in range(1, MOST_CHUNKS + 1) if total % n == 0), default=1)
     return (best, total // best) if best >= FEWEST_CHUNKS else None
+
+
+def block_chunks(count: int) -> int:
+    """Return in how many chunks ``count`` blocks are dealt out."""
+    return min(count, MOST_BLOCK_CHUNKS)
+
+
+def block_size(
+    units: int, rows: int, live: int, moved: int, shared: int, private: int, calls: int
+) -> tuple[int, float]:
+    """Return the samples of a block, and the nanoseconds that running ``calls`` kernels block by block saves.
+
+    ``live``: the bytes of a sample that are alive at once; ``rows``: of a sample in the kernel that has fewest.
+    ``moved``: the bytes of all samples that would stay in cache; ``shared``: those that every block reads again;
+    ``private``: the sums of a chunk.
+    """
+    if units * live <= CACHE_BYTES:
+        return units, 0.0
+    sizes = [
+        size
+        for size in range(1, units // FEWEST_BLOCKS + 1)
+        if units % size == 0 and size * live <= 2 * BLOCK_BYTES and size * rows >= LEAST_BLOCK_ROWS
+    ]
+    if not sizes:
+        return units, 0.0
+    size = max(sizes)
+    count = units // size
+    saved = _BYTE_COST * moved * (1 - BLOCK_BYTES / max(units * live, 1))
+    extra = _BYTE_COST * (count * shared + 2 * block_chunks(count) * private) + _CALL_COST * count * calls
+    return size, saved - extra
 
 
 # --- traffic and cost of kernels --------------------------------------------------------------------------------
@@ -123,21 +168,24 @@ def touched(access: Access, extents: tuple[int, ...]) -> int:
 
 
 def traffic(kernel: Kernel, plan: StepPlan) -> tuple[int, int]:
-    """Return the bytes that a kernel reads and writes, each element of a buffer counted once."""
+    """Return the bytes that a kernel reads and writes, each element of a buffer counted once; what only one block of
+    samples needs stays in cache and counts nothing."""
     reads: dict[tuple[int, tuple[int, ...], int], int] = {}
     writes: dict[tuple[int, tuple[int, ...], int], int] = {}
     extents = domain(kernel)
     for statement in statements(kernel):
-        if isinstance(statement, Load | Store):
+        if isinstance(statement, Load | Store) and plan.buffers[statement.access.buffer].scope != "local":
             access = statement.access
             found = reads if isinstance(statement, Load) else writes
             key = (access.buffer, access.strides, access.offset)
             found[key] = touched(access, extents) * plan.buffers[access.buffer].dtype.itemsize
     read, written = sum(reads.values()), sum(writes.values())
     for access, elements in operand_sizes(kernel):
-        read += elements * plan.buffers[access.buffer].dtype.itemsize
+        read += (plan.buffers[access.buffer].scope != "local") * elements * plan.buffers[access.buffer].dtype.itemsize
     for access, elements in result_sizes(kernel):
-        written += elements * plan.buffers[access.buffer].dtype.itemsize
+        written += (
+            (plan.buffers[access.buffer].scope != "local") * elements * plan.buffers[access.buffer].dtype.itemsize
+        )
     return read, written
 
 

@@ -16,11 +16,14 @@ from .plan import Kernel, StepPlan
 
 def format_plan(plan: StepPlan) -> str:
     """Return the text of a plan: buffers, then phases with their kernels, one record a line."""
-    lines = [f"plan {plan.name} workers={plan.workers} arena={plan.arena_bytes} slots={list(plan.slots)}"]
+    own = f"+{plan.local_bytes} a worker" if plan.local_bytes else ""
+    lines = [f"plan {plan.name} workers={plan.workers} arena={plan.arena_bytes}{own} slots={list(plan.slots)}"]
     for number, buffer in enumerate(plan.buffers):
         lines.append(f"  buffer {number} {_text(buffer)}")
     for number, phase in enumerate(plan.phases):
         lines.append(f"  phase {number}{''.join(f' {_text(axis)}' for axis in phase.grid)}")
+        if phase.blocks is not None:
+            lines.append(f"    {_text(phase.blocks)}")
         for kernel in phase.kernels:
             lines.extend(_kernel_lines(kernel))
     return "\n".join(lines) + "\n"

@@ -153,4 +153,5 @@ def native_target() -> Target:
         most_pointers=sys.maxsize,
         has_tensor_cores=False,
         has_clock=True,
+        has_blocks=True,
     )

@@ -113,4 +113,5 @@ def _target(
         most_pointers=MOST_POINTERS,
         has_tensor_cores=machine_code.name not in WITHOUT_TENSOR_CORES,
         has_clock=False,
+        has_blocks=False,
     )

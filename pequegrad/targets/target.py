@@ -44,6 +44,7 @@ class Target:
     the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes.
     ``most_pointers``: parameters that one launch can take. ``has_tensor_cores``: for products in tf32 and bf16.
     ``has_clock``: whether its steps can be timed kernel by kernel.
+    ``has_blocks``: kernels that follow each other on blocks of samples become one phase, for the sake of caches.
     ``launch``: "graph" (a node for each phase), "cooperative" (one kernel) or "auto"; of execution "threads" alone.
     """
 
@@ -65,6 +66,7 @@ class Target:
     most_pointers: int
     has_tensor_cores: bool
     has_clock: bool
+    has_blocks: bool
     launch: str = "auto"
 
     @property

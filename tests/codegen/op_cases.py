@@ -66,7 +66,9 @@ ULPS = {
     "pow": 4,
     "rsqrt": 2,
 }
-SUMS = ("sum", "prod", "cumsum", "scatter_add", "matmul", "conv2d", "avg_pool2d", "window_put", "random_normal")
+SUMS = (
+    "sum", "prod", "cumsum", "scatter_add", "matmul", "conv2d", "avg_pool2d", "window_put", "random_normal", "attention",
+)  # fmt: skip
 FLOATS = [
     0.0,
     -0.0,

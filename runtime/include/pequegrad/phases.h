@@ -19,6 +19,8 @@ struct step_context {
   }
   template <class T> PG_INLINE T* argument(int slot) const { return static_cast<T*>(arguments[slot]); }
   template <class T> PG_INLINE T* at(long offset) const { return reinterpret_cast<T*>(arena + offset); }
+  // The context of kernels that one worker runs for itself, with the memory from `offset` on.
+  PG_INLINE step_context alone(long offset) const { return {arguments, arena + offset, nullptr, 1, failure, phases}; }
   // The same answer on every worker: nobody goes on to report more before all have read.
   PG_INLINE bool any_failed(int worker) const {
     barrier(worker);

@@ -21,4 +21,11 @@ inline long now() {
   return time[0] * 1000000000 + time[1];
 }
 
+// Adds the time since `lap` to `spent`, and begins the next lap.
+inline void add_lap(long& spent, long& lap) {
+  const long at = now();
+  spent += at - lap;
+  lap = at;
+}
+
 }  // namespace pg
