@@ -147,15 +147,15 @@ class _Entry:
     step: BoundStep | None
     native: tuple[Callable[..., Any], Any] | None = None
     """The native call, and the description that must outlive it."""
-    is_described: bool = False
+    described_for: object = None
+    """The generation of settings that ``native`` is for."""
 
     def quick(self) -> Callable[..., Any] | None:
         """Return what does all of a call natively, or None where Python must take part."""
-        if not self.is_described and self.step is not None:
-            self.is_described = True
+        if self.described_for is not config.generation and self.step is not None:
+            self.described_for = config.generation
             description = describe_call(self.call, self.captured, self.step)
-            if description is not None:
-                self.native = self.step.quick_call(description), description
+            self.native = None if description is None else (self.step.quick_call(description), description)
         return None if self.native is None else self.native[0]
 
 

@@ -47,6 +47,7 @@ class Setting:
 
     def __set__(self, config: Config, value: Any) -> None:
         config.overrides[self.name] = self.parse(value) if isinstance(value, str) else value
+        object.__setattr__(config, "generation", object())
 
 
 def _choice(*allowed: str) -> Any:
@@ -119,11 +120,14 @@ class Config:
 
     overrides: dict[str, Any]
     """What was assigned, by name."""
+    generation: object
+    """Another object after each assignment."""
     blocks: list[Any]
     """The ``with`` blocks that are open, of all threads."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "overrides", {})
+        object.__setattr__(self, "generation", object())
         object.__setattr__(self, "blocks", [])
         object.__setattr__(self, "_thread", threading.local())
 
@@ -146,6 +150,7 @@ class Config:
     def reset(self, name: str) -> None:
         """Drop an assignment, so that the environment counts again."""
         self.overrides.pop(name, None)
+        object.__setattr__(self, "generation", object())
 
     @contextlib.contextmanager
     def __call__(self, **fields: Any) -> Iterator[Config]:

@@ -150,9 +150,8 @@ public:
     Call(const py::dict &d)
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
           context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
-          overrides_(pointer(d, "overrides")), blocks_(pointer(d, "blocks")), guards_(pointer(d, "guards")),
-          changes_(pointer(d, "changes")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
-          overridden_(py::len(d["overrides"])) {
+          config_(pointer(d, "config")), generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), guards_(pointer(d, "guards")),
+          changes_(pointer(d, "changes")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))) {
         for (const py::handle item : d["arguments"]) {
             const auto t = py::cast<py::tuple>(item);
             Argument argument = {t[0].ptr(), t[1].ptr(), t[2].ptr(), py::cast<py::dtype>(t[3]).num(), {}};
@@ -207,7 +206,7 @@ public:
             const auto t = py::cast<py::tuple>(item);
             actions_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<py::ssize_t>(t[2]), t[3].ptr()});
         }
-        for (const char *name : {"PEQUEGRAD_STANCE", "PEQUEGRAD_NUM_THREADS", "OMP_NUM_THREADS"}) {
+        for (const char *name : {"PEQUEGRAD_STANCE", "PEQUEGRAD_NUM_THREADS", "OMP_NUM_THREADS", "PEQUEGRAD_DEBUG_NANS"}) {
             environment_.emplace_back(name, value_of(name));
         }
         cores_ = cores();
@@ -293,7 +292,8 @@ private:
     // Stance and threads are what they were, nothing is traced, and gradients are on or off as they were.
     bool is_usual() const {
         static PyObject *const interpreter = interned("interpreter"), *const enabled = interned("is_grad_enabled");
-        if (PyDict_GET_SIZE(overrides_) != overridden_ || PyList_GET_SIZE(blocks_) != 0) return false;
+        static PyObject *const generation = interned("generation");
+        if (PyList_GET_SIZE(blocks_) != 0 || attribute(config_, generation).ptr() != generation_) return false;
         for (const auto &variable : environment_) {
             const char *const now = std::getenv(variable.first);
             if (variable.second != (now != nullptr ? now : "")) return false;
@@ -522,7 +522,7 @@ private:
     }
 
     Layout layout_;
-    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *overrides_, *blocks_, *guards_, *changes_, *finish_;
+    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *config_, *generation_, *blocks_, *guards_, *changes_, *finish_;
     double *numbers_;
     std::vector<Argument> arguments_;
     std::vector<GuardedTensor> tensors_;
@@ -539,7 +539,6 @@ private:
     std::unordered_set<PyObject *> written_;
     std::unordered_set<void *> owners_;
     std::vector<std::pair<const char *, std::string>> environment_;
-    py::ssize_t overridden_;
     int cores_ = 0;
 };
 

@@ -172,7 +172,7 @@ def test_what_changes_between_calls_takes_effect(change):
         FACTOR = 1.0
 
 
-@pytest.mark.parametrize("stance", ["block", "assigned", "environment"])
+@pytest.mark.parametrize("stance", ["block", "assigned", "assigned again", "environment"])
 def test_the_stance_takes_effect(stance, monkeypatch):
     training = Training()
     if stance == "environment":
@@ -183,11 +183,16 @@ def test_the_stance_takes_effect(stance, monkeypatch):
         with pg.stance("force_eager"):
             assert quick(training.step, X) is NotImplemented
     else:
+        if stance == "assigned again":
+            pg.config.stance = "default"
+            training.step(X)
+            assert quick(training.step, X) is not NotImplemented
         pg.config.stance = "force_eager"
         try:
             assert quick(training.step, X) is NotImplemented
         finally:
             pg.config.reset("stance")
+        training.step(X)  # by Python, which describes the call for the settings as they are now
     assert quick(training.step, X) is not NotImplemented
 
 
