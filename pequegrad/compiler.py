@@ -229,7 +229,7 @@ class CompiledFunction:
             return self._run_eagerly(call), None
         self._hits += 1
         result = entry.step(call.tensors)
-        self._quick = entry.quick()
+        self._quick = None if config.debug_nans else entry.quick()
         return result, entry.step
 
     def _bound_step(self, call: Call) -> BoundStep | None:

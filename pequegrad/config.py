@@ -98,7 +98,9 @@ class Config:
     )
     stance = Setting("PEQUEGRAD_STANCE", "default", "what compiled functions do; one of STANCES", _choice(*STANCES))
     logs = Setting("PEQUEGRAD_LOGS", frozenset(), "comma list of LOG_TOPICS, or help", _topics)
-    debug_nans = Setting("PEQUEGRAD_DEBUG_NANS", False, "check every eager result for NaN", _flag)
+    debug_nans = Setting(
+        "PEQUEGRAD_DEBUG_NANS", False, "check for NaN: eager results, compiled steps' results and updates", _flag
+    )
     num_threads = Setting(
         "PEQUEGRAD_NUM_THREADS", None, "worker threads; None: OMP_NUM_THREADS or the cores", _positive
     )

@@ -15,6 +15,12 @@ from .graph import Graph, Value
 
 def run_graph(graph: Graph, inputs: Mapping[str, Any] | Sequence[Any]) -> list[np.ndarray]:
     """Return one array per output of ``graph``, for arrays in the order of its inputs, or by their names."""
+    arrays = values_of(graph, inputs)
+    return [arrays[output.value] for output in graph.outputs]
+
+
+def values_of(graph: Graph, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[Value, Any]:
+    """Return the array of each value of ``graph``, for inputs as `run_graph` takes them."""
     ordered = [inputs[item.name] for item in graph.inputs] if isinstance(inputs, Mapping) else inputs
     arrays: dict[Value, Any] = {item.value: array for item, array in zip(graph.inputs, ordered, strict=True)}
     with np.errstate(all="ignore"):
@@ -23,4 +29,4 @@ def run_graph(graph: Graph, inputs: Mapping[str, Any] | Sequence[Any]) -> list[n
             results = result if isinstance(result, tuple) else (result,)
             for value, array in zip(node.outputs, results, strict=True):
                 arrays[value] = np.asarray(array, value.dtype.numpy)
-    return [arrays[output.value] for output in graph.outputs]
+    return arrays

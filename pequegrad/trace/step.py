@@ -14,11 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from .. import arrays, pytree
+from ..config import config
 from ..errors import AutogradError, DeviceError, TraceError
 from ..ops.core import EAGER, TensorSpec, bind, grad_mode, use_interpreter
 from ..tensor import FUSED_GRADIENT, Tensor
 from .graph import Graph
 from .interpreter import run_graph
+from .nans import run_checked
 from .placement import SMALL
 from .state import (
     FreshLeaf,
@@ -221,7 +223,10 @@ class BoundStep:
             self._read_scalars()
             results = [self._empty(shape, dtype) for shape, dtype, _ in self._results]
             slots += results
-            self._execute(slots)
+            if config.debug_nans:
+                run_checked(self.trace.graph, self._execute, slots)
+            else:
+                self._execute(slots)
             for array, buffer in staged:
                 arrays.copy_into(array, buffer)
             if self._moves_results:
@@ -286,6 +291,7 @@ class BoundStep:
         leaves = [leaf for leaf in self.trace.result_leaves if isinstance(leaf, ResultLeaf | FreshLeaf)]
         return (
             isinstance(self._execute, Repeatable)
+            and not config.debug_nans
             and not self._written_arguments
             and not self._pinned
             and all(isinstance(leaf, ResultLeaf) and leaf.root is None for leaf in leaves)
