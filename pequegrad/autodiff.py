@@ -68,7 +68,9 @@ def backward(
             # What a gradient is padded with must lie where it lies itself.
             if arrays.device_types:
                 context.device = next(gradient.device for gradient in grads if gradient is not None)
-            with context.interpreter.at(node.location):
+            assert node.op.vjp is not None
+            interpreter = context.interpreter
+            with interpreter.at(node.location), interpreter.unwatched(node.op.vjp):
                 for edge, spec, gradient in _through(node, grads):
                     arrive(edge, _fit(gradient, spec))
         if not (retain_graph or create_graph):

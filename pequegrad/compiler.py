@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import os
 import sys
 import threading
@@ -269,8 +270,7 @@ class CompiledFunction:
                 )
             if reason and "recompiles" in config.logs:
                 print(f"pequegrad: {self._name} is compiled again: {reason}", file=sys.stderr)
-            with _trace_lock:
-                captured = capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
+            captured = self._trace(call)
             home = home_of(captured.trace, call.tensors, call.names())
             step = self._build_or_fall_back(captured, reason, home)
             entry = self._latest = _Entry(without_data(call), captured, step)
@@ -309,6 +309,14 @@ class CompiledFunction:
             return None
         return BoundStep(captured.trace, execute, captured.pinned, device=device, home=home, say=self._say_once)
 
+    def _trace(self, call: Call) -> Captured:
+        with _trace_lock, _collector_at_rest():
+            return capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
+
+    def _plan(self, graph: Graph, target: Target) -> StepPlan:
+        with _collector_at_rest():
+            return lower(optimize(graph), target, config.workers(), self._options.precision)
+
     def _target(self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU) -> Target:
         """Return the target that was asked for, or the one for the device that the step lives on."""
         wanted = target or self._options.target or _TARGETS[arrays.kind_of(home)]
@@ -323,7 +331,7 @@ class CompiledFunction:
     def _build(self, traced: Graph, target: Target, reason: str) -> Execute:
         start = time.perf_counter()
         cache.check_can_run(target)
-        plan = lower(optimize(traced), target, config.workers(), self._options.precision)
+        plan = self._plan(traced, target)
         planned = time.perf_counter() - start
         built = build(plan, target, self._say_progress)
         seconds = time.perf_counter() - start
@@ -369,8 +377,8 @@ class CompiledFunction:
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, str]:
         """Return the trace for these arguments and the device that its step would live on."""
         call = read_call(args, kwargs)
-        with self._lock, _trace_lock:
-            captured = capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
+        with self._lock:
+            captured = self._trace(call)
         return captured, home_of(captured.trace, call.tensors, call.names())
 
     def lower(self, *args: Any, target: str | Target | None = None, arch: str | None = None, **kwargs: Any) -> Lowered:
@@ -378,8 +386,8 @@ class CompiledFunction:
         ``compile``."""
         captured, home = self._capture(args, kwargs)
         chosen = self._target(target, arch=arch, home=home)
-        plan = lower(optimize(captured.trace.graph), chosen, config.workers(), self._options.precision)
-        return Lowered(captured.trace.graph, plan, emit.render(plan, chosen), memory_report(plan))
+        plan = self._plan(captured.trace.graph, chosen)
+        return Lowered(captured.trace.graph, plan, _render(plan, chosen), memory_report(plan))
 
     def compile(
         self, *args: Any, target: str | Target | None = None, arch: str | None = None, **kwargs: Any
@@ -391,7 +399,7 @@ class CompiledFunction:
         """
         captured, home = self._capture(args, kwargs)
         chosen = self._target(target, arch=arch, home=home)
-        plan = lower(optimize(captured.trace.graph), chosen, config.workers(), self._options.precision)
+        plan = self._plan(captured.trace.graph, chosen)
         built = build(plan, chosen, self._say_progress, is_for_here=False)
         call = without_data(read_call(args, kwargs))
         exportable = Exportable(self._name, call, captured, plan, chosen, built)
@@ -401,7 +409,7 @@ class CompiledFunction:
         """Return, for people: which ops became which kernels, how many bytes move, and what is guarded."""
         captured, home = self._capture(args, kwargs)
         graph = captured.trace.graph
-        plan = lower(optimize(graph), self._target(home=home), config.workers(), self._options.precision)
+        plan = self._plan(graph, self._target(home=home))
         passed = sum(plan.buffers[i].nbytes for i in plan.slots)
         lines = [
             f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels in {len(plan.phases)} phases, "
@@ -423,7 +431,7 @@ class CompiledFunction:
         call = read_call(args, kwargs)
         captured, home = self._capture(args, kwargs)
         target = self._target(home=home)
-        plan = lower(optimize(captured.trace.graph), target, config.workers(), self._options.precision)
+        plan = self._plan(captured.trace.graph, target)
         inputs = BoundStep(captured.trace, interpret(captured.trace.graph), captured.pinned).copied_inputs(call.tensors)
         return profiling.profile(plan, target, inputs, self._say_progress, seconds)
 
@@ -497,6 +505,25 @@ def _check_home(target: Target, home: str) -> None:
         )
 
 
+class _collector_at_rest:
+    """Keeps the garbage collector from looking, inside a ``with`` block, through what grows there and stays: records."""
+
+    __slots__ = ("_was_on",)
+
+    def __enter__(self) -> None:
+        self._was_on = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_on:
+            gc.enable()
+
+
+def _render(plan: StepPlan, target: Target) -> str:
+    with _collector_at_rest():
+        return emit.render(plan, target)
+
+
 def optimize(graph: Graph) -> Graph:
     """Return the graph after all passes; its inputs and outputs are those of ``graph``, in order."""
     result = run_pipeline(graph)
@@ -513,7 +540,7 @@ def build(
     """Return the built step of a plan: from memory, from disk, or compiled now. ``is_for_here``: to run on this
     machine; raises DeviceError where it cannot."""
     key = cache.make_key(format_plan(plan), target, name=plan.name)
-    return cache.get_or_build(key, lambda: emit.render(plan, target), target, progress, is_for_here=is_for_here)
+    return cache.get_or_build(key, lambda: _render(plan, target), target, progress, is_for_here=is_for_here)
 
 
 def compile(

@@ -108,15 +108,14 @@ def result_type(operands: list[tuple[DType, int | None]]) -> DType:
     Each operand is (dtype, ndim), with ndim None for a Python scalar. Tensors with dimensions decide;
     tensors without dimensions count only if they are of a higher kind; Python scalars likewise, last.
     """
+    levels: list[DType | None] = [None, None, None]
+    for dtype, ndim in operands:
+        standing = 2 if ndim is None else int(ndim == 0)
+        known = levels[standing]
+        levels[standing] = dtype if known is None else promote(known, dtype)
     result: DType | None = None
-    for standing in (lambda n: n is not None and n > 0, lambda n: n == 0, lambda n: n is None):
-        level: DType | None = None
-        for dtype, ndim in operands:
-            if standing(ndim):
-                level = dtype if level is None else promote(level, dtype)
-        if level is None:
-            continue
-        if result is None or _KIND_RANK[level.kind] > _KIND_RANK[result.kind]:
+    for level in levels:
+        if level is not None and (result is None or _KIND_RANK[level.kind] > _KIND_RANK[result.kind]):
             result = level
     if result is None:
         raise DTypeError("result_type needs at least one operand. Got none.")

@@ -5,9 +5,11 @@ Invariant: a Location is always found; where no user code is on the stack, it is
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from types import CodeType, FrameType
+from typing import Any
 
 from .records import Record
 
@@ -35,15 +37,20 @@ _LIBRARIES = ("site-packages", "dist-packages")
 # Libraries that call us back or run the user's code; a frame of theirs is not the user's line.
 _THIRD_PARTY = ("numpy", "ml_dtypes", "tqdm", "_pytest", "pluggy", "IPython", "ipykernel", "hypothesis")
 
-_is_user: dict[str, bool] = {}
+# How many lines' Locations are kept at hand.
+_KEPT = 4096
 
 
-def is_user_file(filename: str) -> bool:
-    """Whether code of this file is the user's: not ours, not Python's own, not NumPy's."""
-    known = _is_user.get(filename)
-    if known is None:
-        known = _is_user[filename] = _classify(filename)
-    return known
+class _UserFiles(dict[str, bool]):
+    """By file name, whether code of the file is the user's: not ours, not Python's own, not NumPy's."""
+
+    def __missing__(self, filename: str) -> bool:
+        known = self[filename] = _classify(filename)
+        return known
+
+
+# A dict, not a function: it is asked about every frame between an op and the user's line.
+USER_FILES = _UserFiles()
 
 
 def _classify(filename: str) -> bool:
@@ -64,10 +71,22 @@ def user_location() -> Location:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if is_user_file(code.co_filename):
-            return Location(code.co_filename, frame.f_lineno, code.co_name)
+        if USER_FILES[code.co_filename]:
+            return location_at(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     return NOWHERE
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def location_at(file: str, line: int, function: str) -> Location:
+    """Return the Location of a line; the same one for the same line, as long as there are not many."""
+    return Location(file, line, function)
+
+
+def is_ours(function: Any) -> bool:
+    """Whether a Python function or method is not the user's."""
+    code = getattr(function, "__code__", None)
+    return code is not None and not USER_FILES[code.co_filename]
 
 
 def definition(code: CodeType | None) -> Location:

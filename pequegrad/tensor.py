@@ -13,7 +13,7 @@ import numpy as np
 
 from . import arrays, autodiff
 from .arrays import CPU
-from .dtypes import DTYPES, DType, as_dtype, float32, int64
+from .dtypes import DTYPES, DType, as_dtype, float32, float64, int64
 from .errors import AutogradError, DeviceError, DTypeError, ShapeError, TraceError
 from .formatting import format_html, format_tensor
 from .ops import composite, indexing, movement
@@ -637,6 +637,8 @@ def _rebuild(kind: type[Tensor], array: Any, requires_grad: bool, device: str = 
 
 def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> Any:
     """Return data as an array of one of our dtypes: Python floats as float32, ints as int64."""
+    if type(data) in _NUMBERS and (dtype is float64 or dtype is float32) and abs(data) < _SMALL:
+        return np.array(data, dtype.numpy)
     if isinstance(data, list | tuple) and any(isinstance(part, Tensor) for part in data):
         data = [part.detach().__array__() if isinstance(part, Tensor) else part for part in data]
     elif not isinstance(data, _ON_HOST) and arrays.has_device_memory(data):
@@ -661,6 +663,9 @@ def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> Any:
     return array if widened is None else array.astype(widened)
 
 
+# Integers below this are exact in every dtype that the quick way is for, and floats no special case.
+_SMALL = 2**24
+_NUMBERS = (float, int)
 _ON_HOST = (np.ndarray, np.generic, float, int, list, tuple)
 _WIDENED = {"int8": np.int32, "int16": np.int32, "uint16": np.int32, "uint32": np.int64}
 

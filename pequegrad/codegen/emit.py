@@ -160,13 +160,14 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     texts: list[str] = []
     phases: list[PhaseView] = []
     number = 0
+    dtypes = tuple(buffer.dtype for buffer in plan.buffers)
     scratch = _scratch_offsets(plan, target)
     can_fail = False
     for phase in plan.phases:
         rounds: list[list[_Part]] = []
         for position, kernel in enumerate(phase.kernels):
             walks = phase.blocks.walks[position] if phase.blocks is not None else ()
-            parts = _VIEWS[target.execution].views_of(plan, kernel, number, scratch.get(number, -1), target)
+            parts = _VIEWS[target.execution].views_of(dtypes, kernel, number, scratch.get(number, -1), target)
             for at, part in enumerate(parts):
                 body = environment.get_template(f"{kernel.family}.j2").render(k=part)
                 is_shared = body in functions
@@ -372,6 +373,7 @@ def _environment(folder: str) -> Any:
         lstrip_blocks=True,
         autoescape=False,
         keep_trailing_newline=True,
+        auto_reload=False,
     )
 
 

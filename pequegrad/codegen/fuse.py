@@ -62,7 +62,7 @@ class Group:
     bits: int = 0
     ancestors: int = 0
     predecessors: set[Group] = field(default_factory=set)
-    has_successors: bool = False
+    successors: set[Group] = field(default_factory=set)
     merged_into: Group | None = None
 
     @property
@@ -159,6 +159,8 @@ class Fuser:
         """Return (root, strides, offset) of a free item's operands, it being read at ``strides``; None if it cannot."""
         if not item.inputs:
             return []
+        if not item.output.shape:
+            return self._inlined_number(axes, item)
         walk = index_per_dim(axes, strides, offset, item.output.shape)
         if walk is None:
             return None
@@ -176,6 +178,16 @@ class Fuser:
             result.append((place.root, over, start))
         return result
 
+    def _inlined_number(self, axes: Axes, item: Item) -> list[tuple[Value, tuple[int, ...], int]] | None:
+        """Return what `inlined` does, for a single number, which is the same wherever it is read."""
+        still = (0,) * len(axes)
+        places = [self.place(value) for value in item.inputs]
+        for place in places:
+            free = self.free.get(place.root)
+            if free is not None and self.inlined(axes, free, still, place.offset) is None:
+                return None
+        return [(place.root, still, place.offset) for place in places]
+
     # --- the graph of groups --------------------------------------------------------------------------------------
 
     def new_group(self, kind: str, axes: Axes, anchor: Item | None = None) -> Group:
@@ -191,17 +203,17 @@ class Fuser:
         if before.depends_on(after):
             raise CompilerBug(f"groups {before.number} and {after.number} would wait for each other")
         after.predecessors.add(before)
-        before.has_successors = True
+        before.successors.add(after)
         self._inherit(after, before.ancestors | before.bits)
 
     def _inherit(self, group: Group, ancestors: int) -> None:
-        if group.ancestors | ancestors == group.ancestors:
-            return
-        group.ancestors |= ancestors
-        if group.has_successors:
-            for other in self.groups:
-                if other.ancestors & group.bits:
-                    other.ancestors |= ancestors
+        waiting = [group]
+        while waiting:
+            reached = waiting.pop()
+            together = reached.ancestors | ancestors
+            if together != reached.ancestors:
+                reached.ancestors = together
+                waiting += map(live, reached.successors)
 
     def append(self, group: Group, item: Item) -> None:
         """Put an item into a group, with the edges that its operands ask for."""
@@ -383,14 +395,12 @@ class Fuser:
         group.predecessors = {live(g) for g in group.predecessors | other.predecessors} - {group}
         ancestors = (group.ancestors | other.ancestors) & ~group.bits
         group.ancestors &= ~group.bits
-        group.has_successors |= other.has_successors
-        other.items, other.ancestors, other.predecessors = [], 0, set()
+        group.successors = {live(g) for g in group.successors | other.successors} - {group}
+        other.items, other.ancestors, other.predecessors, other.successors = [], 0, set(), set()
         self._inherit(group, ancestors)
-        if group.has_successors:
-            # Who waited for one of the two now waits for both.
-            for waiting in self.groups:
-                if waiting.ancestors & group.bits:
-                    waiting.ancestors |= group.bits | group.ancestors
+        # Who waited for one of the two now waits for both.
+        for waiting in group.successors:
+            self._inherit(waiting, group.bits | group.ancestors)
 
     # --- reductions -----------------------------------------------------------------------------------------------
 

@@ -49,8 +49,10 @@ class Place:
     def broadcast(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the strides that read this place as ``shape``, by broadcasting."""
         lead = len(shape) - len(self.shape)
-        kept = (0 if e == 1 else s for e, s in zip(self.shape, self.strides, strict=True))
-        return (0,) * lead + tuple(kept)
+        kept = self.strides
+        if 1 in self.shape:
+            kept = tuple([0 if e == 1 else s for e, s in zip(self.shape, kept, strict=True)])
+        return (0,) * lead + kept if lead else kept
 
 
 def whole(value: Value) -> Place:
@@ -100,6 +102,8 @@ def strides_over(
     axes: Axes, shape: Sequence[int], strides: Sequence[int], tags: Collection[str] | None = None
 ) -> tuple[int, ...]:
     """Return ``strides`` over ``shape`` as strides over ``axes``, which refine it; 0 on axes of other tags."""
+    if tags is None and [extent for extent, _ in axes] == list(shape):
+        return tuple(strides)
     dims = [(extent, stride) for extent, stride in zip(shape, strides, strict=True) if extent != 1]
     j, rest, step = len(dims), 1, 0
     result = []

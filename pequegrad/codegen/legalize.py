@@ -54,7 +54,7 @@ def legalize(graph: Graph) -> Graph:
         else:
             rewriter.found.update(zip(node.outputs, new, strict=True))
     outputs = tuple(Output(rewriter.value(o.value), o.role, o.name, o.target) for o in graph.outputs)
-    return Graph(graph.inputs, tuple(rewriter.nodes), outputs, graph.name).verify()
+    return Graph(graph.inputs, tuple(rewriter.nodes), outputs, graph.name).verify(graph)
 
 
 def _legal_form(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:

@@ -18,7 +18,7 @@ from ..targets import Target
 from .attention_views import attention_body
 from .expressions import scalar_type, vector_type
 from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, MULTIPROCESSORS, WARP
-from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, StepPlan, Store, Window
+from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, Store, Window
 from .product_views import contract_views, conv2d_views, scratch_bytes
 from .rendering import Address, KernelWriter, Line, Term
 from .views import (
@@ -159,12 +159,12 @@ class SideBySideRowView:
 RowBody = GroupedRowView | SideBySideRowView
 
 
-def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
+def views_of(dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
-    ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums in the arena, or -1.
+    ``dtypes``: of the plan's buffers; ``number``: the kernel's place in the plan;
+    ``scratch``: byte offset of its chunk sums in the arena, or -1.
     """
-    dtypes = tuple(buffer.dtype for buffer in plan.buffers)
     if isinstance(kernel, Map):
         return (_map_view(kernel, dtypes),)
     if isinstance(kernel, Row):

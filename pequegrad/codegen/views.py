@@ -31,7 +31,6 @@ from .plan import (
     Row,
     Scan,
     Statement,
-    StepPlan,
     Window,
 )
 from .rendering import Address, KernelWriter, Line, Pointer, Variable
@@ -244,12 +243,11 @@ class AttentionView(LaneView):
     outputs: tuple[MatrixView, ...]
 
 
-def views_of(plan: StepPlan, kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
+def views_of(dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
-    ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums, or -1.
+    ``dtypes``: of the plan's buffers; ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums, or -1.
     """
-    dtypes = tuple(buffer.dtype for buffer in plan.buffers)
     if isinstance(kernel, Map):
         return (_map_view(kernel, dtypes),)
     if isinstance(kernel, Row):

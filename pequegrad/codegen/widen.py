@@ -42,7 +42,7 @@ def widen_halves(graph: Graph) -> Graph:
         for value, new in zip(node.outputs, outputs, strict=True):
             found[value] = cast(node, new, value.dtype)
     results = tuple(Output(found.get(o.value, o.value), o.role, o.name, o.target) for o in graph.outputs)
-    return Graph(graph.inputs, tuple(nodes), results, graph.name).verify()
+    return Graph(graph.inputs, tuple(nodes), results, graph.name).verify(graph)
 
 
 def _is_narrow(node: Node) -> bool:

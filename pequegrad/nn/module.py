@@ -82,7 +82,11 @@ class Module:
             changed = pre_hook(self, args)
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
-        result = self.forward(*args, **kwargs)
+        if self._modules:
+            result = self.forward(*args, **kwargs)
+        else:
+            with context.interpreter.unwatched(self.forward):
+                result = self.forward(*args, **kwargs)
         for hook in tuple(self._forward_hooks.values()):
             changed = hook(self, args, result)
             if changed is not None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,7 +58,7 @@ class TensorSpec(Record):
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -233,6 +234,9 @@ class Op:
 # --- the ambient context --------------------------------------------------------------------------------------
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 class Interpreter:
     """What `bind` asks; the base class is NumPy, now. The tracer overrides all of it."""
 
@@ -331,7 +335,11 @@ class Interpreter:
 
     def at(self, location: Any) -> contextlib.AbstractContextManager[None]:
         """Attribute what runs inside to ``location``: the forward line that a gradient belongs to."""
-        return contextlib.nullcontext()
+        return _NOTHING
+
+    def unwatched(self, *functions: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+        """Say that nothing but ours runs inside as long as ``functions`` are ours: then nobody need look for the user's."""
+        return _NOTHING
 
 
 def refuse_nans(op: type[Op], inputs: tuple[Any, ...], outputs: Sequence[Any]) -> None:
@@ -398,26 +406,36 @@ def set_tensor_type(tensor_type: Any) -> None:
     _tensor_type = tensor_type
 
 
-@contextlib.contextmanager
-def grad_mode(enabled: bool) -> Iterator[None]:
+class grad_mode:
     """Record for backward (or do not) inside the block."""
-    before = context.is_grad_enabled
-    context.is_grad_enabled = enabled
-    try:
-        yield
-    finally:
-        context.is_grad_enabled = before
+
+    __slots__ = ("_before", "_enabled")
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    def __enter__(self) -> None:
+        self._before = context.is_grad_enabled
+        context.is_grad_enabled = self._enabled
+
+    def __exit__(self, *_: object) -> None:
+        context.is_grad_enabled = self._before
 
 
-@contextlib.contextmanager
-def use_interpreter(interpreter: Interpreter) -> Iterator[None]:
+class use_interpreter:
     """Send every op of this thread to ``interpreter`` inside the block."""
-    before = context.interpreter
-    context.interpreter = interpreter
-    try:
-        yield
-    finally:
-        context.interpreter = before
+
+    __slots__ = ("_before", "_interpreter")
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        self._interpreter = interpreter
+
+    def __enter__(self) -> None:
+        self._before = context.interpreter
+        context.interpreter = self._interpreter
+
+    def __exit__(self, *_: object) -> None:
+        context.interpreter = self._before
 
 
 # --- the tape -------------------------------------------------------------------------------------------------
@@ -530,16 +548,15 @@ class Saved:
 
 def bind(op: type[Op], *inputs: Any, **params: Any) -> Any:
     """Apply ``op`` to Tensors and return a Tensor, or a tuple of them where the op has several results."""
-    specs = tuple(tensor.spec for tensor in inputs)
-    inferred = op.infer(*specs, **params)
+    inferred = op.infer(*[tensor.spec for tensor in inputs], **params)
     is_single = isinstance(inferred, TensorSpec)
     out_specs: tuple[TensorSpec, ...] = (inferred,) if isinstance(inferred, TensorSpec) else inferred
     payloads = context.interpreter.evaluate(op, inputs, params, out_specs)
     if op.view:
         outputs = (_tensor_type._view_of(inputs[0], op, params, payloads[0], out_specs[0]),)
     else:
-        outputs = tuple(_tensor_type._wrap(payload, spec) for payload, spec in zip(payloads, out_specs, strict=True))
-    if op.vjp is not None and context.is_grad_enabled and any(tensor.requires_grad for tensor in inputs):
+        outputs = tuple([_tensor_type._wrap(payload, spec) for payload, spec in zip(payloads, out_specs, strict=True)])
+    if context.is_grad_enabled and op.vjp is not None and any(tensor.requires_grad for tensor in inputs):
         record(op, inputs, params, outputs)
     return outputs[0] if is_single else outputs
 
@@ -620,7 +637,7 @@ def operands(*values: Any, kind: str = "any", who: str = "") -> tuple[Any, ...]:
     dtype = result_type(standings)
     if kind == "float" and not dtype.is_floating_point:
         dtype = float32
-    return tuple(_promoted(value, dtype) for value in values)
+    return tuple([_promoted(value, dtype) for value in values])
 
 
 def _promoted(value: Any, dtype: DType) -> Any:
@@ -632,6 +649,8 @@ def _promoted(value: Any, dtype: DType) -> Any:
 
 def broadcast_shapes(*shapes: tuple[int, ...], who: str = "broadcast") -> tuple[int, ...]:
     """Return the common shape, or raise ShapeError that names both."""
+    if shapes and shapes.count(shapes[0]) == len(shapes):
+        return tuple(shapes[0])
     result: list[int] = []
     for shape in shapes:
         if len(shape) > len(result):

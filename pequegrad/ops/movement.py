@@ -339,7 +339,9 @@ class Full(Op):
 
     @staticmethod
     def numpy(xp: Any, *, shape: tuple[int, ...], value: Any, dtype: DType) -> Any:
-        return xp.full(shape, value, dtype.numpy)
+        # Memory that comes as zeros need not be written to.
+        is_zero = not value and math.copysign(1, value) > 0
+        return xp.zeros(shape, dtype.numpy) if is_zero else xp.full(shape, value, dtype.numpy)
 
     @staticmethod
     def shard(inputs: Any, specs: Any, **params: Any) -> Sharding | None:

@@ -40,6 +40,20 @@ class Adam(Optimizer):
         state = {"step": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
         return state | {"max_exp_avg_sq": 0.0} if group["amsgrad"] else state
 
+    def derive(self, rates: dict[str, Any], group: Group, tensor: Any) -> dict[str, Any]:
+        """Return the rates, and in the parameters' dtype the factors of decay and of both moments."""
+        lr, (beta1, beta2) = rates["lr"], rates["betas"]
+        derived = rates | {
+            "1 - beta1": like(1 - beta1, tensor),
+            "beta2": like(beta2, tensor),
+            "1 - beta2": like(1 - beta2, tensor),
+            "eps": like(rates["eps"], tensor),
+        }
+        if is_on(group, "weight_decay"):
+            decay = rates["weight_decay"]
+            derived["decay"] = like(1 - lr * decay if self.is_decay_decoupled else decay, tensor)
+        return derived
+
     def update(
         self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]
     ) -> tuple[Any, State]:
@@ -48,19 +62,19 @@ class Adam(Optimizer):
         new = parameter
         if is_on(group, "weight_decay"):
             if self.is_decay_decoupled:
-                new = parameter * like(1 - lr * rates["weight_decay"], parameter)
+                new = parameter * rates["decay"]
             else:
-                gradient = gradient + like(rates["weight_decay"], parameter) * parameter
+                gradient = gradient + rates["decay"] * parameter
         step = state["step"] + 1
-        mean = state["exp_avg"] + like(1 - beta1, parameter) * (gradient - state["exp_avg"])
-        square = like(beta2, parameter) * state["exp_avg_sq"] + like(1 - beta2, parameter) * (gradient * gradient)
+        mean = state["exp_avg"] + rates["1 - beta1"] * (gradient - state["exp_avg"])
+        square = rates["beta2"] * state["exp_avg_sq"] + rates["1 - beta2"] * (gradient * gradient)
         changed = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
         if group["amsgrad"]:
             changed["max_exp_avg_sq"] = square = maximum(state["max_exp_avg_sq"], square)
         # In float64, as torch computes them in Python: 1 - beta2 ** step cancels most digits of the first steps.
         count = step.to(float64)
         correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-        denominator = square.sqrt() / like(correction2.sqrt(), parameter) + like(rates["eps"], parameter)
+        denominator = square.sqrt() / like(correction2.sqrt(), parameter) + rates["eps"]
         return new - like(lr / correction1, parameter) * (mean / denominator), changed
 
 

@@ -106,6 +106,13 @@ class Optimizer:
         """
         raise NotImplementedError
 
+    def derive(self, rates: dict[str, Any], group: Group, tensor: Any) -> dict[str, Any]:
+        """Return ``rates`` with what follows from them alone, for parameters of the dtype of ``tensor``. Pure.
+
+        Called once for all of a group's parameters of a dtype; ``update`` gets what it returns.
+        """
+        return rates
+
     # --- stepping -----------------------------------------------------------------------------------------
 
     def ensure_state(self) -> None:
@@ -139,15 +146,20 @@ class Optimizer:
         if closure is not None:
             with grad_mode(True):
                 loss = closure()
-        context.interpreter.optimizer_stepped(self)
-        self.ensure_state()
-        with grad_mode(False):
+        interpreter = context.interpreter
+        interpreter.optimizer_stepped(self)
+        said_by_class = (self.ensure_state, self.initial_state, self.read_rates, self.derive, self.update)
+        with interpreter.unwatched(*said_by_class), grad_mode(False):
+            self.ensure_state()
             for group in self.param_groups:
                 rates = self.read_rates(group)
+                derived: dict[Any, dict[str, Any]] = {}
                 for parameter in group["params"]:
                     gradient = parameter.grad
                     if gradient is not None:
-                        self._apply(parameter, gradient, group, rates)
+                        if parameter.dtype not in derived:
+                            derived[parameter.dtype] = self.derive(rates, group, parameter)
+                        self._apply(parameter, gradient, group, derived[parameter.dtype])
         return loss
 
     def _apply(self, parameter: Any, gradient: Any, group: Group, rates: dict[str, Any]) -> None:

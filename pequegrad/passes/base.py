@@ -30,7 +30,7 @@ def run_passes(graph: Graph, pipeline: tuple[Pass, ...], observer: Observer | No
     """Return ``graph`` after all passes, each result verified (CompilerBug)."""
     for step in pipeline:
         start = time.perf_counter()
-        graph = step.run(graph).verify()
+        graph = step.run(graph).verify(graph)
         if observer is not None:
             observer(step.name, graph, time.perf_counter() - start)
     return graph

@@ -45,6 +45,14 @@ class Node:
     is_backward: bool = False
     """Whether a gradient sweep recorded it; ``location`` is then the forward line it belongs to."""
 
+    def check_rule(self, where: str) -> None:
+        """Raise CompilerBug, which begins with ``where``, if the results are not what the op's rule says."""
+        inferred = self.op.infer(*[value.spec for value in self.inputs], **dict(self.params))
+        specs = (inferred,) if isinstance(inferred, TensorSpec) else tuple(inferred)
+        got = tuple([value.spec for value in self.outputs])
+        if specs != got:
+            raise CompilerBug(f"{where}: results are {list(map(str, got))}, its rule says {list(map(str, specs))}")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
@@ -75,24 +83,23 @@ class Graph:
     outputs: tuple[Output, ...]
     name: str = "step"
 
-    def verify(self) -> Graph:
-        """Return this graph, or raise CompilerBug naming the node that breaks the invariant."""
+    def verify(self, before: Graph | None = None) -> Graph:
+        """Return this graph, or raise CompilerBug naming the node that breaks the invariant.
+
+        ``before``: a verified graph; nodes that are also in it are not asked for their rule again."""
+        known = frozenset() if before is None else frozenset(before.nodes)
         defined = {item.value for item in self.inputs}
         if len(defined) != len(self.inputs):
             raise CompilerBug("graph: an input value stands twice")
         for i, node in enumerate(self.nodes):
-            where = f"graph: node {i} {node.op.name}"
             for value in node.inputs:
                 if value not in defined:
-                    raise CompilerBug(f"{where}: an input {value.spec} is not defined before it")
-            inferred = node.op.infer(*(value.spec for value in node.inputs), **dict(node.params))
-            specs = (inferred,) if isinstance(inferred, TensorSpec) else tuple(inferred)
-            got = tuple(value.spec for value in node.outputs)
-            if specs != got:
-                raise CompilerBug(f"{where}: results are {list(map(str, got))}, its rule says {list(map(str, specs))}")
+                    raise CompilerBug(f"graph: node {i} {node.op.name}: an input {value.spec} is not defined before it")
+            if node not in known:
+                node.check_rule(f"graph: node {i} {node.op.name}")
             for value in node.outputs:
                 if value in defined:
-                    raise CompilerBug(f"{where}: result {value.spec} is defined twice")
+                    raise CompilerBug(f"graph: node {i} {node.op.name}: result {value.spec} is defined twice")
                 defined.add(value)
         states = {item.value for item in self.inputs if item.role == "state"}
         updated: set[Value] = set()

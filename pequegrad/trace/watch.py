@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..config import is_environment
-from ..locations import is_user_file, user_location
+from ..locations import USER_FILES, location_at, user_location
 from ..tensor import Tensor
 from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
 from .callees import Callees
@@ -109,10 +109,10 @@ class Watch:
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
+        if not USER_FILES[code.co_filename]:
+            return None
         if code.co_filename == "<string>" and code.co_name.startswith("__"):
             return None  # the methods that dataclasses write themselves
-        if not is_user_file(code.co_filename):
-            return None
         if self._last is None:  # the compiled function itself, whose arguments come from outside
             self._last = Location(code.co_filename, frame.f_lineno, code.co_name)
             for name, value in frame.f_locals.items():
@@ -125,7 +125,7 @@ class Watch:
         if event in ("line", "return"):
             self._check_random()
             code = frame.f_code
-            self._last = Location(code.co_filename, frame.f_lineno, code.co_name)
+            self._last = location_at(code.co_filename, frame.f_lineno, code.co_name)
             lines = lines_of(code)
             previous = self._previous.get(id(frame))
             if previous is not None:  # a loop variable or a second statement got its value on that line
@@ -390,7 +390,7 @@ def _is_library(value: Any) -> bool:
     """Whether a value is a module of ours or of a library, or a built-in function or type: nobody rebinds those."""
     if isinstance(value, types.ModuleType):
         file = getattr(value, "__file__", None)
-        return (file is None and value.__name__ != "__main__") or (file is not None and not is_user_file(file))
+        return (file is None and value.__name__ != "__main__") or (file is not None and not USER_FILES[file])
     return isinstance(value, types.BuiltinFunctionType) or (
         isinstance(value, type) and getattr(builtins, value.__name__, None) is value
     )
