@@ -24,14 +24,13 @@ from . import arrays, profiling, targets
 from .build import cache
 from .build.kernel_report import KernelReport
 from .codegen import emit
-from .codegen.lower import lower, memory_report
+from .codegen.lower import memory_report
 from .codegen.memory import MemoryReport
 from .codegen.plan import StepPlan
 from .codegen.text import format_plan
 from .config import STANCES, config
 from .errors import (
     CacheError,
-    CompilerBug,
     DeviceError,
     NotCompilable,
     PequegradWarning,
@@ -42,7 +41,7 @@ from .errors import (
 from .export.saving import Exportable, save_step
 from .locations import definition
 from .native import NativeStep
-from .passes import run_pipeline
+from .planning import make_plan
 from .targets import Target
 from .trace.capture import Captured, capture
 from .trace.graph import Graph
@@ -78,7 +77,7 @@ class Options:
         allowed = {
             "mode": (("default", "reproducible"), ("autotune",)),
             "precision": (("fp32", "tf32", "bf16"), ()),
-            "memory": (("default",), ("small",)),
+            "memory": (("default", "small"), ()),
         }
         for option, (ready, later) in allowed.items():
             value = getattr(self, option)
@@ -313,10 +312,6 @@ class CompiledFunction:
         with _trace_lock, _collector_at_rest():
             return capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
 
-    def _plan(self, graph: Graph, target: Target) -> StepPlan:
-        with _collector_at_rest():
-            return lower(optimize(graph), target, config.workers(), self._options.precision)
-
     def _target(self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU) -> Target:
         """Return the target that was asked for, or the one for the device that the step lives on."""
         wanted = target or self._options.target or _TARGETS[arrays.kind_of(home)]
@@ -327,6 +322,10 @@ class CompiledFunction:
                 f"compile: the target is a record for {wanted.instruction_set.name} already. Got arch={arch!r}."
             )
         return wanted
+
+    def _plan(self, traced: Graph, target: Target) -> StepPlan:
+        with _collector_at_rest():
+            return make_plan(traced, target, config.workers(), self._options.precision, self._options.memory)
 
     def _build(self, traced: Graph, target: Target, reason: str) -> Execute:
         start = time.perf_counter()
@@ -524,16 +523,6 @@ def _render(plan: StepPlan, target: Target) -> str:
         return emit.render(plan, target)
 
 
-def optimize(graph: Graph) -> Graph:
-    """Return the graph after all passes; its inputs and outputs are those of ``graph``, in order."""
-    result = run_pipeline(graph)
-    before = [[item.name for item in graph.inputs], [item.name for item in graph.outputs]]
-    after = [[item.name for item in result.inputs], [item.name for item in result.outputs]]
-    if before != after:
-        raise CompilerBug(f"a pass changed the inputs or outputs of {graph.name}: {before} → {after}")
-    return result
-
-
 def build(
     plan: StepPlan, target: Target, progress: Callable[[str], None], *, is_for_here: bool = True
 ) -> cache.BuiltStep:
@@ -559,8 +548,10 @@ def compile(
     ``target``: "cpp" (None: the same). ``strict``: raise where the step would otherwise run eagerly. ``mode``: "default"
     or "reproducible" (the same here: results do not depend on the number of threads). ``keep_grads``: gradients that the
     step zeroes first stay readable in ``.grad``. ``name``: what messages and files call the step.
+    ``memory``: "small" lets the backward pass compute values of the forward pass again, at most about a third more work, where
+    that leaves a smaller arena; draws are the same ones.
     Arguments may nest dicts, lists, tuples, Tensors, arrays and Python values; arrays arrive as Tensors. Results carry
-    no gradient history: call ``backward`` inside. "autotune", "tf32", "bf16" and "small" raise NotImplementedError.
+    no gradient history: call ``backward`` inside. "autotune" raises NotImplementedError.
     """
     options = Options(target, strict, mode, precision, memory, keep_grads, name)
     if fn is None:

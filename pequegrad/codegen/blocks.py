@@ -6,9 +6,10 @@ shares, combined in a fixed order by kernels of a later phase: the bits do not d
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ops.core import REGISTRY
@@ -43,6 +44,10 @@ class Ordered:
     phase: int
 
 
+Arrange = Callable[[Sequence[Ordered], Sequence[Buffer]], tuple[Phase, ...]]
+"""Puts kernels into phases."""
+
+
 @dataclass(slots=True)
 class Run:
     """Kernels that one phase could run block by block, each with its cut axis; and what stays before and after."""
@@ -54,15 +59,21 @@ class Run:
     """Elements a unit of each buffer that members write."""
 
 
-def block_phases(phases: Sequence[Phase], buffers: list[Buffer]) -> tuple[tuple[Phase, ...], int]:
+def block_phases(
+    phases: Sequence[Phase], buffers: list[Buffer], *, keeps_order: bool = False
+) -> tuple[tuple[Phase, ...], int]:
     """Return the phases with runs of kernels put together where that saves traffic, and the bytes that a worker needs
-    for the buffers of one block. ``buffers`` gets new ones, and those of one block their place."""
-    found = _put_together(phases, buffers)
+    for the buffers of one block. ``buffers`` gets new ones, and those of one block their place.
+
+    ``keeps_order``: kernels stay in the order of their phases, where some were put late to save memory; else each then
+    runs as early as it can, which makes fewer phases."""
+    arranged = _in_order if keeps_order else _levelled
+    found = _put_together(phases, buffers, arranged)
     local_bytes = _place_locals(found, buffers)
     return _without_locals(found, buffers), local_bytes
 
 
-def _put_together(phases: Sequence[Phase], buffers: list[Buffer]) -> tuple[Phase, ...]:
+def _put_together(phases: Sequence[Phase], buffers: list[Buffer], arranged: Arrange) -> tuple[Phase, ...]:
     kernels = [Ordered(kernel, number) for number, phase in enumerate(phases) for kernel in phase.kernels]
     found = _best_run(kernels, buffers)
     if found is None:
@@ -77,7 +88,7 @@ def _put_together(phases: Sequence[Phase], buffers: list[Buffer]) -> tuple[Phase
         if (id(item) not in members or id(item) in combines) and id(item) not in before
     ]
     earlier = [item for item in kernels if id(item) in before]
-    return (*_levelled(earlier, buffers), built, *_put_together(_levelled(after, buffers), buffers))
+    return (*arranged(earlier, buffers), built, *_put_together(arranged(after, buffers), buffers, arranged))
 
 
 # --- which kernels ------------------------------------------------------------------------------------------------
@@ -211,6 +222,13 @@ def _needed_before(kernels: Sequence[Ordered], run: Run) -> set[int]:
         reads |= its_reads
         writes |= its_writes
     return before
+
+
+def _in_order(kernels: Sequence[Ordered], _: Sequence[Buffer]) -> tuple[Phase, ...]:
+    """Return kernels in the phases that they had."""
+    return tuple(
+        Phase(tuple(item.kernel for item in phase)) for _, phase in itertools.groupby(kernels, lambda item: item.phase)
+    )
 
 
 def _levelled(kernels: Sequence[Ordered], buffers: Sequence[Buffer]) -> tuple[Phase, ...]:

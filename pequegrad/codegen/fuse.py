@@ -63,6 +63,8 @@ class Group:
     ancestors: int = 0
     predecessors: set[Group] = field(default_factory=set)
     successors: set[Group] = field(default_factory=set)
+    is_late: bool = False
+    """Whether it computes once more what another group did: it runs as late as its users allow."""
     merged_into: Group | None = None
 
     @property
@@ -101,6 +103,8 @@ class Fuser:
         self.inputs: set[Value] = set()
         self.uses: dict[Value, int] = {}
         """How many operands and outputs of the graph each value is."""
+        self.is_late = False
+        """Whether what comes now is computed once more: it may not join what is computed only once, which runs early."""
         self.groups: list[Group] = []
         self._row_readers: dict[Value, list[Group]] = {}
         self._order = 0
@@ -192,7 +196,7 @@ class Fuser:
 
     def new_group(self, kind: str, axes: Axes, anchor: Item | None = None) -> Group:
         """Open a group."""
-        group = Group(len(self.groups), kind, axes, anchor, bits=1 << len(self.groups))
+        group = Group(len(self.groups), kind, axes, anchor, bits=1 << len(self.groups), is_late=self.is_late)
         self.groups.append(group)
         return group
 
@@ -254,7 +258,7 @@ class Fuser:
             producer = self.items.get(self.place(value).root)
             if producer is not None:
                 group = live(producer.group)
-                if group.kind in PREFERENCE:
+                if group.kind in PREFERENCE and self._may_join(group):
                     found[group] = max(found.get(group, -1), producer.order)
         for group in sorted(found, key=lambda g: (PREFERENCE[g.kind], found[g]), reverse=True):
             level = self._level(group, item)
@@ -265,6 +269,9 @@ class Fuser:
                 self.prepare(axes, item, group.tags(item.level))
                 return group
         return None
+
+    def _may_join(self, group: Group) -> bool:
+        return group.is_late or not self.is_late
 
     def _level(self, group: Group, item: Item) -> str | None:
         size = math.prod(item.shape)
@@ -321,7 +328,7 @@ class Fuser:
     def _try_merge(self, group: Group, other: Group, reader: Item, value: Value) -> None:
         """Pull the map that makes ``value`` into the group of its ``reader``, where nothing stands between them."""
         level = self._merge_level(group, other, reader)
-        if level is None:
+        if level is None or not self._may_join(other):
             return
         tags = group.tags(level)
         axes = refine(group.axes, [extent for extent, _ in other.axes], tags)
@@ -411,7 +418,7 @@ class Fuser:
         candidates = [live(producer.group)] if producer is not None and place.root not in self.free else []
         candidates += [live(g) for g in reversed(self._row_readers.get(place.root, ()))]
         for group in dict.fromkeys(candidates):
-            if group.kind not in ("map", "row") or group.size != math.prod(item.shape):
+            if group.kind not in ("map", "row") or group.size != math.prod(item.shape) or not self._may_join(group):
                 continue
             axes = self._row_axes(group, item.shape, dims)
             if axes is None:

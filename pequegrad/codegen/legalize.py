@@ -32,7 +32,8 @@ class _Rewriter:
         spec = op.infer(*(value.spec for value in inputs), **params)
         output = Value(spec)  # type: ignore[arg-type]
         ordered = tuple(sorted(params.items()))
-        self.nodes.append(Node(op, inputs, ordered, (output,), self.node.location, self.node.is_backward))
+        node = self.node
+        self.nodes.append(Node(op, inputs, ordered, (output,), node.location, node.is_backward, node.is_recomputed))
         return output
 
     def reshape(self, x: Value, shape: tuple[int, ...]) -> Value:
@@ -50,7 +51,7 @@ def legalize(graph: Graph) -> Graph:
         inputs = tuple(rewriter.value(value) for value in node.inputs)
         new = _legal_form(rewriter, node, inputs)
         if new is None:
-            rewriter.nodes.append(Node(node.op, inputs, node.params, node.outputs, node.location, node.is_backward))
+            rewriter.nodes.append(node.reading(inputs))
         else:
             rewriter.found.update(zip(node.outputs, new, strict=True))
     outputs = tuple(Output(rewriter.value(o.value), o.role, o.name, o.target) for o in graph.outputs)

@@ -77,7 +77,9 @@ class _Lowering:
         used = (value for node in self.graph.nodes for value in node.inputs)
         self.fuser.uses = collections.Counter((*used, *(output.value for output in self.graph.outputs)))
         for node in self.graph.nodes:
+            self.fuser.is_late = node.is_recomputed
             self._place_node(node)
+        self.fuser.is_late = False
         self._homes = Binder(self.fuser, self.graph).bind()
         slots = self._passed_buffers()
         levels = self._levels()
@@ -85,7 +87,8 @@ class _Lowering:
         count = schedule.workers(StepPlan(self.graph.name, tuple(self.buffers), phases, slots, 0, 1), workers)
         local_bytes = 0
         if self.target.has_blocks:
-            phases, local_bytes = block_phases(phases, self.buffers)
+            keeps_order = any(node.is_recomputed for node in self.graph.nodes)
+            phases, local_bytes = block_phases(phases, self.buffers, keeps_order=keeps_order)
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
         return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, local_bytes))
 
@@ -366,11 +369,18 @@ class _Lowering:
                 level[top] = 1 + max((level[live(p)] for p in top.predecessors), default=-1)
                 stack.pop()
         last = max(level.values(), default=-1)
-        followed = {live(p) for group in groups for p in group.predecessors}
+        followers: dict[Group, list[Group]] = {}
+        for group in groups:
+            for before in map(live, group.predecessors):
+                followers.setdefault(before, []).append(group)
+        for group in groups:
+            if group.kind == "map" and group not in followers and self._writes_state(group):
+                level[group] = last
+        for group in sorted((group for group in groups if group.is_late), key=lambda group: -level[group]):
+            level[group] = min((level[after] - 1 for after in followers.get(group, ())), default=level[group])
         result: list[list[Group]] = [[] for _ in range(last + 1)]
         for group in groups:
-            is_update = group.kind == "map" and group not in followed and self._writes_state(group)
-            result[last if is_update else level[group]].append(group)
+            result[level[group]].append(group)
         return [self.fuser.join_side_by_side(groups) for groups in result if groups]
 
     def _writes_state(self, group: Group) -> bool:

@@ -79,6 +79,11 @@ class Variable:
     vector: str | None = None
 
 
+def _is_same_everywhere(statement: Compute) -> bool:
+    """Whether a statement asks for no place, or for the same one throughout the kernel."""
+    return statement.index is None or (statement.index.is_scalar and "{first}" not in statement.expression)
+
+
 @dataclass(slots=True)
 class KernelWriter:
     """Turns the statements of one kernel into lines. ``indices`` are the loop variables of its domain's
@@ -127,7 +132,11 @@ class KernelWriter:
         for statement in statements:
             if isinstance(statement, Load) and statement.access.is_scalar:
                 self._scalar_load(statement, self.hoisted)
-            elif isinstance(statement, Compute) and statement.index is None and statement.dst not in self.variables:
+            elif (
+                isinstance(statement, Compute)
+                and _is_same_everywhere(statement)
+                and statement.dst not in self.variables
+            ):
                 arguments = [self.variables.get(a) for a in statement.arguments]
                 if all(variable is not None and variable.scalar is not None for variable in arguments):
                     self._scalar_compute(statement, self.hoisted)

@@ -26,19 +26,22 @@ def widen_halves(graph: Graph) -> Graph:
         if value.dtype is dtype:
             return value
         wide = Value(TensorSpec(value.shape, dtype))
-        nodes.append(Node(REGISTRY["cast"], (value,), (("dtype", dtype),), (wide,), node.location, node.is_backward))
+        params = (("dtype", dtype),)
+        nodes.append(
+            Node(REGISTRY["cast"], (value,), params, (wide,), node.location, node.is_backward, node.is_recomputed)
+        )
         return wide
 
     for node in graph.nodes:
         inputs = tuple(found.get(value, value) for value in node.inputs)
         if not _is_narrow(node):
-            nodes.append(Node(node.op, inputs, node.params, node.outputs, node.location, node.is_backward))
+            nodes.append(node.reading(inputs))
             continue
         wide = tuple(cast(node, value, float32) if value.dtype in HALVES else value for value in inputs)
         outputs = tuple(
             Value(TensorSpec(value.shape, float32)) if value.dtype in HALVES else value for value in node.outputs
         )
-        nodes.append(Node(node.op, wide, node.params, outputs, node.location, node.is_backward))
+        nodes.append(node.reading(wide, outputs))
         for value, new in zip(node.outputs, outputs, strict=True):
             found[value] = cast(node, new, value.dtype)
     results = tuple(Output(found.get(o.value, o.value), o.role, o.name, o.target) for o in graph.outputs)

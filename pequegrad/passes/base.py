@@ -57,14 +57,15 @@ class Rewriter:
         """Add a node with its operands looked up."""
         inputs = tuple([self.value(value) for value in node.inputs])
         if inputs != node.inputs:
-            node = Node(node.op, inputs, node.params, node.outputs, node.location, node.is_backward)
+            node = node.reading(inputs)
         self._add(node)
 
     def apply(self, op: type[Op], inputs: tuple[Value, ...], like: Node, **params: object) -> Value:
         """Add an application that stands at the place of ``like``; return its only result."""
         spec = op.infer(*(value.spec for value in inputs), **params)
         output = Value(spec)  # type: ignore[arg-type]
-        self._add(Node(op, inputs, tuple(sorted(params.items())), (output,), like.location, like.is_backward))
+        ordered = tuple(sorted(params.items()))
+        self._add(Node(op, inputs, ordered, (output,), like.location, like.is_backward, like.is_recomputed))
         return output
 
     def _add(self, node: Node) -> None:

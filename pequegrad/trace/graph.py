@@ -44,6 +44,13 @@ class Node:
     location: Location | None = None
     is_backward: bool = False
     """Whether a gradient sweep recorded it; ``location`` is then the forward line it belongs to."""
+    is_recomputed: bool = False
+    """Whether it does once more what an earlier node did: to be run as late as its users allow."""
+
+    def reading(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...] | None = None) -> Node:
+        """Return the same application to other operands, with new results where ``outputs`` are given."""
+        made = self.outputs if outputs is None else outputs
+        return Node(self.op, inputs, self.params, made, self.location, self.is_backward, self.is_recomputed)
 
     def check_rule(self, where: str) -> None:
         """Raise CompilerBug, which begins with ``where``, if the results are not what the op's rule says."""
@@ -134,9 +141,9 @@ def format_graph(graph: Graph, *, locations: bool = False) -> str:
         params = "".join(f" {key}={format_param(value)}" for key, value in node.params)
         left = ", ".join(f"{name(value)}: {value.spec}" for value in node.outputs)
         right = ", ".join(name(value) for value in node.inputs)
-        suffix = (
-            f"  # {node.location}{' (backward)' if node.is_backward else ''}" if locations and node.location else ""
-        )
+        suffix = " (again)" if node.is_recomputed else ""
+        if locations and node.location:
+            suffix += f"  # {node.location}{' (backward)' if node.is_backward else ''}"
         lines.append(f"  {left} = {node.op.name}({right}){params}{suffix}")
     for output in graph.outputs:
         target = f" -> {names[output.target]}" if output.target is not None else ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pequegrad import manual_seed, nn
 from pequegrad.passes import run_pipeline
 from pequegrad.trace.graph import Graph
 from pequegrad.trace.interpreter import run_graph
 from tests.codegen.compiling import TARGETS, Compiled, target_for, ways_of
 from tests.codegen.random_graphs import random_program
-from tests.codegen.tracing import Traced, compare
+from tests.codegen.tracing import Traced, compare, trace
 
 PROGRAMS = 30
 # Seeds whose first program is this one; beyond the native instruction set one module each is enough.
@@ -55,3 +56,14 @@ def test_a_compiled_program_gives_the_same_bits_for_any_number_of_workers():
     for workers in (2, 3, 5):
         for i, (a, b) in enumerate(zip(alone, compiled.run(traced.arrays, workers), strict=True)):
             np.testing.assert_array_equal(a, b, err_msg=f"output {i}, {workers} workers")
+
+
+@pytest.mark.parametrize("instruction_set", ["native", "cuda-sim"])
+def test_several_draws_behind_products_draw_as_in_numpy(instruction_set):
+    """Their streams are numbers that kernels count themselves, at one place for all elements."""
+    manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(16, 16), nn.Dropout(0.5))))
+    traced = trace(model, np.ones((64, 16), np.float32))
+    graph = run_pipeline(traced.graph)
+    got = Compiled(graph, target_for(instruction_set)).run(traced.arrays, 1)
+    compare(run_graph(graph, traced.arrays), got, "dropout", 1e-5)

@@ -46,8 +46,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": ("tensor", "ops"),
     "native": ("build", "codegen", "targets"),
     "profiling": ("build", "codegen", "targets"),
+    "planning": ("passes", "codegen", "targets", "trace.graph"),
     "compiler": (
         "native",
+        "planning",
         "profiling",
         "storage",
         "ops",

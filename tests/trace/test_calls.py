@@ -181,7 +181,7 @@ def test_decorator_forms_and_names():
         ({"mode": "fastest"}, ValueError),
         ({"mode": "autotune"}, NotImplementedError),
         ({"precision": "fp8"}, ValueError),
-        ({"memory": "small"}, NotImplementedError),
+        ({"memory": "tiny"}, ValueError),
         ({"strict": "yes"}, TypeError),
         ({"target": "fpga"}, DeviceError),
         ({"unknown": 1}, TypeError),

@@ -1,0 +1,67 @@
+"""From a traced graph to its plan: the passes, the lowering, and with memory="small" what is computed again to keep less.
+
+Invariant: a plan depends on the graph, the target and the options alone, so that another process plans the same.
+"""
+
+from __future__ import annotations
+
+from .codegen import schedule
+from .codegen.lower import lower, memory_report
+from .codegen.plan import StepPlan
+from .errors import CompilerBug
+from .passes import run_pipeline
+from .passes.recompute_values import recompute_values
+from .targets import Target
+from .trace.graph import Graph
+
+SEGMENTS = (1, 2, 4, 8, 16, 32)
+"""Into how many segments a forward pass is cut, one try each."""
+
+MOST_COST = 1.36
+"""How much longer than without recomputation a step may take by the cost model: a forward pass is a third of a step."""
+
+
+def optimize(graph: Graph) -> Graph:
+    """Return the graph after all passes; its inputs and outputs are those of ``graph``, in order."""
+    result = run_pipeline(graph)
+    before = [[item.name for item in graph.inputs], [item.name for item in graph.outputs]]
+    after = [[item.name for item in result.inputs], [item.name for item in result.outputs]]
+    if before != after:
+        raise CompilerBug(f"a pass changed the inputs or outputs of {graph.name}: {before} → {after}")
+    return result
+
+
+def make_plan(
+    traced: Graph, target: Target, workers: int, precision: str = "fp32", memory: str = "default"
+) -> StepPlan:
+    """Return the plan of a traced graph. ``memory``: "default", or "small" to compute values again rather than keep them."""
+    graph = optimize(traced)
+    plan = lower(graph, target, workers, precision)
+    if memory == "default":
+        return plan
+    cost, nbytes = plan_cost(plan), arena_bytes(plan)
+    best, least = plan, 1.0
+    for segments in SEGMENTS:
+        smaller = recompute_values(graph, segments).verify()
+        if any(node.is_recomputed for node in smaller.nodes):
+            tried = lower(smaller, target, workers, precision)
+            longer = plan_cost(tried) / cost
+            # A percent of memory is worth a percent of time.
+            score = longer * arena_bytes(tried) / max(nbytes, 1)
+            if score < least and longer <= MOST_COST:
+                best, least = tried, score
+    return best
+
+
+def arena_bytes(plan: StepPlan) -> int:
+    """Return the bytes of a step's arena, what each worker has for itself included."""
+    return memory_report(plan).arena_bytes
+
+
+def plan_cost(plan: StepPlan) -> float:
+    """Return the nanoseconds that the kernels of a plan take on one core, by the cost model."""
+    return sum(
+        (phase.blocks.count if phase.blocks is not None else 1) * schedule.cost(kernel, plan)
+        for phase in plan.phases
+        for kernel in phase.kernels
+    )
