@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ops.core import REGISTRY
 from . import schedule
+from .lanes import Part, samples_last, side_by_side
 from .layout import contiguous_strides
 from .memory import Lifetime, assign_offsets, least_bytes
 from .plan import (
@@ -22,6 +23,7 @@ from .plan import (
     Blocks,
     Buffer,
     Compute,
+    Conv2d,
     Index,
     Kernel,
     Layout,
@@ -32,6 +34,7 @@ from .plan import (
     Statement,
     Store,
     Walk,
+    Window,
 )  # fmt: skip
 from .slices import Cut, Reach, after_sum, cuts, part_of, reaches, storing, summed_shape, sums_of
 
@@ -60,48 +63,49 @@ class Run:
 
 
 def block_phases(
-    phases: Sequence[Phase], buffers: list[Buffer], *, keeps_order: bool = False
+    phases: Sequence[Phase], buffers: list[Buffer], lanes: int, *, keeps_order: bool = False
 ) -> tuple[tuple[Phase, ...], int]:
     """Return the phases with runs of kernels put together where that saves traffic, and the bytes that a worker needs
     for the buffers of one block. ``buffers`` gets new ones, and those of one block their place.
 
-    ``keeps_order``: kernels stay in the order of their phases, where some were put late to save memory; else each then
+    ``lanes``: the elements of a vector. ``keeps_order``: kernels stay in the order of their phases, where some were put late to save memory; else each then
     runs as early as it can, which makes fewer phases."""
     arranged = _in_order if keeps_order else _levelled
-    found = _put_together(phases, buffers, arranged)
+    found = _put_together(phases, buffers, arranged, lanes)
     local_bytes = _place_locals(found, buffers)
     return _without_locals(found, buffers), local_bytes
 
 
-def _put_together(phases: Sequence[Phase], buffers: list[Buffer], arranged: Arrange) -> tuple[Phase, ...]:
+def _put_together(phases: Sequence[Phase], buffers: list[Buffer], arranged: Arrange, lanes: int) -> tuple[Phase, ...]:
     kernels = [Ordered(kernel, number) for number, phase in enumerate(phases) for kernel in phase.kernels]
-    found = _best_run(kernels, buffers)
+    found = _best_run(kernels, buffers, lanes)
     if found is None:
         return tuple(phases)
     run, size = found
     members = {id(item) for item, _ in run.members}
     before = _needed_before(kernels, run)
-    built, combines = _Builder(run, size, buffers).build()
+    local = _local_buffers(run, kernels, buffers).keys() if side_by_side(size, lanes) else ()
+    built, combines = _Builder(run, size, buffers).build(local)
     after = [
         Ordered(combines[id(item)], item.phase) if id(item) in combines else item
         for item in kernels
         if (id(item) not in members or id(item) in combines) and id(item) not in before
     ]
     earlier = [item for item in kernels if id(item) in before]
-    return (*arranged(earlier, buffers), built, *_put_together(arranged(after, buffers), buffers, arranged))
+    return (*arranged(earlier, buffers), built, *_put_together(arranged(after, buffers), buffers, arranged, lanes))
 
 
 # --- which kernels ------------------------------------------------------------------------------------------------
 
 
-def _best_run(kernels: Sequence[Ordered], buffers: Sequence[Buffer]) -> tuple[Run, int] | None:
+def _best_run(kernels: Sequence[Ordered], buffers: Sequence[Buffer], lanes: int) -> tuple[Run, int] | None:
     """Return the run that saves most, with the samples of a block, or None where none saves anything."""
     best: tuple[float, Run, int] | None = None
     for units in _candidates(kernels):
         run = _grow(kernels, units, buffers)
         if len(run.members) < 2:
             continue
-        size, gain = _choose_size(run, kernels, buffers)
+        size, gain = _choose_size(run, kernels, buffers, lanes)
         if gain > 0 and (best is None or gain > best[0]):
             best = (gain, run, size)
     return None if best is None else (best[1], best[2])
@@ -275,7 +279,7 @@ def _local_buffers(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffe
     }
 
 
-def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer]) -> tuple[int, float]:
+def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer], lanes: int) -> tuple[int, float]:
     """Return the samples of a block, and the nanoseconds that blocks save."""
     local = _local_buffers(run, kernels, buffers)
     lives = [Lifetime(run.pitches[b] * buffers[b].dtype.itemsize, *ends) for b, ends in local.items()]
@@ -293,7 +297,10 @@ def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer]
             elif not r.shift:
                 shared[r.buffer] = nbytes
     rows = min((cut.extent // run.units for _, cut in run.members), default=1)
-    return schedule.block_size(run.units, rows, live_bytes, moved, sum(shared.values()), private, len(run.members))
+    multiple = lanes if any(isinstance(item.kernel, Conv2d | Window) for item, _ in run.members) else 1
+    return schedule.block_size(
+        run.units, rows, live_bytes, moved, sum(shared.values()), private, len(run.members), multiple
+    )
 
 
 # --- the phase ----------------------------------------------------------------------------------------------------
@@ -306,13 +313,13 @@ class _Builder:
         self.run, self.size, self.buffers = run, size, buffers
         self.count = run.units // size
         self.chunks = schedule.block_chunks(self.count)
-        self.walks: list[tuple[Walk, ...]] = []
         self.sums: list[tuple[int, int]] = []
         self.combines: dict[int, Kernel] = {}
 
-    def build(self) -> tuple[Phase, dict[int, Kernel]]:
-        """Return the phase, and by its id what each cut sum leaves to do."""
-        kernels = []
+    def build(self, local: Collection[int]) -> tuple[Phase, dict[int, Kernel]]:
+        """Return the phase, and by its id what each cut sum leaves to do. The ``local`` buffers may have the samples
+        innermost."""
+        parts = []
         for item, cut in self.run.members:
             walks = {}
             for r in reaches(item.kernel, cut, self.run.units) or ():
@@ -321,10 +328,11 @@ class _Builder:
             part = part_of(item.kernel, cut, self.run.units, self.size)
             if cut.is_sum:
                 part = self._shared(part, item, walks)
-            kernels.append(part)
-            self.walks.append(tuple(walks.values()))
-        blocks = Blocks(self.count, self.size, self.chunks, tuple(self.walks), tuple(self.sums))
-        return Phase(tuple(kernels), (), blocks), self.combines
+            parts.append(Part(part, cut, walks))
+        parts = samples_last(parts, self.run.units, self.size, local, self.buffers)
+        walked = tuple(tuple(part.walks.values()) for part in parts)
+        blocks = Blocks(self.count, self.size, self.chunks, walked, tuple(self.sums))
+        return Phase(tuple(part.kernel for part in parts), (), blocks), self.combines
 
     def _shared(self, part: Kernel, item: Ordered, walks: dict[int, Walk]) -> Kernel:
         """Return a kernel that leaves the sums of its block or chunk in a buffer of shares."""

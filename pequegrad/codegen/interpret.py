@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -217,7 +218,9 @@ def _run_contract(kernel: Contract, memory: _Memory) -> None:
 
 def _run_conv2d(kernel: Conv2d, memory: _Memory) -> None:
     s = kernel.shape
-    x, w, y = (s.N, s.C, s.H, s.W), (s.O, s.C // s.groups, s.KH, s.KW), (s.N, s.O, s.OH, s.OW)
+    w = s.O, s.C // s.groups, s.KH, s.KW
+    # Elements of a place are images of the batch.
+    x, y = (s.N * s.lanes, s.C, s.H, s.W), (s.N * s.lanes, s.O, s.OH, s.OW)
     # Only top and left are in the record; what is below and to the right follows from the sizes.
     bottom = (s.OH - 1) * s.stride_h + s.dilation_h * (s.KH - 1) + 1 - s.H - s.pad_h
     right = (s.OW - 1) * s.stride_w + s.dilation_w * (s.KW - 1) + 1 - s.W - s.pad_w
@@ -231,14 +234,29 @@ def _run_conv2d(kernel: Conv2d, memory: _Memory) -> None:
         name, first, second, params["size"] = "conv2d_grad_input", y, w, (s.H, s.W)
     else:
         name, first, second, params["kernel"] = "conv2d_grad_weight", x, y, (s.KH, s.KW)
-    total = REGISTRY[name].numpy(np, memory.view(kernel.a, first), memory.view(kernel.b, second), **params)
+    arrays = [
+        memory.view(access if shape is w else replace(access, strides=_images(shape, s.N, s.lanes)), shape)
+        for access, shape in ((kernel.a, first), (kernel.b, second))
+    ]
+    total = np.asarray(REGISTRY[name].numpy(np, *arrays, **params), kernel.dtype.numpy)
+    if kernel.kind != "grad_weight":
+        total = np.moveaxis(total.reshape(s.N, s.lanes, *total.shape[1:]), 1, -1)
     domain = schedule.conv_domain(kernel)
-    _run_statements(kernel.epilogue, domain, memory, {0: np.asarray(total, kernel.dtype.numpy).reshape(domain)})
+    _run_statements(kernel.epilogue, domain, memory, {0: np.ascontiguousarray(total).reshape(domain)})
+
+
+def _images(shape: tuple[int, ...], batch: int, lanes: int) -> tuple[int, int, int, int]:
+    """Return the strides of images (batch · lanes, C, H, W) that lie as (batch, C, H, W, lanes): one of both is 1."""
+    assert min(batch, lanes) <= 1
+    _, channels, height, width = shape
+    plane = height * width * lanes
+    return (1 if lanes > 1 else channels * plane), plane, width * lanes, lanes
 
 
 def _run_window(kernel: Window, memory: _Memory) -> None:
     s = kernel.shape
-    images, windows = (1, s.planes, s.H, s.W), (1, s.planes, s.OH, s.OW)
+    # Elements of a place are images of a batch.
+    images, windows = (s.lanes, s.planes, s.H, s.W), (s.lanes, s.planes, s.OH, s.OW)
     bottom = (s.OH - 1) * s.stride_h + s.dilation_h * (s.KH - 1) + 1 - s.H - s.pad_h
     right = (s.OW - 1) * s.stride_w + s.dilation_w * (s.KW - 1) + 1 - s.W - s.pad_w
     params: dict[str, Any] = {
@@ -249,23 +267,20 @@ def _run_window(kernel: Window, memory: _Memory) -> None:
         params["count_include_pad"] = s.count_include_pad
     else:
         params["dilation"] = (s.dilation_h, s.dilation_w)
+        positions = (kernel.outputs if kernel.kind == "max_pool2d" else kernel.inputs)[1]
+        params["taps"] = memory.flat[positions.buffer].dtype.itemsize == 1
     puts = kernel.kind in ("window_put", "avg_pool2d_grad")
     if puts:
         params["size"] = (s.H, s.W)
     shapes = [windows if puts or i else images for i in range(len(kernel.inputs))]
     arrays = [
-        memory.view(Access(a.buffer, (0, *_tail(shape)), a.offset), shape)
+        memory.view(Access(a.buffer, _images(shape, 1, s.lanes), a.offset), shape)
         for a, shape in zip(kernel.inputs, shapes, strict=True)
     ]
     results = REGISTRY[kernel.kind].numpy(np, *arrays, **params)
     for access, result in zip(kernel.outputs, results if isinstance(results, tuple) else (results,), strict=True):
         shape = images if puts else windows
-        memory.view(Access(access.buffer, (0, *_tail(shape)), access.offset), shape)[...] = result
-
-
-def _tail(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    _, _, height, width = shape
-    return height * width, width, 1
+        memory.view(Access(access.buffer, _images(shape, 1, s.lanes), access.offset), shape)[...] = result
 
 
 def _run_index(kernel: Index, memory: _Memory) -> None:

@@ -19,6 +19,7 @@ from . import schedule
 from .blocks import block_phases
 from .fuse import Fuser, Group, Item, live
 from .kernels import KernelBuilder
+from .lanes import everywhere_samples_last
 from .layout import Place, axes_of, contiguous_strides
 from .legalize import legalize
 from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
@@ -88,7 +89,9 @@ class _Lowering:
         local_bytes = 0
         if self.target.has_blocks:
             keeps_order = any(node.is_recomputed for node in self.graph.nodes)
-            phases, local_bytes = block_phases(phases, self.buffers, keeps_order=keeps_order)
+            phases, local_bytes = block_phases(phases, self.buffers, self.target.lanes, keeps_order=keeps_order)
+        if not any(phase.blocks for phase in phases):
+            phases = everywhere_samples_last(phases, self.buffers, self.target.lanes)
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
         return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, local_bytes))
 

@@ -217,7 +217,7 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class ConvShape:
-    """Sizes of a 2-D convolution in NCHW."""
+    """Sizes of a 2-D convolution in NCHW; each place of an image has ``lanes`` elements that do not meet."""
 
     N: int
     C: int
@@ -237,6 +237,7 @@ class ConvShape:
     OW: int
     weight_chunks: int = 1
     """In how many chunks of samples the gradient of the weight is summed."""
+    lanes: int = 1
 
     @property
     def weight_elements(self) -> int:
@@ -247,7 +248,7 @@ class ConvShape:
 class Conv2d:
     """A convolution or one of its gradients (``kind``: "forward", "grad_input", "grad_weight"), then ``epilogue``.
 
-    forward: a = x, b = weight, domain (N, O, OH·OW). grad_input: a = dy, b = weight, domain (N, C, H·W).
+    forward: a = x, b = weight, domain (N, O, OH·OW·lanes). grad_input: a = dy, b = weight, domain (N, C, H·W·lanes).
     grad_weight: a = x, b = dy, domain (O, C/groups, KH·KW). Operands are contiguous.
     """
 
@@ -267,7 +268,7 @@ class Conv2d:
 
 @dataclass(frozen=True, slots=True)
 class PoolShape:
-    """Sizes of a 2-D window op over ``planes`` = N·C planes."""
+    """Sizes of a 2-D window op over ``planes`` = N·C planes of H·W places, each of ``lanes`` elements that do not meet."""
 
     planes: int
     H: int
@@ -283,6 +284,7 @@ class PoolShape:
     OH: int
     OW: int
     count_include_pad: bool = True
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ def weight_chunks(shape: ConvShape) -> int:
     return max(1, min(shape.N, MOST_WEIGHT_CHUNKS, WEIGHT_CHUNK_ELEMENTS // max(shape.weight_elements, 1)))
 
 
+def reach_bytes(shape: ConvShape, samples: int) -> int:
+    """Return the bytes of input, float32, that one row of a convolution's output reaches, for ``samples`` side by side."""
+    rows = shape.dilation_h * (shape.KH - 1) + 1
+    return 4 * samples * (shape.C // shape.groups) * rows * shape.W
+
+
 def op_cost(op: type[Op]) -> float:
     """Return nanoseconds an element of an op that has an expression."""
     if not isinstance(op.lowering, Expression):
@@ -112,13 +118,13 @@ def block_chunks(count: int) -> int:
 
 
 def block_size(
-    units: int, rows: int, live: int, moved: int, shared: int, private: int, calls: int
+    units: int, rows: int, live: int, moved: int, shared: int, private: int, calls: int, multiple: int
 ) -> tuple[int, float]:
     """Return the samples of a block, and the nanoseconds that running ``calls`` kernels block by block saves.
 
     ``live``: the bytes of a sample that are alive at once; ``rows``: of a sample in the kernel that has fewest.
     ``moved``: the bytes of all samples that would stay in cache; ``shared``: those that every block reads again;
-    ``private``: the sums of a chunk.
+    ``private``: the sums of a chunk. ``multiple``: a block is this many samples, or a multiple of it, where it can be.
     """
     if units * live <= CACHE_BYTES:
         return units, 0.0
@@ -129,7 +135,7 @@ def block_size(
     ]
     if not sizes:
         return units, 0.0
-    size = max(sizes)
+    size = max((size for size in sizes if size % multiple == 0), default=max(sizes))
     count = units // size
     saved = _BYTE_COST * moved * (1 - BLOCK_BYTES / max(units * live, 1))
     extra = _BYTE_COST * (count * shared + 2 * block_chunks(count) * private) + _CALL_COST * count * calls
@@ -156,9 +162,9 @@ def conv_domain(kernel: Conv2d) -> tuple[int, int, int]:
     """Return the three extents over which a convolution's epilogue runs."""
     s = kernel.shape
     if kernel.kind == "forward":
-        return s.N, s.O, s.OH * s.OW
+        return s.N, s.O, s.OH * s.OW * s.lanes
     if kernel.kind == "grad_input":
-        return s.N, s.C, s.H * s.W
+        return s.N, s.C, s.H * s.W * s.lanes
     return s.O, s.C // s.groups, s.KH * s.KW
 
 
@@ -197,7 +203,8 @@ def operand_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
         return [(kernel.a, batch * kernel.m * kernel.k), (kernel.b, batch // max(shared, 1) * kernel.k * kernel.n)]
     if isinstance(kernel, Conv2d):
         s = kernel.shape
-        x, w, y = s.N * s.C * s.H * s.W, s.O * (s.C // s.groups) * s.KH * s.KW, s.N * s.O * s.OH * s.OW
+        images = s.N * s.lanes
+        x, w, y = images * s.C * s.H * s.W, s.weight_elements, images * s.O * s.OH * s.OW
         return {
             "forward": [(kernel.a, x), (kernel.b, w)],
             "grad_input": [(kernel.a, y), (kernel.b, w)],
@@ -245,7 +252,7 @@ def _matrix_sizes(
 def _plane_size(kernel: Window, i: int, is_input: bool) -> int:
     """Elements of an operand or result: whole images, or one for each window."""
     s = kernel.shape
-    images, windows = s.planes * s.H * s.W, s.planes * s.OH * s.OW
+    images, windows = s.planes * s.H * s.W * s.lanes, s.planes * s.OH * s.OW * s.lanes
     if is_input:
         return images if i == 0 and kernel.kind in ("max_pool2d", "window_take", "avg_pool2d") else windows
     return windows if kernel.kind in ("max_pool2d", "window_take", "avg_pool2d") else images
@@ -257,7 +264,7 @@ def multiply_adds(kernel: Kernel) -> int:
         return math.prod(kernel.batch) * kernel.m * kernel.n * kernel.k
     if isinstance(kernel, Conv2d):
         s = kernel.shape
-        return s.N * s.O * s.OH * s.OW * (s.C // s.groups) * s.KH * s.KW
+        return s.N * s.lanes * s.O * s.OH * s.OW * (s.C // s.groups) * s.KH * s.KW
     if isinstance(kernel, Attention):
         # Of a gradient: scores, those of q and k; weights, those of v.
         products = kernel.E + kernel.F if kernel.kind == "forward" else 3 * kernel.E + 2 * kernel.F

@@ -103,7 +103,7 @@ def reaches(kernel: Kernel, cut: Cut, units: int) -> list[Reach] | None:
     axis = _axis_of(kernel, cut)
     for statement in block_statements(kernel, cut):
         if isinstance(statement, Load | Store):
-            found.append(_walked(statement.access, domain(kernel), axis, each, isinstance(statement, Store)))
+            found.append(walked(statement.access, domain(kernel), axis, each, isinstance(statement, Store)))
         elif isinstance(statement, Compute) and statement.index is not None:
             moved = statement.index.strides[axis] * each
             params = dict(statement.params)
@@ -112,8 +112,8 @@ def reaches(kernel: Kernel, cut: Cut, units: int) -> list[Reach] | None:
     if isinstance(kernel, Contract):
         rank = len(kernel.batch)
         places = {"batch": (cut.at, cut.at), "m": (rank, -1), "n": (-1, rank + 1), "k": (rank + 1, rank)}[cut.name]
-        found.append(_walked(kernel.a, (*kernel.batch, kernel.m, kernel.k), places[0], each, False))
-        found.append(_walked(kernel.b, (*kernel.batch, kernel.k, kernel.n), places[1], each, False))
+        found.append(walked(kernel.a, (*kernel.batch, kernel.m, kernel.k), places[0], each, False))
+        found.append(walked(kernel.b, (*kernel.batch, kernel.k, kernel.n), places[1], each, False))
         return found
     for is_write, sizes in ((False, operand_sizes(kernel)), (True, result_sizes(kernel))):
         for access, elements in sizes:
@@ -148,7 +148,8 @@ def _axis_of(kernel: Kernel, cut: Cut) -> int:
     return -1 if cut.is_sum else cut.at
 
 
-def _walked(access: Access, extents: tuple[int, ...], axis: int, each: int, is_write: bool) -> Reach:
+def walked(access: Access, extents: tuple[int, ...], axis: int, each: int, is_write: bool) -> Reach:
+    """Return what an access over ``extents`` touches for one unit, of ``each`` steps, of ``axis``; -1: it has no such axis."""
     low = high = access.offset
     for at, (extent, stride) in enumerate(zip(extents, access.strides, strict=True)):
         steps = ((each if at == axis else extent) - 1) * stride

@@ -15,6 +15,7 @@ from ..dtypes import DType
 from ..errors import CompilerBug
 from ..targets import Target
 from .expressions import computed_as, literal, rounded, scalar_type, vector_type
+from .lanes import POSITIONAL
 from .layout import merge_plan
 from .plan import (
     Access,
@@ -34,6 +35,7 @@ from .plan import (
     Window,
 )
 from .rendering import Address, KernelWriter, Line, Pointer, Variable
+from .schedule import conv_domain
 
 # A worker's share of a long axis: few enough that sharing costs nothing, enough that two workers end together.
 SHARES_PER_AXIS = 32
@@ -42,8 +44,6 @@ LEAST_SHARE = 64
 BATCH_TO_SHARE = 16
 # window.h's names, where they differ from the kind's.
 WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
-# Reductions whose result is a position, so that positions must be told.
-POSITIONAL = ("argmax", "argmin")
 # A name that no emitted text contains otherwise: the function's own, put in once equal bodies are known.
 OWN_NAME = "KERNEL_NAME"
 
@@ -167,10 +167,12 @@ class ContractView(LaneView):
 
 @dataclass(frozen=True, slots=True)
 class Conv2dView(LaneView):
-    """A convolution or a gradient of one. ``partials``: byte offset of the weight gradient's chunks, or -1;
-    ``run``: elements of a weight gradient that its epilogue walks as one, ``decode``: the indices of such a run."""
+    """A convolution or a gradient of one. ``form``: how the names of its functions begin; ``partials``: byte offset of
+    the weight gradient's chunks, or -1; ``run``: elements of a weight gradient that its epilogue walks as one,
+    ``decode``: the indices of such a run."""
 
     head: KernelHead
+    form: str
     kind: str
     type: str
     shape: ConvShape
@@ -492,8 +494,7 @@ def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2
         indices = (*(f"i{axis}" for axis in range(len(extents) - 1)), "column")
     else:
         indices = ("n", "channel", "position")
-        planes = (shape.O, shape.OH * shape.OW) if kernel.kind == "forward" else (shape.C, shape.H * shape.W)
-        extents, runs = (shape.N, *planes), 1
+        extents, runs = conv_domain(kernel), 1
     writer = KernelWriter(dtypes, indices, extents, len(indices) - 1)
     a = operand(writer, kernel.a, ())
     b = operand(writer, kernel.b, ())
@@ -508,8 +509,9 @@ def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2
         parameters = parameters_of(
             lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long"
         )
+    form = "conv2d_vectors" if shape.lanes > 1 else "conv2d"
     return Conv2dView(
-        head_of(kernel, writer), kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
+        head_of(kernel, writer), form, kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
     )
 
 

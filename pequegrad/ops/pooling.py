@@ -1,7 +1,8 @@
 """Pooling over the last two dimensions of (N, C, H, W), and the transposes that carry its gradients.
 
 Invariant: geometry is in the parameters as in window.py. A position within an image is its row-major index in the
-plane (H, W), int64. WindowTake and WindowPut are each other's transposes, AvgPool2d and AvgPool2dGrad likewise.
+plane (H, W), int64; with the parameter ``taps``, which only passes set, it is the number of the tap, kh * KW + kw, uint8.
+WindowTake and WindowPut are each other's transposes, AvgPool2d and AvgPool2dGrad likewise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import bool_, int64
+from ..dtypes import bool_, int64, uint8
 from ..errors import DTypeError, ShapeError
 from .contraction import matmul
 from .core import Family, Op, Sample, TensorSpec, as_tensor, bind
@@ -42,6 +43,14 @@ def _plane_positions(xp: Any, size: Pair, padding: Border) -> Any:
     return bordered(xp, xp.arange(size[0] * size[1]).reshape(size), padding, -1)
 
 
+def _places(
+    xp: Any, size: Pair, out: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any, taps: bool
+) -> list[Any]:
+    """Return for each tap the position that each window sees there (OH, OW), or the tap's number; -1 in the border."""
+    views = window_views(_plane_positions(xp, size, padding), kernel, stride, dilation, out)
+    return [xp.where(place < 0, -1, number) if taps else place for number, (_, _, place) in enumerate(views)]
+
+
 class MaxPool2d(_Pooling):
     """Greatest element of each window, and its position in the plane; of equal ones the first, NaN wins (the last one).
 
@@ -70,33 +79,32 @@ class MaxPool2d(_Pooling):
         return (values, positions) if return_indices else values
 
     @staticmethod
-    def infer(x: TensorSpec, *, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:  # type: ignore[override]
+    def infer(  # type: ignore[override]
+        x: TensorSpec, *, kernel: Any, stride: Any, padding: Any, dilation: Any, taps: bool = False
+    ) -> Any:
         out = output_size(x.shape[2:], kernel, stride, padding, dilation, "max_pool2d")
         shape = (*x.shape[:2], *out)
-        return TensorSpec(shape, x.dtype), TensorSpec(shape, int64)
+        return TensorSpec(shape, x.dtype), TensorSpec(shape, uint8 if taps else int64)
 
     @staticmethod
-    def numpy(xp: Any, x: Any, *, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    def numpy(xp: Any, x: Any, *, kernel: Any, stride: Any, padding: Any, dilation: Any, taps: bool = False) -> Any:
         out = output_size(x.shape[2:], kernel, stride, padding, dilation, "max_pool2d")
         lowest = _lowest(xp, x.dtype)
         planes = bordered(xp, x, padding, lowest)
-        positions = _plane_positions(xp, x.shape[2:], padding)
+        places = _places(xp, x.shape[2:], out, kernel, stride, padding, dilation, taps)
         best = xp.full((*x.shape[:2], *out), lowest, x.dtype)
         chosen = xp.full(out, -1, xp.int64)
-        for _, _, place in window_views(positions, kernel, stride, dilation, out):
+        for place in places:
             chosen = xp.where(chosen < 0, place, chosen)
         chosen = xp.array(xp.broadcast_to(chosen, best.shape))
-        places = window_views(positions, kernel, stride, dilation, out)
         may_hold_nan = x.dtype.kind not in "iu"
-        for (_, _, seen), (_, _, place) in zip(
-            window_views(planes, kernel, stride, dilation, out), places, strict=True
-        ):
+        for (_, _, seen), place in zip(window_views(planes, kernel, stride, dilation, out), places, strict=True):
             is_better = seen > best
             if may_hold_nan:
                 is_better |= seen != seen
             best = xp.where(is_better, seen, best)
             chosen = xp.where(is_better, place, chosen)
-        return best, chosen
+        return best, chosen.astype(xp.uint8 if taps else xp.int64)
 
     @staticmethod
     def vjp(saved: Any, g: Any, _: Any) -> Any:
@@ -136,6 +144,10 @@ class WindowTake(_Pooling):
     @staticmethod
     def numpy(xp: Any, x: Any, positions: Any, **params: Any) -> Any:
         planes = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
+        if params.get("taps", False):
+            places = xp.stack(_places(xp, x.shape[2:], positions.shape[2:], **{**params, "taps": False}))
+            rows, columns = xp.arange(positions.shape[2])[:, None], xp.arange(positions.shape[3])
+            positions = places[positions, rows, columns]
         flat = positions.reshape(*x.shape[:2], positions.shape[2] * positions.shape[3])
         return xp.take_along_axis(planes, flat, 2).reshape(positions.shape)
 
@@ -175,15 +187,16 @@ class WindowPut(_Pooling):
 
     @staticmethod
     def numpy(
-        xp: Any, g: Any, positions: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any
-    ) -> Any:
+        xp: Any, g: Any, positions: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any,
+        taps: bool = False,
+    ) -> Any:  # fmt: skip
         top, bottom, left, right = padding
         wide = xp.float32 if g.dtype.itemsize == 2 else g.dtype
         image = xp.zeros((*g.shape[:2], size[0] + top + bottom, size[1] + left + right), wide)
         out = g.shape[2:]
-        places = window_views(_plane_positions(xp, size, padding), kernel, stride, dilation, out)
+        places = _places(xp, size, out, kernel, stride, padding, dilation, taps)
         # At one position within the window, no two windows meet: plain adds, no scatter.
-        for (_, _, seen), (_, _, place) in zip(window_views(image, kernel, stride, dilation, out), places, strict=True):
+        for (_, _, seen), place in zip(window_views(image, kernel, stride, dilation, out), places, strict=True):
             seen += xp.where(positions == place, g, xp.zeros((), g.dtype))
         return xp.ascontiguousarray(image[..., top : top + size[0], left : left + size[1]]).astype(g.dtype, copy=False)
 

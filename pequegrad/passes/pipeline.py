@@ -6,6 +6,7 @@ from ..trace.graph import Graph
 from .base import Observer, Pass, run_passes
 from .fold_constants import fold_constants
 from .merge_common_subexpressions import merge_common_subexpressions
+from .number_taps import number_taps
 from .remove_dead_code import remove_dead_code
 from .simplify_algebra import simplify_algebra
 
@@ -16,7 +17,8 @@ PIPELINE = (
     Pass("fold_constants", fold_constants, "before simplify_algebra, which knows operands that are constants"),
     Pass("simplify_algebra", simplify_algebra, "before the merging of equals: it makes more of them equal"),
     Pass("merge_common_subexpressions", merge_common_subexpressions, "after all that rewrites operands"),
-    Pass("remove_dead_code_again", remove_dead_code, "last: the others leave nodes that nobody reads any more"),
+    Pass("remove_dead_code_again", remove_dead_code, "the others leave nodes that nobody reads any more"),
+    Pass("number_taps", number_taps, "last: nobody may be left who reads positions and is not read himself"),
 )
 
 

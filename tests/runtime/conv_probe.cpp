@@ -1,12 +1,15 @@
-// The three convolution entry points on one shape, each run by `workers` workers in turn.
+// The three convolution entry points on one shape, of conv.h or of conv_vectors.h, each run by `workers` workers in turn.
 #include "pequegrad/step.h"
-#include "pequegrad/conv.h"
+#include "pequegrad/conv_vectors.h"
 using namespace pg;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 template <class T> static long scratch_of(const conv2d_shape& s) {
-  long a = conv2d_forward_scratch<T>(s), b = conv2d_grad_input_scratch<T>(s), c = conv2d_grad_weight_scratch<T>(s);
+  const bool vectors = s.lanes > 1;
+  const long a = vectors ? conv2d_vectors_forward_scratch<T>(s) : conv2d_forward_scratch<T>(s);
+  const long b = vectors ? conv2d_vectors_grad_input_scratch<T>(s) : conv2d_grad_input_scratch<T>(s);
+  const long c = vectors ? conv2d_vectors_grad_weight_scratch<T>(s) : conv2d_grad_weight_scratch<T>(s);
   return a > b ? (a > c ? a : c) : (b > c ? b : c);
 }
 
@@ -14,15 +17,23 @@ template <class T> static long scratch_of(const conv2d_shape& s) {
 template <class T>
 static void run(const conv2d_shape& s, const T* x, const T* w, const T* dy, T* y, T* dx, T* dw, T* partials, T* scratch, int workers,
                 int* touched) {
+  const bool vectors = s.lanes > 1;
+  const long places_of_y = s.OH * s.OW * s.lanes, places_of_x = s.H * s.W * s.lanes;
+  const auto put_y = [&](long n, long o, long p, vec<T> v, long count) {
+    store(y + (n * s.O + o) * places_of_y + p, v, count);
+    for (long i = 0; i < count; ++i) ++touched[(n * s.O + o) * places_of_y + p + i];
+  };
+  const auto put_dx = [&](long n, long c, long p, vec<T> v, long count) { store(dx + (n * s.C + c) * places_of_x + p, v, count); };
   for (int worker = 0; worker < workers; ++worker) {
-    conv2d_forward(s, x, w, scratch, worker, workers, [&](long n, long o, long p, vec<T> v, long count) {
-      store(y + (n * s.O + o) * s.OH * s.OW + p, v, count);
-      for (long i = 0; i < count; ++i) ++touched[(n * s.O + o) * s.OH * s.OW + p + i];
-    });
-    conv2d_grad_input(s, dy, w, scratch, worker, workers, [&](long n, long c, long p, vec<T> v, long count) {
-      store(dx + (n * s.C + c) * s.H * s.W + p, v, count);
-    });
-    conv2d_grad_weight(s, x, dy, partials, scratch, worker, workers);
+    if (vectors) {
+      conv2d_vectors_forward(s, x, w, scratch, worker, workers, put_y);
+      conv2d_vectors_grad_input(s, dy, w, scratch, worker, workers, put_dx);
+      conv2d_vectors_grad_weight(s, x, dy, partials, scratch, worker, workers);
+    } else {
+      conv2d_forward(s, x, w, scratch, worker, workers, put_y);
+      conv2d_grad_input(s, dy, w, scratch, worker, workers, put_dx);
+      conv2d_grad_weight(s, x, dy, partials, scratch, worker, workers);
+    }
   }
   const long K = conv2d_sum_length(s);
   for (int worker = 0; worker < workers; ++worker)

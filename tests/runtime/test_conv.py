@@ -1,4 +1,4 @@
-"""conv.h against a plain NumPy convolution, forward and both gradients."""
+"""conv.h and conv_vectors.h against a plain NumPy convolution, forward and both gradients."""
 
 from __future__ import annotations
 
@@ -48,16 +48,27 @@ def convolve(x, w, dy, stride, pad, dilation, groups):
     return y, dpadded[:, :, pad[0] : pad[0] + height, pad[1] : pad[1] + width], dw
 
 
-def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int):
+def laid(images: np.ndarray, beside: int) -> np.ndarray:
+    """Return images (N * beside, C, H, W) as (N, C, H, W, beside)."""
+    return np.ascontiguousarray(images.reshape(-1, beside, *images.shape[1:]).transpose(0, 2, 3, 4, 1))
+
+
+def apart(images: np.ndarray) -> np.ndarray:
+    """Undo `laid`."""
+    return images.transpose(0, 4, 1, 2, 3).reshape(-1, *images.shape[1:4])
+
+
+def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int, beside: int = 1):
+    """Run a shape, with ``beside`` samples side by side for each of its samples."""
     n, c, h, w, o, kh, kw, stride, pad, dilation, groups = shape
     out_h = (h + 2 * pad[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     out_w = (w + 2 * pad[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     random = np.random.default_rng(5)
-    x = random.normal(size=(n, c, h, w)).astype(dtype)
+    x = random.normal(size=(n * beside, c, h, w)).astype(dtype)
     weight = random.normal(size=(o, c // groups, kh, kw)).astype(dtype)
-    dy = random.normal(size=(n, o, out_h, out_w)).astype(dtype)
+    dy = random.normal(size=(n * beside, o, out_h, out_w)).astype(dtype)
     sizes = (n, c, h, w, o, kh, kw, *stride, *pad, *dilation, groups, out_h, out_w)
-    record = (ctypes.c_long * 17)(*sizes, weight_chunks(ConvShape(*sizes)))
+    record = (ctypes.c_long * 18)(*sizes, weight_chunks(ConvShape(*sizes)), beside)
     suffix = "f32" if dtype == np.float32 else "f64"
     scratch_of = getattr(library, f"conv_scratch_{suffix}")
     scratch_of.restype = library.conv_partials.restype = ctypes.c_long
@@ -65,9 +76,10 @@ def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int):
     guarded = np.full(scratch_bytes + 128, 0xAB, np.uint8)
     start = -guarded.ctypes.data % 64
     partials = np.full(library.conv_partials(record) + 8, np.nan, dtype)
-    y, dx, dw = np.full_like(dy, np.nan), np.full_like(x, np.nan), np.full_like(weight, np.nan)
-    touched = np.zeros(dy.shape, np.int32)
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, weight, dy, y, dx, dw, partials)]
+    laid_x, laid_dy = laid(x, beside), laid(dy, beside)
+    y, dx, dw = np.full_like(laid_dy, np.nan), np.full_like(laid_x, np.nan), np.full_like(weight, np.nan)
+    touched = np.zeros(y.shape, np.int32)
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (laid_x, weight, laid_dy, y, dx, dw, partials)]
     getattr(library, f"conv_{suffix}")(
         record,
         *pointers,
@@ -82,13 +94,14 @@ def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int):
     expected = convolve(
         x.astype(np.float64), weight.astype(np.float64), dy.astype(np.float64), stride, pad, dilation, groups
     )
-    return (y, dx, dw), expected, touched
+    return (apart(y), apart(dx), dw), expected, touched
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("vectors", [0, 1, 5])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_convolution_and_its_gradients_equal_numpy(build, shape: tuple, dtype: type) -> None:
-    results, expected, touched = run(build("conv_probe"), shape, dtype, workers=1)
+def test_convolution_and_its_gradients_equal_numpy(build, lanes: int, shape: tuple, vectors: int, dtype: type) -> None:
+    results, expected, touched = run(build("conv_probe"), shape, dtype, workers=1, beside=vectors * max(lanes, 2) or 1)
     assert np.all(touched == 1), "the epilogue must see each output once"
     for name, got, want in zip(("y", "dx", "dw"), results, expected):
         bound = (2e-5 if dtype == np.float32 else 1e-12) * max(1.0, np.abs(want).max(initial=0.0))
@@ -96,9 +109,11 @@ def test_convolution_and_its_gradients_equal_numpy(build, shape: tuple, dtype: t
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
-def test_bits_do_not_depend_on_the_number_of_workers(build, workers: int) -> None:
+@pytest.mark.parametrize("vectors", [0, 2])
+def test_bits_do_not_depend_on_the_number_of_workers(build, lanes: int, vectors: int, workers: int) -> None:
     for shape in (SHAPES[1], SHAPES[3], SHAPES[5]):
-        one, _, _ = run(build("conv_probe"), shape, np.float32, workers=1)
-        many, _, _ = run(build("conv_probe"), shape, np.float32, workers=workers)
+        beside = vectors * max(lanes, 2) or 1
+        one, _, _ = run(build("conv_probe"), shape, np.float32, workers=1, beside=beside)
+        many, _, _ = run(build("conv_probe"), shape, np.float32, workers=workers, beside=beside)
         for a, b in zip(one, many):
             assert np.array_equal(a, b)

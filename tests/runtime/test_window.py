@@ -16,6 +16,8 @@ SHAPES = [
     (1, 10, 12, (3, 2), (1, 3), (1, 0), (2, 1)),
     (2, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
 ]
+BESIDE = [1, 3, 16, 24]
+"""Elements of a place, side by side."""
 INDEX = {"u8": np.uint8, "i32": np.int32, "i64": np.int64}
 
 
@@ -24,9 +26,19 @@ def sizes(shape: tuple) -> tuple[int, int]:
     return tuple((n + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i, n in enumerate((h, w)))
 
 
-def record(shape: tuple) -> ctypes.Array:
+def record(shape: tuple, beside: int) -> ctypes.Array:
     planes, h, w, k, s, p, d = shape
-    return (ctypes.c_long * 13)(planes, h, w, *k, *s, *p, *d, *sizes(shape))
+    return (ctypes.c_long * 14)(planes, h, w, *k, *s, *p, *d, *sizes(shape), beside)
+
+
+def laid(array: np.ndarray, beside: int) -> np.ndarray:
+    """Return planes (planes * beside, H, W) as (planes, H, W, beside)."""
+    return np.ascontiguousarray(array.reshape(-1, beside, *array.shape[1:]).transpose(0, 2, 3, 1))
+
+
+def apart(array: np.ndarray) -> np.ndarray:
+    """Undo `laid`."""
+    return array.transpose(0, 3, 1, 2).reshape(-1, *array.shape[1:3])
 
 
 def windows(shape: tuple):
@@ -56,12 +68,20 @@ def pointers(*arrays: np.ndarray) -> list[ctypes.c_void_p]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("index_type", INDEX)
 @pytest.mark.parametrize("element", ["f32", "f64"])
-def test_max_pooling_takes_the_first_maximum_and_puts_back(build, element: str, index_type: str, shape: tuple) -> None:
+@pytest.mark.parametrize("beside", BESIDE)
+def test_max_pooling_takes_the_first_maximum_and_puts_back(
+    build, beside: int, element: str, index_type: str, shape: tuple
+) -> None:
     dtype = np.float32 if element == "f32" else np.float64
-    x, dy = data(shape, dtype)
-    y, dx = np.full_like(dy, 7), np.full_like(x, 7)
-    index = np.full(dy.shape, 99, INDEX[index_type])
-    getattr(build("window_probe"), f"max_{element}_{index_type}")(record(shape), *pointers(x, y, index, dy, dx), 2)
+    whole = (shape[0] * beside, *shape[1:])
+    x, dy = data(whole, dtype)
+    laid_x, laid_dy = laid(x, beside), laid(dy, beside)
+    y, dx = np.full_like(laid_dy, 7), np.full_like(laid_x, 7)
+    index = np.full(laid_dy.shape, 99, INDEX[index_type])
+    run = getattr(build("window_probe"), f"max_{element}_{index_type}")
+    run(record(shape, beside), *pointers(laid_x, y, index, laid_dy, dx), 2)
+    y, dx, index = map(apart, (y, dx, index))
+    shape = whole
     expected_y, expected_index, expected_dx = np.empty_like(y), np.empty_like(index), np.zeros_like(x)
     for plane in range(shape[0]):
         for i, j, taps in windows(shape):
@@ -77,11 +97,14 @@ def test_max_pooling_takes_the_first_maximum_and_puts_back(build, element: str, 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s[6] == (1, 1)], ids=str)
 @pytest.mark.parametrize("include_pad", [False, True])
-def test_average_pooling_equals_torch(build, include_pad: bool, shape: tuple) -> None:
+@pytest.mark.parametrize("beside", BESIDE)
+def test_average_pooling_equals_torch(build, beside: int, include_pad: bool, shape: tuple) -> None:
     torch = pytest.importorskip("torch")
-    x, dy = (np.nan_to_num(a, nan=2.0, neginf=1.0) for a in data(shape, np.float64))
-    y, dx = np.full_like(dy, 7), np.full_like(x, 7)
-    build("window_probe").avg_f64(record(shape), int(include_pad), *pointers(x, y, dy, dx), 3)
+    x, dy = (np.nan_to_num(a, nan=2.0, neginf=1.0) for a in data((shape[0] * beside, *shape[1:]), np.float64))
+    laid_x, laid_dy = laid(x, beside), laid(dy, beside)
+    y, dx = np.full_like(laid_dy, 7), np.full_like(laid_x, 7)
+    build("window_probe").avg_f64(record(shape, beside), int(include_pad), *pointers(laid_x, y, laid_dy, dx), 3)
+    y, dx = apart(y), apart(dx)
     leaf = torch.tensor(x[None], requires_grad=True)
     out = torch.nn.functional.avg_pool2d(leaf, shape[3], shape[4], shape[5], count_include_pad=include_pad)
     out.backward(torch.tensor(dy[None]))

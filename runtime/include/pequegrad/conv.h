@@ -16,10 +16,11 @@
 namespace pg {
 
 // x (N, C, H, W), w (O, C / groups, KH, KW), y (N, O, OH, OW). The weight's gradient is summed in `weight_chunks` chunks
-// of samples, at least one; the plan decides how many.
+// of samples, at least one; the plan decides how many. `lanes`: of conv_vectors.h alone.
 struct conv2d_shape {
   long N, C, H, W, O, KH, KW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups, OH, OW;
   long weight_chunks = 1;
+  long lanes = 1;
 };
 
 template <class T> PG_INLINE void copy_contiguous(T* to, const T* from, long count) {
@@ -351,30 +352,37 @@ template <class T> inline long conv2d_grad_weight_scratch(const conv2d_shape& s)
 // Elements of T in the array of partial sums: chunks * O * C/groups * KH * KW.
 inline long conv2d_weight_partials(const conv2d_shape& s) { return s.weight_chunks * s.O * conv2d_sum_length(s); }
 
-// out[r * out_row + j] += sum over samples and positions of dy[r][q] * image[q + offsets[j]], j < taps.
+// Runs of positions that a weight's gradient sums over: `length` neighbours each, `runs` of them in each of `samples`
+// rows or samples, and how far apart these lie in dy and in the image. Without `runs` in a sample: 1, 0, 0.
+struct conv2d_runs {
+  long samples, dy_sample, image_sample, runs, dy_run, image_run, length;
+};
+
+// out[r * out_row + j * out_tap] += sum over positions of dy[r][q] * image[q + offsets[j]], j < taps.
 template <class T, int ROWS, int TAPS>
-PG_NOINLINE void conv2d_weight_kernel(long samples, long length, const T* __restrict dy, long dy_sample, long dy_row,
-                                      const T* __restrict image, long image_sample, const long* __restrict offsets, long taps,
-                                      T* __restrict out, long out_row) {
+PG_NOINLINE void conv2d_weight_kernel(const conv2d_runs& over, const T* __restrict dy, long dy_row, const T* __restrict image,
+                                      const long* __restrict offsets, long taps, T* __restrict out, long out_row, long out_tap) {
   typedef typename lanes<T>::native native;
   typedef typename lanes<T>::unaligned unaligned;
   constexpr int L = lanes<T>::count;
   native sum[ROWS][TAPS];
   PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int j = 0; j < TAPS; ++j) sum[r][j] = native{};
-  for (long n = 0; n < samples; ++n) {
-    const T* tap[TAPS];
-    PG_UNROLL for (int j = 0; j < TAPS; ++j) tap[j] = image + n * image_sample + offsets[j < taps ? j : taps - 1];
-    const T* gradient = dy + n * dy_sample;
-    for (long q = 0; q < length; q += L) {
-      native g[ROWS];
-      PG_UNROLL for (int r = 0; r < ROWS; ++r) g[r] = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
-      PG_UNROLL for (int j = 0; j < TAPS; ++j) {
-        native v = *reinterpret_cast<const unaligned*>(tap[j] + q);
-        PG_KEEP_IN_REGISTER(v);
-        PG_UNROLL for (int r = 0; r < ROWS; ++r) sum[r][j] += g[r] * v;
+  for (long n = 0; n < over.samples; ++n)
+    for (long i = 0; i < over.runs; ++i) {
+      const T* const first = image + n * over.image_sample + i * over.image_run;
+      const T* tap[TAPS];
+      PG_UNROLL for (int j = 0; j < TAPS; ++j) tap[j] = first + offsets[j < taps ? j : taps - 1];
+      const T* gradient = dy + n * over.dy_sample + i * over.dy_run;
+      for (long q = 0; q < over.length; q += L) {
+        native g[ROWS];
+        PG_UNROLL for (int r = 0; r < ROWS; ++r) g[r] = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
+        PG_UNROLL for (int j = 0; j < TAPS; ++j) {
+          native v = *reinterpret_cast<const unaligned*>(tap[j] + q);
+          PG_KEEP_IN_REGISTER(v);
+          PG_UNROLL for (int r = 0; r < ROWS; ++r) sum[r][j] += g[r] * v;
+        }
       }
     }
-  }
   T flat[ROWS][TAPS];
   PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int j = 0; j < TAPS; ++j) {
     vec<T> v{};
@@ -382,15 +390,31 @@ PG_NOINLINE void conv2d_weight_kernel(long samples, long length, const T* __rest
     flat[r][j] = reduce_add(v);
   }
   for (int r = 0; r < ROWS; ++r)
-    for (long j = 0; j < TAPS && j < taps; ++j) out[r * out_row + j] += flat[r][j];
+    for (long j = 0; j < TAPS && j < taps; ++j) out[r * out_row + j * out_tap] += flat[r][j];
 }
 
 template <class T, int TAPS>
-PG_INLINE void conv2d_weight_rows(long rows, long samples, long length, const T* dy, long dy_sample, long dy_row, const T* image,
-                                  long image_sample, const long* offsets, long taps, T* out, long out_row) {
-  if (rows == 4) conv2d_weight_kernel<T, 4, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
-  else if (rows == 2) conv2d_weight_kernel<T, 2, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
-  else conv2d_weight_kernel<T, 1, TAPS>(samples, length, dy, dy_sample, dy_row, image, image_sample, offsets, taps, out, out_row);
+PG_INLINE void conv2d_weight_rows(long rows, const conv2d_runs& over, const T* dy, long dy_row, const T* image, const long* offsets,
+                                  long taps, T* out, long out_row, long out_tap) {
+  if (rows == 4) conv2d_weight_kernel<T, 4, TAPS>(over, dy, dy_row, image, offsets, taps, out, out_row, out_tap);
+  else if (rows == 2) conv2d_weight_kernel<T, 2, TAPS>(over, dy, dy_row, image, offsets, taps, out, out_row, out_tap);
+  else conv2d_weight_kernel<T, 1, TAPS>(over, dy, dy_row, image, offsets, taps, out, out_row, out_tap);
+}
+
+// The same for all of `rows` and all K taps, tile by tile.
+template <class T>
+PG_NOINLINE void conv2d_weight_tiles(long rows, long K, const conv2d_runs& over, const T* dy, long dy_row, const T* image,
+                                     const long* offsets, T* out, long out_row, long out_tap) {
+  typedef conv2d_weight_tile<T> tile;
+  for (long k = 0, used; k < K; k += used) {
+    const long taps = K - k > 3 ? long(tile::taps) : 3;
+    used = K - k < taps ? K - k : taps;
+    for (long r = 0, count; r < rows; r += count) {
+      count = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
+      const auto run = taps == 3 ? conv2d_weight_rows<T, 3> : conv2d_weight_rows<T, tile::taps>;
+      run(count, over, dy + r * dy_row, dy_row, image, offsets + k, used, out + r * out_row + k * out_tap, out_row, out_tap);
+    }
+  }
 }
 
 // The same sums for all of `rows` and `K` taps, over the OH x OW real positions alone.
@@ -457,17 +481,8 @@ void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* parti
                                  image_size, offsets, sums + o_begin * K);
           continue;
         }
-        for (long k = 0; k < K;) {
-          const long taps = K - k > 3 ? long(tile::taps) : 3, used = K - k < taps ? K - k : taps;
-          for (long o = o_begin; o < o_end;) {
-            const long rows = o_end - o >= 4 ? 4 : o_end - o >= 2 ? 2 : 1;
-            const T* g_rows = gradients + o * length;
-            if (taps == 3) conv2d_weight_rows<T, 3>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
-            else conv2d_weight_rows<T, tile::taps>(rows, samples, length, g_rows, per_group * length, length, images, image_size, offsets + k, used, sums + o * K + k, K);
-            o += rows;
-          }
-          k += used;
-        }
+        const conv2d_runs over = {samples, per_group * length, image_size, 1, 0, 0, length};
+        conv2d_weight_tiles<T>(o_end - o_begin, K, over, gradients + o_begin * length, length, images, offsets, sums + o_begin * K, K, 1);
       }
       is_plain = !is_plain && !all_finite(sums + o_begin * K, (o_end - o_begin) * K);
     } while (is_plain);

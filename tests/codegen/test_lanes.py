@@ -1,0 +1,166 @@
+"""Blocks with convolutions and windows have their samples innermost: where they may, and to the same result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pequegrad import nn, optim, targets
+from pequegrad.codegen.lower import lower
+from pequegrad.codegen.plan import Contract, Conv2d, Map, Row, Window
+from pequegrad.nn import functional as F
+from pequegrad.ops.random import manual_seed
+from tests.codegen.compiling import Compiled, target_for
+from tests.codegen.nets import convnet, training_step
+from tests.codegen.test_blocks import CPP, WITHOUT, optimized
+from tests.codegen.tracing import check_plan, compare
+
+SCALAR = targets.get("cpp", instruction_set="scalar")
+
+
+class Scaled(nn.Module):
+    """A parameter per channel, and pointwise work between."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(np.linspace(0.5, 1.5, channels, dtype=np.float32).reshape(channels, 1, 1))
+
+    def forward(self, x):
+        return (x * self.scale).tanh()
+
+
+NETS = {
+    "border, groups and dilation": lambda: (
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=2, dilation=2, groups=4), Scaled(12),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12 * 8 * 8, 5),
+    ),
+    "windows that meet": lambda: (
+        nn.Conv2d(2, 6, (3, 2), stride=(2, 1)), nn.MaxPool2d(3, stride=2, padding=1), nn.ReLU(),
+        nn.AvgPool2d(3, stride=1, padding=1), nn.Flatten(), nn.Linear(6 * 4 * 8, 5),
+    ),
+    "a convolution at stride 2 after one at stride 1": lambda: (
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, stride=2), nn.GELU(), nn.Flatten(),
+        nn.Linear(8 * 3 * 3, 5),
+    ),
+    "norms over a sample": lambda: (
+        nn.Conv2d(2, 8, 5), nn.LayerNorm((8, 12, 12)), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(8 * 36),
+        nn.Linear(8 * 36, 5),
+    ),
+    "no head": lambda: (nn.Conv2d(2, 4, 1), nn.SiLU(), nn.Conv2d(4, 5, 16), nn.Flatten()),
+}  # fmt: skip
+
+
+class Shortcut(nn.Module):
+    """Two convolutions with BatchNorm, at stride 2, and a 1x1 convolution around them."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs)
+        self.second, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
+        self.around = nn.Conv2d(inputs, outputs, 1, stride=2)
+
+    def forward(self, x):
+        inner = self.norm2(self.second(self.norm1(self.first(x)).relu()))
+        return (inner + self.around(x)).relu()
+
+
+NETS["statistics over the batch"] = lambda: (
+    nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Shortcut(8, 16), nn.AvgPool2d(4), nn.Flatten(),
+    nn.Linear(16 * 4, 5),
+)  # fmt: skip
+NETS["as many channels as samples"] = lambda: (
+    nn.Conv2d(2, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32),
+    nn.Flatten(), nn.Linear(32 * 25, 5),
+)  # fmt: skip
+STAYING = {
+    "numbers drawn between": lambda: (
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 144, 5),
+    ),
+}  # fmt: skip
+
+
+def step_of(name, batch):
+    manual_seed(0)
+    model = nn.Sequential(*(NETS.get(name) or STAYING[name])())
+    random = np.random.default_rng(0)
+    x = random.standard_normal((batch, 2, 16, 16)).astype(np.float32)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return optimized(training_step(model, optimizer, x, random.integers(0, 5, batch), F.cross_entropy))
+
+
+def blocked(plan):
+    return [kernel for phase in plan.phases if phase.blocks is not None for kernel in phase.kernels]
+
+
+def test_convolutions_pooling_and_what_lies_between_have_their_samples_innermost():
+    plan = lower(optimized(convnet(512)).graph, CPP, 2)
+    kernels = blocked(plan)
+    convolutions = [kernel for kernel in kernels if isinstance(kernel, Conv2d)]
+    assert len(convolutions) == 5
+    assert all(kernel.shape.N == 1 for kernel in convolutions)
+    assert {kernel.shape.lanes for kernel in kernels if isinstance(kernel, Conv2d | Window)} == {16}
+    # The images, which the caller gives, are copied once for the forward pass and the weight's gradient.
+    assert [kernel.origin.ops for kernel in kernels if isinstance(kernel, Map)] == [("copy",)]
+    softmax = next(kernel for kernel in kernels if isinstance(kernel, Row) and len(kernel.stages) > 1)
+    assert softmax.lanes_are_rows
+    assert {kernel.n for kernel in kernels if isinstance(kernel, Contract)} == {16, 400}
+
+
+def test_what_no_vector_gains_from_stays():
+    graph = optimized(convnet(512)).graph
+    assert any(kernel.shape.N > 1 for kernel in blocked(lower(graph, SCALAR, 2)) if isinstance(kernel, Conv2d))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_plans_of_many_nets_mean_the_same(name):
+    kernels = blocked(check_plan(step_of(name, 512)))
+    assert all(k.shape.lanes > 1 for k in kernels if isinstance(k, Conv2d | Window))
+
+
+@pytest.mark.parametrize("batch", [512, 400])
+@pytest.mark.parametrize("name", NETS)
+def test_steps_of_many_nets_agree_with_those_without_blocks(name, batch):
+    traced = step_of(name, batch)
+    expected, found = (Compiled(traced.graph, target).run(traced.arrays, 2) for target in (WITHOUT, CPP))
+    compare(expected, found, name, rtol=2e-4)
+
+
+@pytest.mark.parametrize("width", ["x86-64-v3", "x86-64-v2"])
+def test_narrower_vectors_agree(width):
+    traced = step_of("border, groups and dilation", 256)
+    narrow = target_for(width)
+    expected = Compiled(traced.graph, replace(narrow, has_blocks=False)).run(traced.arrays, 2)
+    compare(expected, Compiled(traced.graph, narrow).run(traced.arrays, 2), width, rtol=2e-4)
+
+
+def side_by_side(plan):
+    return [k for k in plan.kernels if isinstance(k, Conv2d | Window) and k.shape.lanes > 1]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_fits_in_a_cache_has_its_samples_innermost_too(name):
+    plan = check_plan(step_of(name, 32))
+    assert not blocked(plan)
+    assert side_by_side(plan)
+
+
+@pytest.mark.parametrize("name", [*NETS, *STAYING])
+def test_whole_steps_with_samples_innermost_agree(name):
+    traced = step_of(name, 32)
+    expected, found = (Compiled(traced.graph, target).run(traced.arrays, 2) for target in (WITHOUT, CPP))
+    compare(expected, found, name, rtol=2e-4)
+
+
+def test_what_draws_numbers_stays_in_their_order():
+    assert not side_by_side(check_plan(step_of("numbers drawn between", 32)))
+
+
+def test_images_of_which_a_row_leaves_the_cache_stay():
+    manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 62, 5))
+    x = np.zeros((32, 64, 8, 64), np.float32)
+    traced = training_step(model, optim.SGD(model.parameters(), lr=0.1), x, np.zeros(32, np.int64), F.cross_entropy)
+    assert not side_by_side(lower(optimized(traced).graph, CPP, 2))
