@@ -32,8 +32,7 @@ from .toolchain import Compiler
 Progress = Callable[[str], None]
 Origin = Literal["compiled", "disk", "memory"]
 
-_BINDING_OBJECT = "binding.o"
-_BINDING_SOURCE = "binding.cpp"
+_BINDING_SOURCE = "binding/binding.cpp"
 _BUILD_LOG = "build.log"
 
 
@@ -187,7 +186,7 @@ def _build_step(
     """Compile and link a step into a new entry. The caller holds the lock of the digest."""
     start = time.perf_counter()
     compiler, device_compiler = key.host_compiler, key.device_compiler
-    binding = _get_or_build_binding(root, key, target, progress)
+    shared = [_get_or_build_shared(root, key, target, progress, *each) for each in _shared_sources(root, key, target)]
     progress("compiling")
     with root.begin(STEPS, digest) as folder:
         source = folder / f"{_file_name(key.name)}{target.source_suffix}"
@@ -196,13 +195,15 @@ def _build_step(
         step_object = folder / "step.o"
         includes = (keys.runtime_folder() / "include",)
         if device_compiler is None:
-            compiled = toolchain.compile_object(compiler, key.flags, includes, source, step_object)
+            compiled = toolchain.compile_object(
+                compiler, (*key.flags, *target.parts_flags), includes, source, step_object
+            )
         else:
             compiled = nvcc.compile_object(device_compiler, compiler, key.flags, includes, source, step_object)
         _finish(root, digest, folder, source, compiled)
         kernel_report.write(folder, kernel_report.parse(compiled.output))
         link_flags = (*(f"-L{place}" for place in key.nvcc_libraries), *key.link_flags)
-        linked = toolchain.link_shared(compiler, link_flags, (step_object, binding), product)
+        linked = toolchain.link_shared(compiler, link_flags, (step_object, *shared), product)
         _finish(root, digest, folder, source, linked)
         step_object.unlink()
         record = {
@@ -216,32 +217,38 @@ def _build_step(
         return root.publish(STEPS, digest, folder, record)
 
 
-def _get_or_build_binding(root: Root, key: CacheKey, target: Target, progress: Progress) -> Path:
-    identity = keys.binding_fields(key, target, root)
+def _shared_sources(root: Root, key: CacheKey, target: Target) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return what steps share: for people, its source in the runtime, and its identity."""
+    found = [("the Python binding", _BINDING_SOURCE, keys.binding_fields(key, target, root))]
+    if target.parts:
+        found.append(("the parts that all steps have", target.parts, keys.parts_fields(key, target, root)))
+    return found
+
+
+def _get_or_build_shared(
+    root: Root, key: CacheKey, target: Target, progress: Progress, what: str, source: str, identity: dict[str, Any]
+) -> Path:
     digest = keys.digest_of(identity)
     known = root.read(BINDINGS, digest, identity)
     if known is None:
         with root.held(digest, progress):
             known = root.read(BINDINGS, digest, identity)
             if known is None:
-                progress("compiling the Python binding, once for this machine")
-                known = _build_binding(root, key, digest, identity, target)
+                progress(f"compiling {what}, once for this machine")
+                known = _build_shared(root, key, digest, identity, keys.runtime_folder() / source)
     root.touch(known)
     return known.product
 
 
-def _build_binding(root: Root, key: CacheKey, digest: str, identity: dict[str, Any], target: Target) -> Entry:
+def _build_shared(root: Root, key: CacheKey, digest: str, identity: dict[str, Any], source: Path) -> Entry:
     start = time.perf_counter()
-    compiler = key.host_compiler
-    runtime = keys.runtime_folder()
-    source = runtime / "binding" / _BINDING_SOURCE
-    includes = (runtime / "include", *toolchain.python_include_folders())
+    includes = (keys.runtime_folder() / "include", *toolchain.python_include_folders())
     with root.begin(BINDINGS, digest) as folder:
-        product = folder / _BINDING_OBJECT
-        compiled = toolchain.compile_object(compiler, target.binding_flags, includes, source, product)
+        product = folder / f"{source.stem}.o"
+        compiled = toolchain.compile_object(key.host_compiler, identity["flags"], includes, source, product)
         _finish(root, digest, folder, source, compiled)
         record = {
-            "name": "binding",
+            "name": source.stem,
             "key": identity,
             "source": str(source),
             "product": product.name,

@@ -167,6 +167,20 @@ def binding_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
     }
 
 
+def parts_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
+    """Return what decides the object of the parts that depend on no graph: the same for all steps of a compiler, a
+    processor and a set of flags."""
+    return {
+        "format": _FORMAT,
+        "headers": hash_folders(memo, runtime_folder() / "include", runtime_folder() / target.parts),
+        "compiler": list(key.compiler),
+        "compiler_version": key.compiler_version,
+        "flags": list(key.flags),
+        "extra_flags": list(key.extra_flags),
+        "processor": key.processor,
+    }
+
+
 def find_compiler(memo: Memo) -> Compiler:
     """Return the compiler; a process is started only when the compiler has changed since the memo was
     written.

@@ -154,4 +154,6 @@ def native_target() -> Target:
         has_tensor_cores=False,
         has_clock=True,
         has_blocks=True,
+        parts="binding/parts.cpp",
+        parts_flags=("-DPG_PARTS_APART",),
     )

@@ -1,4 +1,4 @@
-"""Fixtures of the build tests: cache folders with the binding already in them, a compiler that can be
+"""Fixtures of the build tests: cache folders with what steps share already in them, a compiler that can be
 watched.
 """
 
@@ -44,8 +44,8 @@ def root(binding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @dataclass
 class WatchedCompiler:
-    """A script in front of g++ that notes each call, can be told to stop at one, and takes the binding
-    ready-made.
+    """A script in front of g++ that notes each call, can be told to stop at one, and takes what
+    steps share ready-made.
     """
 
     script: Path
@@ -75,7 +75,7 @@ class WatchedCompiler:
 @pytest.fixture
 def compiler(binding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WatchedCompiler:
     """A watched compiler, set as CXX."""
-    ready = next((binding / folder.BINDINGS).glob("*/*/binding.o"))
+    ready, parts = (next((binding / folder.BINDINGS).glob(f"*/*/{name}.o")) for name in ("binding", "parts"))
     script = tmp_path / "watched-g++"
     script.write_text(
         textwrap.dedent(f"""\
@@ -84,6 +84,7 @@ def compiler(binding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         case "$*" in
           *--version*) cat "$here.version" 2>/dev/null || echo "watched g++ 1.0"; exit 0 ;;
           *binding.cpp*) for last; do :; done; exec cp "{ready}" "$last" ;;
+          *parts.cpp*) for last; do :; done; exec cp "{parts}" "$last" ;;
           *" -c "*)
             echo "$*" >> "$here.calls"
             if [ -e "$here.pause" ]; then echo $$ > "$here.waiting"; fi

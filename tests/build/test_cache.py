@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 
 from pequegrad import config, targets
@@ -216,3 +217,23 @@ def test_a_step_is_right_on_narrower_instruction_sets(root, name):
     if not target.instruction_set.runs_on(targets.host_machine(), targets.host_features()):
         pytest.skip(f"this processor lacks {name}")
     run_affine(build(step_source("affine", SCALE=2), target=target), 2)
+
+
+def test_the_parts_that_depend_on_no_graph_are_compiled_once_for_all_steps(root, tmp_path):
+    """A step with a product has the micro-kernels from the object that steps share, and not from its own text."""
+    source = step_source("product")
+    built = build(source)
+    log = (built.path.parent / "build.log").read_text()
+    assert "-DPG_PARTS_APART" in log and "parts.o" in log
+    before = sorted(root.glob("bindings/*/*/parts.o"))
+    assert len(before) == 1
+    build(step_source("product", SCALE=2))
+    assert sorted(root.glob("bindings/*/*/parts.o")) == before
+    a, b, out = (
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.eye(4, dtype=np.float32),
+        np.zeros((3, 4), np.float32),
+    )
+    built.module.configure([(48, False), (64, False), (48, True)], 1024)
+    built.module.run([a, b, out], 1)
+    np.testing.assert_array_equal(out, a)

@@ -244,4 +244,12 @@ PG_NOINLINE void attention_gradient(const attention_shape& s, T scale, const att
   attention_store(q_out, q_row, static_cast<const T*>(total_q), s.L, s.E);
 }
 
+// ---- compiled once (see gemm.h) --------------------------------------------------------------------------------------
+
+#define PG_ATTENTION_PARTS(PART)                                                                                            \
+  PART void attention_product<float>(long, long, long, const float*, long, long, const float*, long, float*, long, bool);
+#if defined(PG_PARTS_APART)
+PG_ATTENTION_PARTS(extern template)
+#endif
+
 }  // namespace pg

@@ -271,4 +271,18 @@ inline void gemm_share(long M, long N, int worker, int workers, long unit_rows, 
   share(N, PG_LANES, worker % int(across), int(across), col_begin, col_end);
 }
 
+// ---- compiled once ------------------------------------------------------------------------------------------------------
+
+// What depends on no graph, of float: binding/parts.cpp compiles it once for all steps of a machine (PART: template), and
+// a step that is linked with it, which defines PG_PARTS_APART, does not (PART: extern template).
+// Nothing that takes a whole shape is here: in a step the compiler knows its numbers, and makes use of them.
+#define PG_GEMM_PARTS(PART)                                                                \
+  PART gemm_kernel_function<float> gemm_kernel_for<float, false>(int, int);                \
+  PART gemm_kernel_function<float> gemm_kernel_for<float, true>(int, int);                 \
+  PART void gemm_pack<float>(float*, long, const float*, long, long, long, long);          \
+  PART void gemm_copy_rows<float>(float*, long, const float*, long, long, long);
+#if defined(PG_PARTS_APART)
+PG_GEMM_PARTS(extern template)
+#endif
+
 }  // namespace pg

@@ -414,4 +414,17 @@ void window_take(const pool2d_shape& s, const T* x, const Index* index, T* y, in
     }
 }
 
+// ---- compiled once (see gemm.h) --------------------------------------------------------------------------------------
+
+#if PG_LANES > 1 && defined(PG_HAS_SHUFFLEVECTOR)
+#define PG_WINDOW_PARTS(PART)                                                              \
+  PART void max_pool2d_halving_row<float, i64>(const float*, long, long, long, float*, i64*); \
+  PART void max_pool2d_halving_row_grad<float, i64>(const float*, const i64*, long, long, long, float*);
+#else
+#define PG_WINDOW_PARTS(PART)
+#endif
+#if defined(PG_PARTS_APART)
+PG_WINDOW_PARTS(extern template)
+#endif
+
 }  // namespace pg
