@@ -72,6 +72,22 @@ template <bool Bug> static __global__ void global_bounds(const float* in, float*
   for (int i = threadIdx.x; i < (Bug ? 257 : 256); i += 256) out[i] = in[i % n];
 }
 
+// Writes a megabyte behind global memory, and a megabyte before it, as emitted kernels write.
+template <bool Bug> static __global__ void far_behind(const float* in, float* out, int n, unsigned*) {
+  for (int i = threadIdx.x; i < 256; i += 256) {
+    float* to = out + i + (Bug && i == 255 ? 1 << 18 : 0);
+    pg_sim_note_store(to, 4);
+    *to = in[i % n];
+  }
+}
+template <bool Bug> static __global__ void far_before(const float* in, float* out, int n, unsigned*) {
+  for (int i = threadIdx.x; i < 256; i += 256) {
+    float* to = out + i - (Bug && i == 255 ? 1 << 18 : 0);
+    pg_sim_note_store(to, 4);
+    *to = in[i % n];
+  }
+}
+
 // A barrier that only some threads reach.
 template <bool Bug> static __global__ void divergent(const float* in, float* out, int n, unsigned*) {
   PG_SHARED(float, turned, 256);
@@ -105,12 +121,14 @@ template <bool Bug> static __global__ void histogram(const float* in, float* out
 }
 
 typedef void (*kernel)(const float*, float*, int, unsigned*);
-static const int kernel_count = 8;
+static const int kernel_count = 10;
 static kernel choose(int which, bool bug) {
   static const kernel right[] = {block_sum<false>,     tile<false>,      wait_for_copy<false>, shared_bounds<false>,
-                                 global_bounds<false>, divergent<false>, phases<false>,        histogram<false>};
+                                 global_bounds<false>, divergent<false>, phases<false>,        histogram<false>,
+                                 far_behind<false>,    far_before<false>};
   static const kernel wrong[] = {block_sum<true>,     tile<true>,      wait_for_copy<true>, shared_bounds<true>,
-                                 global_bounds<true>, divergent<true>, phases<true>,        histogram<true>};
+                                 global_bounds<true>, divergent<true>, phases<true>,        histogram<true>,
+                                 far_behind<true>,    far_before<true>};
   return (bug ? wrong : right)[which];
 }
 

@@ -7,7 +7,10 @@ import pytest
 
 from tests.simulator.simulating import Simulated
 
-KERNELS = ["block_sum", "tile", "wait_for_copy", "shared_bounds", "global_bounds", "divergent", "phases", "histogram"]
+KERNELS = [
+    "block_sum", "tile", "wait_for_copy", "shared_bounds", "global_bounds", "divergent", "phases", "histogram", "far_behind",
+    "far_before",
+]  # fmt: skip
 VALUES = (np.random.default_rng(0).integers(0, 50, 4096)).astype(np.float32)
 
 
@@ -53,6 +56,8 @@ def test_a_race_gives_wrong_numbers(planted: Simulated, name: str, seed: int) ->
     [
         ("shared_bounds", "wrote out of bounds of static shared memory of 1024 bytes, at byte 1024"),
         ("global_bounds", "wrote out of bounds of global memory of 1024 bytes, at byte 1024"),
+        ("far_behind", "store of 4 bytes at byte "),
+        ("far_before", "store of 4 bytes at byte -"),
         ("divergent", "17 of 256 threads wait at __syncthreads ("),
     ],
 )

@@ -10,7 +10,10 @@ import pytest
 
 from tests.simulator.simulating import FLAGS, HERE, compile_text
 
-KERNELS = ["block_sum", "tile", "wait_for_copy", "shared_bounds", "global_bounds", "divergent", "phases", "histogram"]
+KERNELS = [
+    "block_sum", "tile", "wait_for_copy", "shared_bounds", "global_bounds", "divergent", "phases", "histogram", "far_behind",
+    "far_before",
+]  # fmt: skip
 Runner = Callable[[str, bool, int], subprocess.CompletedProcess]
 
 

@@ -113,6 +113,14 @@ class AllocationTable {
     const Allocation& a = *--next;
     return p < a.data + a.bytes + a.tail() ? &a : nullptr;
   }
+  // The allocation that lies nearest to a pointer that none holds; null where there is none at all.
+  const Allocation* nearest(const void* pointer) const {
+    const char* p = static_cast<const char*>(pointer);
+    const auto distance = [&](const Allocation& a) { return p < a.data ? a.data - p : p - a.data - static_cast<long>(a.bytes); };
+    const auto found = std::min_element(entries_.begin(), entries_.end(),
+                                        [&](const Allocation& a, const Allocation& b) { return distance(a) < distance(b); });
+    return found == entries_.end() ? nullptr : &*found;
+  }
   const std::vector<Allocation>& entries() const { return entries_; }
 
  private:

@@ -81,15 +81,33 @@ inline void note_shared(const void* address, unsigned bytes) {
   running.thread->shared.push_back({reinterpret_cast<std::uintptr_t>(address), bytes});
 }
 
-// Checks one access of global memory: alignment, and that it does not touch a guard zone. What lies in no allocation
-// is left alone: tables of constants, and arrays of a test.
-inline void check_global(const void* address, unsigned bytes, const char* what) {
+// Fails unless a thread may write where no allocation of the device lies: in pinned and in shared memory, on its own stack.
+inline void check_elsewhere(const void* address, unsigned bytes) {
+  if (machine.pinned.find(address)) return;
+  const Thread& self = *running.thread;
+  const char* const p = static_cast<const char*>(address);
+  if (p >= self.stack && p < self.stack + self.stack_size) return;
+  for (const Allocation& a : self.block->shared)
+    if (a.data && p >= a.data - a.zone && p < a.data + a.bytes + a.tail()) return;
+  const Allocation* near = machine.device.nearest(address);
+  if (!near) fail("store of %u bytes at %p, out of bounds: the device has no memory allocated", bytes, address);
+  fail("store of %u bytes at byte %ld of global memory of %zu bytes, which is nearest: out of bounds", bytes,
+       static_cast<long>(p - near->data), near->bytes);
+}
+
+// Checks one access of global memory: alignment, and that it lies in an allocation. Loads from elsewhere are left alone:
+// tables of constants lie in the module's own memory.
+inline void check_global(const void* address, unsigned bytes, bool is_store) {
+  const char* const what = is_store ? "store" : "load";
   const std::uintptr_t a = reinterpret_cast<std::uintptr_t>(address);
   if (bytes && a % bytes && (bytes & (bytes - 1)) == 0) fail("misaligned %s of %u bytes at %p", what, bytes, address);
   const Allocation*& recent = machine.recent[a >> 12 & 63];
   if (recent && recent->contains(address, bytes)) return;
   const Allocation* found = machine.device.find(address);
-  if (!found) return;
+  if (!found) {
+    if (is_store) check_elsewhere(address, bytes);
+    return;
+  }
   recent = found;
   if (!found->contains(address, bytes))
     fail("%s of %u bytes at byte %ld of global memory of %zu bytes, out of bounds", what, bytes,
@@ -111,7 +129,7 @@ inline void pg_sim_note_shared(const void* address, int bytes) {
 inline void pg_sim_note_load(const void* address, int bytes) {
   {
     const pg_sim::Quiet quiet;
-    pg_sim::check_global(address, static_cast<unsigned>(bytes), "load");
+    pg_sim::check_global(address, static_cast<unsigned>(bytes), false);
     if (pg_sim::running.count_traffic)
       pg_sim::running.thread->loads.push_back(
           {reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
@@ -121,7 +139,7 @@ inline void pg_sim_note_load(const void* address, int bytes) {
 inline void pg_sim_note_store(const void* address, int bytes) {
   {
     const pg_sim::Quiet quiet;
-    pg_sim::check_global(address, static_cast<unsigned>(bytes), "store");
+    pg_sim::check_global(address, static_cast<unsigned>(bytes), true);
     if (pg_sim::running.count_traffic)
       pg_sim::running.thread->stores.push_back(
           {reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
