@@ -507,21 +507,7 @@ void conv2d_combine_weight(const conv2d_shape& s, const T* partials, long run, i
 
 // ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
 
-#define PG_WEIGHT_PARTS(PART, TAPS)                                                                                         \
-  PART void conv2d_weight_kernel<float, 4, TAPS>(long, long, const float*, long, long, const float*, long, const long*,    \
-                                                 long, float*, long);                                                       \
-  PART void conv2d_weight_kernel<float, 2, TAPS>(long, long, const float*, long, long, const float*, long, const long*,    \
-                                                 long, float*, long);                                                       \
-  PART void conv2d_weight_kernel<float, 1, TAPS>(long, long, const float*, long, long, const float*, long, const long*,    \
-                                                 long, float*, long);
-#if PG_LANES == 16 || (PG_LANES == 4 && defined(__aarch64__))
-#define PG_WIDE_WEIGHT_PARTS(PART) PG_WEIGHT_PARTS(PART, 6)
-#else
-#define PG_WIDE_WEIGHT_PARTS(PART)
-#endif
 #define PG_CONV_PARTS(PART)                                                                                                 \
-  PG_WEIGHT_PARTS(PART, 3)                                                                                                  \
-  PG_WIDE_WEIGHT_PARTS(PART)                                                                                                \
   PART void conv2d_product<float>(long, long, long, const float*, long, const float*, const long*, float*, long);
 #if defined(PG_PARTS_APART)
 PG_CONV_PARTS(extern template)
