@@ -508,7 +508,8 @@ void conv2d_combine_weight(const conv2d_shape& s, const T* partials, long run, i
 // ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
 
 #define PG_CONV_PARTS(PART)                                                                                                 \
-  PART void conv2d_product<float>(long, long, long, const float*, long, const float*, const long*, float*, long);
+  PART void conv2d_product<float>(long, long, long, const float*, long, const float*, const long*, float*, long);           \
+  PART void conv2d_weight_tiles<float>(long, long, const conv2d_runs&, const float*, long, const float*, const long*, float*, long, long);
 #if defined(PG_PARTS_APART)
 PG_CONV_PARTS(extern template)
 #endif

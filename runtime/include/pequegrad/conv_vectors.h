@@ -22,18 +22,6 @@ struct conv2d_parts {
   PG_INLINE long length(long i) const { return base + (i < extra); }
 };
 
-// The kernels for tiles of the rows of `down` and the vectors of `across`, found once.
-template <class T, bool INDIRECT> struct conv2d_kernels {
-  gemm_kernel_function<T> found[2][2];
-  PG_INLINE conv2d_kernels(const conv2d_parts& down, const conv2d_parts& across) {
-    for (int r = 0; r < 2; ++r)
-      for (int v = 0; v < 2; ++v) found[r][v] = gemm_kernel_for<T, INDIRECT>(int(down.base) + r, int(across.base) + v);
-  }
-  PG_INLINE gemm_kernel_function<T> at(const conv2d_parts& down, long t, const conv2d_parts& across, long p) const {
-    return found[t < down.extra][p < across.extra];
-  }
-};
-
 // ---- forward, and gradient of the input -----------------------------------------------------------------------------------
 
 // Both are sums over taps of what an operand has at the tap's place; `is_forward` tells which place that is.
@@ -102,13 +90,66 @@ template <class T> inline long conv2d_vectors_scratch(const conv2d_shape& s, boo
 template <class T> inline long conv2d_vectors_forward_scratch(const conv2d_shape& s) { return conv2d_vectors_scratch<T>(s, true); }
 template <class T> inline long conv2d_vectors_grad_input_scratch(const conv2d_shape& s) { return conv2d_vectors_scratch<T>(s, false); }
 
+// The sums of one row of results in the making: which row h of which operand `from`, and the taps top … bottom - 1 of it.
+template <class T> struct conv2d_row {
+  conv2d_shape s;
+  conv2d_sum m;
+  const T *from, *packed;
+  const long* offsets;
+  long h, top, bottom;
+
+  PG_INLINE long row_of(long kh) const { return conv2d_place(m.is_forward, h, kh, s.stride_h, s.dil_h, s.pad_h, m.in_h); }
+  PG_INLINE long column_of(long column, long kw) const {
+    return conv2d_place(m.is_forward, column, kw, s.stride_w, s.dil_w, s.pad_w, m.in_w);
+  }
+};
+
+// sums[r][v] of `rows` channels from first_row on, for `length` vectors from `strip` on of a run of columns; rows of sums are
+// a whole strip apart.
+template <class T>
+PG_NOINLINE void conv2d_vectors_strip(const conv2d_row<T>& row, const conv2d_columns& here, long strip, long length, long first_row,
+                                      long rows, T* sums) {
+  const conv2d_shape& s = row.s;
+  const conv2d_sum& m = row.m;
+  const long channels = m.in_channels, K = s.KH * s.KW * channels;
+  // Whether the taps of a column, or row, follow each other at equal distances.
+  const bool rows_merge = m.is_forward || s.stride_h == 1, columns_merge = m.is_forward || s.stride_w == 1;
+  const bool is_whole = rows_merge && columns_merge && here.first == 0 && here.last == s.KW;
+  const conv2d_parts across(length, gemm_tile<T>::vectors);
+  const gemm_kernel_function<T> kernels[2] = {gemm_kernel_for<T, true>(int(rows), int(across.base)),
+                                              gemm_kernel_for<T, true>(int(rows), int(across.base) + 1)};
+  for (long p = 0; p < across.count; ++p) {
+    const long first = across.first(p) * PG_LANES;
+    bool is_first = true;
+    // Adds `count` taps from (kh, kw) on.
+    const auto run = [&](long kh, long kw, long count) {
+      const long tap = (kh * s.KW + kw) * channels;
+      const T* const there = row.from + (row.row_of(kh) * m.in_w + row.column_of(here.column, kw)) * s.lanes + strip * PG_LANES + first;
+      kernels[p < across.extra](count * channels, row.packed + first_row * K + tap, K, 1, there - row.offsets[tap], 0, row.offsets + tap,
+                                sums + first, conv2d_strip * PG_LANES, !is_first);
+      is_first = false;
+    };
+    if (is_whole && row.top < row.bottom) {
+      run(row.top, 0, (row.bottom - row.top) * s.KW);
+      continue;
+    }
+    for (long kh = row.top; kh < row.bottom && here.first < here.last; ++kh) {
+      if (row.row_of(kh) < 0) continue;
+      if (columns_merge) run(kh, here.first, here.last - here.first);
+      else
+        for (long kw = here.first; kw < here.last; ++kw)
+          if (row.column_of(here.column, kw) >= 0) run(kh, kw, 1);
+    }
+    for (long r = 0; r < rows && is_first; ++r)
+      for (long v = 0; v < across.length(p); ++v) store_plain(sums + (r * conv2d_strip + v) * PG_LANES + first, vec<T>{});
+  }
+}
+
 template <class T, class Epilogue>
 PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
                                   Epilogue&& epilogue) {
   const conv2d_sum m = conv2d_sum_of(s, is_forward);
-  const long taps = s.KH * s.KW, K = taps * m.in_channels;
-  // Whether the taps of a column, or row, follow each other at equal distances.
-  const bool rows_merge = is_forward || s.stride_h == 1, columns_merge = is_forward || s.stride_w == 1;
+  const long K = s.KH * s.KW * m.in_channels;
   const conv2d_parts down(m.out_channels, gemm_tile<T>::rows);
   long begin, end;
   share(s.N * s.groups * m.out_h, 1, worker, workers, begin, end);
@@ -119,56 +160,29 @@ PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const 
   conv2d_columns* const columns = cursor.take<conv2d_columns>(m.out_w);
   T* const packed = cursor.take<T>(m.out_channels * K);
   const long groups_of_columns = conv2d_fill_columns(s, m, columns);
+  conv2d_row<T> row = {s, m, in, packed, offsets, 0, 0, 0};
   long packed_group = -1;
   for (long unit = begin; unit < end; ++unit) {
-    const long sample = unit / m.out_h, h = unit % m.out_h, n = sample % s.N, g = sample / s.N;
+    const long sample = unit / m.out_h, n = sample % s.N, g = sample / s.N;
     if (g != packed_group) conv2d_vectors_pack(s, m, w, g, packed, offsets);
     packed_group = g;
-    const auto row_of = [&](long kh) { return conv2d_place(is_forward, h, kh, s.stride_h, s.dil_h, s.pad_h, m.in_h); };
-    long top = 0, bottom = s.KH;
-    while (top < bottom && row_of(top) < 0) ++top;
-    while (bottom > top && row_of(bottom - 1) < 0) --bottom;
-    const T* const from = in + (n * s.groups + g) * m.in_channels * m.in_h * m.in_w * s.lanes;
+    row.h = unit % m.out_h;
+    row.from = in + (n * s.groups + g) * m.in_channels * m.in_h * m.in_w * s.lanes;
+    row.top = 0, row.bottom = s.KH;
+    while (row.top < row.bottom && row.row_of(row.top) < 0) ++row.top;
+    while (row.bottom > row.top && row.row_of(row.bottom - 1) < 0) --row.bottom;
     for (long i = 0; i < groups_of_columns; ++i) {
-      const conv2d_columns here = columns[i];
-      const auto column_of = [&](long kw) { return conv2d_place(is_forward, here.column, kw, s.stride_w, s.dil_w, s.pad_w, m.in_w); };
-      const bool is_whole = rows_merge && columns_merge && here.first == 0 && here.last == s.KW;
-      const long vectors = here.width * s.lanes / PG_LANES;
+      const long vectors = columns[i].width * s.lanes / PG_LANES;
       for (long strip = 0; strip < vectors; strip += conv2d_strip) {
         const long length = vectors - strip < conv2d_strip ? vectors - strip : long(conv2d_strip);
-        const conv2d_parts across(length, gemm_tile<T>::vectors);
-        const conv2d_kernels<T, true> kernels(down, across);
+        const long position = (row.h * m.out_w + columns[i].column) * s.lanes + strip * PG_LANES;
         for (long t = 0; t < down.count; ++t) {
           const long first_row = down.first(t), rows = down.length(t);
-          bool is_empty = true;
-          for (long p = 0; p < across.count; ++p) {
-            const auto kernel = kernels.at(down, t, across, p);
-            const long first = across.first(p) * PG_LANES;
-            bool is_first = true;
-            // Adds `count` taps from (kh, kw) on.
-            const auto run = [&](long kh, long kw, long count) {
-              const long tap = kh * s.KW + kw;
-              const T* const there = from + (row_of(kh) * m.in_w + column_of(kw)) * s.lanes + strip * PG_LANES + first - offsets[tap * m.in_channels];
-              kernel(count * m.in_channels, packed + first_row * K + tap * m.in_channels, K, 1, there, 0, offsets + tap * m.in_channels,
-                     sums + first, conv2d_strip * PG_LANES, !is_first);
-              is_first = is_empty = false;
-            };
-            if (is_whole && top < bottom) {
-              run(top, 0, (bottom - top) * s.KW);
-              continue;
-            }
-            for (long kh = top; kh < bottom && here.first < here.last; ++kh) {
-              if (row_of(kh) < 0) continue;
-              if (columns_merge) run(kh, here.first, here.last - here.first);
-              else
-                for (long kw = here.first; kw < here.last; ++kw)
-                  if (column_of(kw) >= 0) run(kh, kw, 1);
-            }
-          }
+          conv2d_vectors_strip(row, columns[i], strip, length, first_row, rows, sums);
           for (long r = 0; r < rows; ++r)
             for (long v = 0; v < length; ++v)
-              epilogue(n, g * m.out_channels + first_row + r, (h * m.out_w + here.column) * s.lanes + (strip + v) * PG_LANES,
-                       is_empty ? vec<T>{} : load_plain(sums + (r * conv2d_strip + v) * PG_LANES, PG_LANES), long(PG_LANES));
+              epilogue(n, g * m.out_channels + first_row + r, position + v * PG_LANES,
+                       load_plain(sums + (r * conv2d_strip + v) * PG_LANES, PG_LANES), long(PG_LANES));
         }
       }
     }
@@ -266,5 +280,15 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
     }
   }
 }
+
+// ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
+
+#define PG_CONV_VECTORS_PARTS(PART)                                                                                         \
+  PART void conv2d_vectors_pack<float>(const conv2d_shape&, const conv2d_sum&, const float*, long, float*, long*);          \
+  PART void conv2d_vectors_strip<float>(const conv2d_row<float>&, const conv2d_columns&, long, long, long, long, float*);   \
+  PART void conv2d_vectors_weight_rows<float>(const conv2d_shape&, const float*, const float*, long, long, const long*, float*);
+#if defined(PG_PARTS_APART)
+PG_CONV_VECTORS_PARTS(extern template)
+#endif
 
 }  // namespace pg

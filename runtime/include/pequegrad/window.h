@@ -418,8 +418,8 @@ void window_take(const pool2d_shape& s, const T* x, const Index* index, T* y, in
 
 #if PG_LANES > 1 && defined(PG_HAS_SHUFFLEVECTOR)
 #define PG_WINDOW_PARTS(PART)                                                              \
-  PART void max_pool2d_halving_row<float, i64>(const float*, long, long, long, float*, i64*); \
-  PART void max_pool2d_halving_row_grad<float, i64>(const float*, const i64*, long, long, long, float*);
+  PART void max_pool2d_halving_row<float, u8>(const float*, long, long, long, float*, u8*); \
+  PART void max_pool2d_halving_row_grad<float, u8>(const float*, const u8*, long, long, long, float*);
 #else
 #define PG_WINDOW_PARTS(PART)
 #endif
