@@ -81,11 +81,12 @@ def longest_first(profile: Profile) -> list[KernelTime]:
 
 
 def code_of(kernel: KernelTime, source: str) -> str | None:
-    """Return the emitted function that opens with the kernel's origin, or None."""
+    """Return the emitted function whose comment names the kernel's origin, as its first use or as another, or None."""
     place, _, what = kernel.origin.partition(": ")
     for block in re.split(r"\n\n", source):
-        lines = block.splitlines()
-        if lines[:2] == [f"// {place}", f"// {what}"]:
+        comment = [line.removeprefix("// ") for line in block.splitlines() if line.startswith("// ")]
+        is_alike = comment[-1:] == [what] and (comment[0] == place or f"also {place}" in comment)
+        if is_alike or f"also {kernel.origin}" in comment:
             return block
     return None
 

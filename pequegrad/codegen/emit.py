@@ -19,7 +19,6 @@ from . import thread_views, views
 from .launch import MOST_BLOCKS, is_cooperative
 from .plan import Blocks, Compute, Index, Kernel, StepPlan, Walk, statements
 from .rendering import Pointer
-from .views import KernelHead
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
@@ -28,6 +27,8 @@ WIDTH = 140
 ALIGNMENT = 64
 # Letters of an argument's name in messages.
 MOST_LETTERS = 60
+# Other uses of a function that its comment lists.
+MOST_USES = 3
 # Kernels of a phase that its name lists.
 MOST_NAMES = 3
 
@@ -155,9 +156,8 @@ def render(plan: StepPlan, target: Target, *, is_timed: bool = False) -> str:
 def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     """Return the record that the step's template shows."""
     environment = _environment(target.template_folder)
-    functions: dict[str, str] = {}
+    functions: dict[str, _Function] = {}
     phase_functions: dict[Any, str] = {}
-    texts: list[str] = []
     phases: list[PhaseView] = []
     number = 0
     dtypes = tuple(buffer.dtype for buffer in plan.buffers)
@@ -170,13 +170,15 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
             parts = _VIEWS[target.execution].views_of(dtypes, kernel, number, scratch.get(number, -1), target)
             for at, part in enumerate(parts):
                 body = environment.get_template(f"{kernel.family}.j2").render(k=part)
-                is_shared = body in functions
-                if not is_shared:
-                    functions[body] = _unused(_identifier(kernel.name), functions.values())
-                    texts.append(_comment(part.head) + body.replace(part.head.name, functions[body]))
+                known = functions.get(body)
+                is_shared = known is not None
+                if known is None:
+                    name = _unused(_identifier(kernel.name), [function.name for function in functions.values()])
+                    known = functions[body] = _Function(name, body.replace(part.head.name, name), {})
+                known.uses[part.head.comment] = None
                 if at == len(rounds):
                     rounds.append([])
-                rounds[at].append(_Part(functions[body], part, kernel, number, is_shared, walks))
+                rounds[at].append(_Part(known.name, part, kernel, number, is_shared, walks))
             number += 1
         for parts_of_round in rounds:
             for launched in _launches(parts_of_round, target.most_pointers):
@@ -192,7 +194,7 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     return StepView(
         plan.name,
         tuple(headers),
-        tuple(texts),
+        tuple(_comment(list(function.uses)) + function.text for function in functions.values()),
         _arguments(plan),
         _slots(plan),
         tuple(phases),
@@ -201,6 +203,15 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
         is_cooperative(target.launch, [phase.blocks for phase in phases], len(plan.slots)),
         is_timed,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """An emitted function. ``uses``: the comments of the kernels that it serves, each once, in order."""
+
+    name: str
+    text: str
+    uses: dict[tuple[str, ...], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,8 +393,12 @@ def _identifier(name: str) -> str:
     return cleaned if cleaned and not cleaned[0].isdigit() else f"k_{cleaned}"
 
 
-def _comment(head: KernelHead) -> str:
-    return "".join(f"// {line}\n" for line in head.comment)
+def _comment(uses: list[tuple[str, ...]]) -> str:
+    """Return a function's comment: the user's lines of its first use, those of others, and what it computes."""
+    (*places, what), *others = uses
+    also = [f"also {use[0] if use[-1] == what else ': '.join(use)}" for use in others]
+    rest = [f"and {len(also) - MOST_USES} more"] if len(also) > MOST_USES else []
+    return "".join(f"// {line}\n" for line in (*places, *also[:MOST_USES], *rest, what))
 
 
 def _arguments(plan: StepPlan) -> tuple[str, ...]:

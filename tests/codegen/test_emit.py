@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pequegrad import targets
-from pequegrad.codegen.emit import WIDTH, render
+from pequegrad import nn, optim, targets
+from pequegrad.codegen.emit import WIDTH, render, view
 from pequegrad.codegen.lower import lower
+from pequegrad.nn import functional
+from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.random import manual_seed
 from pequegrad.passes import run_pipeline
-from pequegrad.trace.graph import GraphBuilder, Output
+from pequegrad.trace.graph import GraphBuilder, Location, Output
 from pequegrad.trace.interpreter import run_graph
 from tests.codegen import nets
 from tests.codegen.compiling import INSTRUCTION_SETS, Batch, Compiled, target_for
@@ -111,6 +114,58 @@ def test_kernels_with_equal_bodies_share_a_function():
     text = render(lower(batch.graph(), target, 1), target)
     assert len(re.findall(r"^static void contract", text, re.M)) == 1
     assert len(re.findall(r"^  contract\w+\(", text, re.M)) == 2
+
+
+def layered(count: int) -> Traced:
+    """A training step of equal layers between two that differ."""
+    manual_seed(0)
+    layers = [nn.Linear(8, 24), *(nn.Sequential(nn.Tanh(), nn.Linear(24, 24)) for _ in range(count)), nn.Linear(24, 3)]
+    model = nn.Sequential(*layers)
+    random = np.random.default_rng(0)
+    x, y = (random.standard_normal((64, extent)).astype(np.float32) for extent in (8, 3))
+    traced = nets.training_step(model, optim.SGD(model.parameters(), lr=0.1), x, y, functional.mse_loss)
+    return Traced(run_pipeline(traced.graph), traced.arrays)
+
+
+@pytest.mark.parametrize("name", ["cpp", "cuda"])
+def test_equal_layers_share_their_functions_and_each_call_is_a_kernel(name):
+    """More of the same layers are more calls, and not one more function."""
+    target = targets.get(name, architecture="sm_80") if name == "cuda" else targets.get(name)
+    seen = []
+    for count in (4, 6):
+        plan = lower(layered(count).graph, target, 1)
+        step = view(plan, target)
+        calls = [call for phase in step.phases for call in phase.calls]
+        assert {call.kernel for call in calls} == set(range(len(plan.kernels)))
+        seen.append((len(calls), len(step.functions)))
+    (fewer_calls, functions), (more_calls, functions_of_more) = seen
+    assert more_calls >= fewer_calls + 4 and functions == functions_of_more < fewer_calls
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_equal_layers_give_what_their_graph_gives(workers):
+    traced = layered(4)
+    got = Compiled(traced.graph, target_for("native")).run(traced.arrays, workers)
+    compare(run_graph(traced.graph, traced.arrays), got, f"equal layers, {workers} workers", rtol=2e-5)
+
+
+def test_a_shared_function_names_the_lines_of_its_uses():
+    batch = Batch("lines")
+    x, value = (batch.input(_array(rows)) for rows in ([[1.0, 2.0], [3.0, 4.0]], [[0.5, 0.0], [0.0, 0.5]]))
+    for line in range(1, 7):
+        (value,) = batch.builder.apply(REGISTRY["matmul"], [value, x], {}, Location("net.py", line, "forward"))
+    batch.expect("power", [value])
+    target = targets.get("cpp")
+    text = render(lower(batch.graph(), target, 1), target)
+    comment = text[: text.index("static void contract")].split("\n\n")[-1]
+    assert comment.splitlines() == [
+        "// net.py:1",
+        "// also net.py:2",
+        "// also net.py:3",
+        "// also net.py:4",
+        "// and 2 more",
+        "// matmul -> float32[2,2]",
+    ]
 
 
 def _array(rows: list[list[float]]) -> np.ndarray:
