@@ -21,6 +21,7 @@
 #include <vector>
 
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <pequegrad/interface.h>
 #include <pequegrad/pool.h>
@@ -107,9 +108,18 @@ std::size_t aligned(long bytes) {
     return (static_cast<std::size_t>(bytes) + arena_alignment - 1) / arena_alignment * arena_alignment;
 }
 
+// Pages of 2 MiB, where there are such: kernels walk tens of arrays at once, each by pages of its own, and a processor
+// knows few places of 4 KiB pages by heart.
+constexpr std::size_t huge_page = std::size_t(1) << 21;
+
 Arena new_arena(std::size_t bytes) {
     void *memory = nullptr;
-    if (bytes > 0 && posix_memalign(&memory, arena_alignment, bytes) != 0) throw std::bad_alloc();
+    const bool is_large = bytes >= huge_page;
+    if (is_large) bytes = (bytes + huge_page - 1) / huge_page * huge_page;
+    if (bytes > 0 && posix_memalign(&memory, is_large ? huge_page : arena_alignment, bytes) != 0) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (is_large) madvise(memory, bytes, MADV_HUGEPAGE);  // advice alone: that it cannot be taken is no failure
+#endif
     return Arena(static_cast<unsigned char *>(memory));
 }
 
