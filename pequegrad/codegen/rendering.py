@@ -96,11 +96,13 @@ class KernelWriter:
     pointers: dict[int, Pointer] = field(default_factory=dict)
     variables: dict[int, Variable] = field(default_factory=dict)
     hoisted: list[Line] = field(default_factory=list)
+    letter: str = "p"
+    """What the names of pointers begin with."""
 
     def pointer(self, buffer: int, is_written: bool = False) -> str:
         """Return the parameter name of a buffer, adding the parameter at its first use."""
         known = self.pointers.get(buffer)
-        name = known.name if known else f"p{len(self.pointers)}"
+        name = known.name if known else f"{self.letter}{len(self.pointers)}"
         written = is_written or (known is not None and known.is_written)
         self.pointers[buffer] = Pointer(name, f"pg::{self.buffer_dtypes[buffer].c_name}", buffer, written)
         return name

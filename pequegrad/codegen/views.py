@@ -17,6 +17,7 @@ from ..targets import Target
 from .expressions import computed_as, literal, rounded, scalar_type, vector_type
 from .lanes import POSITIONAL
 from .layout import merge_plan
+from .numbers import parted
 from .plan import (
     Access,
     Accumulate,
@@ -101,6 +102,17 @@ class MapView(LaneView):
     chunks: int
     uses_count: bool
     lines: tuple[Line, ...]
+    repeats: tuple[RepeatView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatView:
+    """Arithmetic on numbers that a kernel does several times: a function object, and the pointers of each time."""
+
+    name: str
+    pointers: tuple[Pointer, ...]
+    lines: tuple[Line, ...]
+    calls: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +336,12 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
     writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
     is_scalar = math.prod(extents) == 1 and not any(isinstance(s, Compute) and "{first}" in s.expression for s in body)
+    repeats: tuple[RepeatView, ...] = ()
     if is_scalar:
         writer = KernelWriter(dtypes, indices, extents, None)
-        lines = writer.scalar_lines(body)
+        alone, alike = parted(body, dtypes)
+        repeats = tuple(_repeat_view(f"each{i}", parts, writer) for i, parts in enumerate(alike))
+        lines = writer.scalar_lines(alone)
     else:
         writer.hoist(body)
         lines = writer.vector_lines(body)
@@ -349,7 +364,19 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
         chunks,
         any(line.reads("count") for line in lines),
         tuple(lines),
+        repeats,
     )
+
+
+def _repeat_view(name: str, parts: Sequence[tuple[Statement, ...]], outside: KernelWriter) -> RepeatView:
+    """Return the view of parts that are alike; their pointers become parameters of the kernel ``outside``."""
+    views = []
+    for part in parts:
+        writer = KernelWriter(outside.buffer_dtypes, outside.indices, outside.extents, None, letter="q")
+        views.append((writer.scalar_lines(part), tuple(writer.pointers.values())))
+    calls = tuple(tuple(outside.pointer(p.buffer, p.is_written) for p in pointers) for _, pointers in views)
+    lines, pointers = views[0]
+    return RepeatView(name, pointers, tuple(lines), calls)
 
 
 def with_axis(statement: Statement) -> Statement:
