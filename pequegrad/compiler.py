@@ -15,12 +15,12 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import arrays, profiling, targets
+from . import arrays, profiling, targets, tuning
 from .build import cache
 from .build.kernel_report import KernelReport
 from .codegen import emit
@@ -43,6 +43,7 @@ from .locations import definition
 from .native import NativeStep
 from .planning import make_plan
 from .targets import Target
+from .tensor import Tensor
 from .trace.capture import Captured, capture
 from .trace.graph import Graph
 from .trace.many import run_many
@@ -75,16 +76,13 @@ class Options:
 
     def __post_init__(self) -> None:
         allowed = {
-            "mode": (("default", "reproducible"), ("autotune",)),
-            "precision": (("fp32", "tf32", "bf16"), ()),
-            "memory": (("default", "small"), ()),
+            "mode": ("default", "autotune", "reproducible"),
+            "precision": ("fp32", "tf32", "bf16"),
+            "memory": ("default", "small"),
         }
-        for option, (ready, later) in allowed.items():
-            value = getattr(self, option)
-            if value in later:
-                raise NotImplementedError(f"compile: {option}={value!r} is not in this version. Use one of {ready}.")
-            if value not in ready:
-                raise ValueError(f"compile: {option} must be one of {ready + later}. Got {value!r}.")
+        for option, values in allowed.items():
+            if getattr(self, option) not in values:
+                raise ValueError(f"compile: {option} must be one of {values}. Got {getattr(self, option)!r}.")
         for option in ("strict", "keep_grads"):
             if not isinstance(getattr(self, option), bool):
                 raise TypeError(f"compile: {option} must be True or False. Got {getattr(self, option)!r}.")
@@ -271,7 +269,7 @@ class CompiledFunction:
                 print(f"pequegrad: {self._name} is compiled again: {reason}", file=sys.stderr)
             captured = self._trace(call)
             home = home_of(captured.trace, call.tensors, call.names())
-            step = self._build_or_fall_back(captured, reason, home)
+            step = self._build_or_fall_back(captured, reason, home, call.tensors)
             entry = self._latest = _Entry(without_data(call), captured, step)
             self._entries.setdefault(call.key, []).append(entry)
             return entry
@@ -291,7 +289,9 @@ class CompiledFunction:
 
     # --- the road -------------------------------------------------------------------------------------------
 
-    def _build_or_fall_back(self, captured: Captured, reason: str, home: str) -> BoundStep | None:
+    def _build_or_fall_back(
+        self, captured: Captured, reason: str, home: str, tensors: Sequence[Tensor]
+    ) -> BoundStep | None:
         device = arrays.CPU
         try:
             if self._backend:
@@ -300,7 +300,7 @@ class CompiledFunction:
                 target = self._target(home=home)
                 device = target.device
                 _check_home(target, home)
-                execute = self._build(captured.trace.graph, target, reason)
+                execute = self._build(captured, target, reason, home, tensors)
         except _FALLS_BACK as error:
             if self._options.strict:
                 raise
@@ -323,14 +323,28 @@ class CompiledFunction:
             )
         return wanted
 
-    def _plan(self, traced: Graph, target: Target) -> StepPlan:
+    def _plan(
+        self,
+        traced: Graph,
+        target: Target,
+        inputs: Callable[[], list[Any]] | None = None,
+        home: str = arrays.CPU,
+    ) -> tuple[StepPlan, Target]:
+        """Return the plan of a trace, and its target with what tuning chose; ``inputs`` gives arrays to tune on."""
+        workers, options = config.workers(), self._options
         with _collector_at_rest():
-            return make_plan(traced, target, config.workers(), self._options.precision, self._options.memory)
+            planned = make_plan(traced, target, workers, options.precision, options.memory)
+        if options.mode != "autotune":
+            return planned.plan, target
+        tuner = tuning.Tuner(planned.graph, planned.plan, target, workers, options.precision)
+        report = tuning.Report(self._say_tuning, self._say_once, self._say_progress)
+        return tuner.planned(tuner.tuned(inputs, home, report))
 
-    def _build(self, traced: Graph, target: Target, reason: str) -> Execute:
+    def _build(self, captured: Captured, target: Target, reason: str, home: str, tensors: Sequence[Tensor]) -> Execute:
+        traced = captured.trace.graph
         start = time.perf_counter()
         cache.check_can_run(target)
-        plan = self._plan(traced, target)
+        plan, target = self._plan(traced, target, lambda: _copied_inputs(captured, tensors), home)
         planned = time.perf_counter() - start
         built = build(plan, target, self._say_progress)
         seconds = time.perf_counter() - start
@@ -355,6 +369,12 @@ class CompiledFunction:
     def _say_progress(self, text: str) -> None:
         if not config.quiet and text != "compiling":
             print(f"pequegrad: {self._name}: {text} …", file=sys.stderr)
+
+    def _say_tuning(self, text: str) -> None:
+        """Print how far tuning has come, over the line before; nothing where no terminal would show it so."""
+        if not config.quiet and sys.stderr.isatty():
+            line = f"pequegrad: {self._name}: {text}" if text else ""
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
     def _say_once(self, what: str) -> None:
         """Print what costs time at each call, once per function."""
@@ -385,7 +405,7 @@ class CompiledFunction:
         ``compile``."""
         captured, home = self._capture(args, kwargs)
         chosen = self._target(target, arch=arch, home=home)
-        plan = self._plan(captured.trace.graph, chosen)
+        plan, chosen = self._plan(captured.trace.graph, chosen)
         return Lowered(captured.trace.graph, plan, _render(plan, chosen), memory_report(plan))
 
     def compile(
@@ -398,17 +418,17 @@ class CompiledFunction:
         """
         captured, home = self._capture(args, kwargs)
         chosen = self._target(target, arch=arch, home=home)
-        plan = self._plan(captured.trace.graph, chosen)
+        call = read_call(args, kwargs)
+        plan, chosen = self._plan(captured.trace.graph, chosen, lambda: _copied_inputs(captured, call.tensors), home)
         built = build(plan, chosen, self._say_progress, is_for_here=False)
-        call = without_data(read_call(args, kwargs))
-        exportable = Exportable(self._name, call, captured, plan, chosen, built)
+        exportable = Exportable(self._name, without_data(call), captured, plan, chosen, built)
         return Artifact(built.path, built.source_path, built.seconds, built.origin, exportable)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """Return, for people: which ops became which kernels, how many bytes move, and what is guarded."""
         captured, home = self._capture(args, kwargs)
         graph = captured.trace.graph
-        plan = self._plan(graph, self._target(home=home))
+        plan, _ = self._plan(graph, self._target(home=home))
         passed = sum(plan.buffers[i].nbytes for i in plan.slots)
         lines = [
             f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels in {len(plan.phases)} phases, "
@@ -430,9 +450,8 @@ class CompiledFunction:
         call = read_call(args, kwargs)
         captured, home = self._capture(args, kwargs)
         target = self._target(home=home)
-        plan = self._plan(captured.trace.graph, target)
-        inputs = BoundStep(captured.trace, interpret(captured.trace.graph), captured.pinned).copied_inputs(call.tensors)
-        return profiling.profile(plan, target, inputs, self._say_progress, seconds)
+        plan, target = self._plan(captured.trace.graph, target)
+        return profiling.profile(plan, target, _copied_inputs(captured, call.tensors), self._say_progress, seconds)
 
     def cache_info(self) -> CacheInfo:
         """Return how many steps there are and how often they ran."""
@@ -523,6 +542,11 @@ def _render(plan: StepPlan, target: Target) -> str:
         return emit.render(plan, target)
 
 
+def _copied_inputs(captured: Captured, tensors: Sequence[Tensor]) -> list[Any]:
+    """Return private copies of all that a call reads: arguments, state, numbers."""
+    return BoundStep(captured.trace, interpret(captured.trace.graph), captured.pinned).copied_inputs(tensors)
+
+
 def build(
     plan: StepPlan, target: Target, progress: Callable[[str], None], *, is_for_here: bool = True
 ) -> cache.BuiltStep:
@@ -545,13 +569,15 @@ def compile(
 ) -> Any:
     """Compile a function, method or lambda: forward, backward and optimizer of each call become one native step.
 
-    ``target``: "cpp" (None: the same). ``strict``: raise where the step would otherwise run eagerly. ``mode``: "default"
-    or "reproducible" (the same here: results do not depend on the number of threads). ``keep_grads``: gradients that the
+    ``target``: "cpp" (None: the same). ``strict``: raise where the step would otherwise run eagerly. ``mode``: "default";
+    "reproducible" (the same here: results do not depend on the number of threads); or "autotune": the first call builds
+    and times variants of the step on copies of its inputs and state, a few seconds each, and the cache keeps the fastest
+    one for later processes. ``keep_grads``: gradients that the
     step zeroes first stay readable in ``.grad``. ``name``: what messages and files call the step.
     ``memory``: "small" lets the backward pass compute values of the forward pass again, at most about a third more work, where
     that leaves a smaller arena; draws are the same ones.
     Arguments may nest dicts, lists, tuples, Tensors, arrays and Python values; arrays arrive as Tensors. Results carry
-    no gradient history: call ``backward`` inside. "autotune" raises NotImplementedError.
+    no gradient history: call ``backward`` inside.
     """
     options = Options(target, strict, mode, precision, memory, keep_grads, name)
     if fn is None:

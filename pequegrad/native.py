@@ -34,6 +34,10 @@ class NativeStep:
         """Run once on one array per slot."""
         self._check(self._module.try_run(self._passed(slots), self._workers()))
 
+    def release(self) -> None:
+        """Give back memory that waits for the next call."""
+        self._module.release()
+
     def run_many(self, slots: list[Any], order: Any, batched: list[int], stacked: list[int]) -> None:
         """Run a step per row of ``order``; see `trace.step.Repeatable`."""
         self._check(self._module.try_run_many(self._passed(slots), self._workers(), order, batched, stacked))

@@ -5,6 +5,8 @@ Invariant: a plan depends on the graph, the target and the options alone, so tha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .codegen import schedule
 from .codegen.lower import lower, memory_report
 from .codegen.plan import StepPlan
@@ -21,6 +23,14 @@ MOST_COST = 1.36
 """How much longer than without recomputation a step may take by the cost model: a forward pass is a third of a step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the graph that it is the plan of."""
+
+    graph: Graph
+    plan: StepPlan
+
+
 def optimize(graph: Graph) -> Graph:
     """Return the graph after all passes; its inputs and outputs are those of ``graph``, in order."""
     result = run_pipeline(graph)
@@ -31,23 +41,21 @@ def optimize(graph: Graph) -> Graph:
     return result
 
 
-def make_plan(
-    traced: Graph, target: Target, workers: int, precision: str = "fp32", memory: str = "default"
-) -> StepPlan:
+def make_plan(traced: Graph, target: Target, workers: int, precision: str = "fp32", memory: str = "default") -> Planned:
     """Return the plan of a traced graph. ``memory``: "default", or "small" to compute values again rather than keep them."""
     graph = optimize(traced)
-    plan = lower(graph, target, workers, precision)
+    best = Planned(graph, lower(graph, target, workers, precision))
     if memory == "default":
-        return plan
-    cost, nbytes = plan_cost(plan), arena_bytes(plan)
-    best, least = plan, 1.0
+        return best
+    cost, nbytes = plan_cost(best.plan), arena_bytes(best.plan)
+    least = 1.0
     for segments in SEGMENTS:
         smaller = recompute_values(graph, segments).verify()
         if any(node.is_recomputed for node in smaller.nodes):
-            tried = lower(smaller, target, workers, precision)
-            longer = plan_cost(tried) / cost
+            tried = Planned(smaller, lower(smaller, target, workers, precision))
+            longer = plan_cost(tried.plan) / cost
             # A percent of memory is worth a percent of time.
-            score = longer * arena_bytes(tried) / max(nbytes, 1)
+            score = longer * arena_bytes(tried.plan) / max(nbytes, 1)
             if score < least and longer <= MOST_COST:
                 best, least = tried, score
     return best

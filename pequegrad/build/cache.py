@@ -108,6 +108,16 @@ def make_key(plan_text: str, target: Target, *, name: str) -> CacheKey:
     return keys.make_step_key(plan_text, target, name=name, memo=disk.open_root())
 
 
+def recall(name: str, stamp: str) -> str | None:
+    """Return what `remember` kept under that name with that stamp, in this process or another, or None."""
+    return disk.open_root().get(name, stamp)
+
+
+def remember(name: str, stamp: str, value: str) -> None:
+    """Keep a fact that was slow to find out, until the cache is cleared."""
+    disk.open_root().put(name, stamp, value)
+
+
 def check_can_run(target: Target) -> None:
     """Raise DeviceError if this machine cannot run steps for the target: its processor or device is another, or there is
     none."""

@@ -95,6 +95,10 @@ class StepModule:
         """
         self._native.configure(arguments, arena_bytes)
 
+    def release(self) -> None:
+        """Give back the host memory that waits for the next call, which takes it anew."""
+        self._native.release()
+
     def run(self, arguments: Sequence[Any], workers: int) -> None:
         """Run the step on a list or tuple of C-contiguous arrays or buffers, in place, with the GIL released.
 

@@ -51,6 +51,16 @@ Arrange = Callable[[Sequence[Ordered], Sequence[Buffer]], tuple[Phase, ...]]
 """Puts kernels into phases."""
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How blocks are made: for vectors of ``lanes`` elements, keeping at most about ``block_bytes`` alive; ``arranged`` puts
+    what stays outside into phases."""
+
+    lanes: int
+    block_bytes: int
+    arranged: Arrange
+
+
 @dataclass(slots=True)
 class Run:
     """Kernels that one phase could run block by block, each with its cut axis; and what stays before and after."""
@@ -63,28 +73,34 @@ class Run:
 
 
 def block_phases(
-    phases: Sequence[Phase], buffers: list[Buffer], lanes: int, *, keeps_order: bool = False
+    phases: Sequence[Phase],
+    buffers: list[Buffer],
+    lanes: int,
+    *,
+    block_bytes: int = schedule.BLOCK_BYTES,
+    keeps_order: bool = False,
 ) -> tuple[tuple[Phase, ...], int]:
     """Return the phases with runs of kernels put together where that saves traffic, and the bytes that a worker needs
     for the buffers of one block. ``buffers`` gets new ones, and those of one block their place.
 
-    ``lanes``: the elements of a vector. ``keeps_order``: kernels stay in the order of their phases, where some were put late to save memory; else each then
-    runs as early as it can, which makes fewer phases."""
-    arranged = _in_order if keeps_order else _levelled
-    found = _put_together(phases, buffers, arranged, lanes)
+    ``lanes``: the elements of a vector. ``block_bytes``: what a block may keep alive. ``keeps_order``: kernels stay in the
+    order of their phases, where some were put late to save memory; else each then runs as early as it can, which makes
+    fewer phases.
+    """
+    found = _put_together(phases, buffers, Manner(lanes, block_bytes, _in_order if keeps_order else _levelled))
     local_bytes = _place_locals(found, buffers)
     return _without_locals(found, buffers), local_bytes
 
 
-def _put_together(phases: Sequence[Phase], buffers: list[Buffer], arranged: Arrange, lanes: int) -> tuple[Phase, ...]:
+def _put_together(phases: Sequence[Phase], buffers: list[Buffer], manner: Manner) -> tuple[Phase, ...]:
     kernels = [Ordered(kernel, number) for number, phase in enumerate(phases) for kernel in phase.kernels]
-    found = _best_run(kernels, buffers, lanes)
+    found = _best_run(kernels, buffers, manner)
     if found is None:
         return tuple(phases)
     run, size = found
     members = {id(item) for item, _ in run.members}
     before = _needed_before(kernels, run)
-    local = _local_buffers(run, kernels, buffers).keys() if side_by_side(size, lanes) else ()
+    local = _local_buffers(run, kernels, buffers).keys() if side_by_side(size, manner.lanes) else ()
     built, combines = _Builder(run, size, buffers).build(local)
     after = [
         Ordered(combines[id(item)], item.phase) if id(item) in combines else item
@@ -92,20 +108,21 @@ def _put_together(phases: Sequence[Phase], buffers: list[Buffer], arranged: Arra
         if (id(item) not in members or id(item) in combines) and id(item) not in before
     ]
     earlier = [item for item in kernels if id(item) in before]
-    return (*arranged(earlier, buffers), built, *_put_together(arranged(after, buffers), buffers, arranged, lanes))
+    rest = _put_together(manner.arranged(after, buffers), buffers, manner)
+    return (*manner.arranged(earlier, buffers), built, *rest)
 
 
 # --- which kernels ------------------------------------------------------------------------------------------------
 
 
-def _best_run(kernels: Sequence[Ordered], buffers: Sequence[Buffer], lanes: int) -> tuple[Run, int] | None:
+def _best_run(kernels: Sequence[Ordered], buffers: Sequence[Buffer], manner: Manner) -> tuple[Run, int] | None:
     """Return the run that saves most, with the samples of a block, or None where none saves anything."""
     best: tuple[float, Run, int] | None = None
     for units in _candidates(kernels):
         run = _grow(kernels, units, buffers)
         if len(run.members) < 2:
             continue
-        size, gain = _choose_size(run, kernels, buffers, lanes)
+        size, gain = _choose_size(run, kernels, buffers, manner)
         if gain > 0 and (best is None or gain > best[0]):
             best = (gain, run, size)
     return None if best is None else (best[1], best[2])
@@ -279,7 +296,7 @@ def _local_buffers(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffe
     }
 
 
-def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer], lanes: int) -> tuple[int, float]:
+def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer], manner: Manner) -> tuple[int, float]:
     """Return the samples of a block, and the nanoseconds that blocks save."""
     local = _local_buffers(run, kernels, buffers)
     lives = [Lifetime(run.pitches[b] * buffers[b].dtype.itemsize, *ends) for b, ends in local.items()]
@@ -297,9 +314,10 @@ def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer]
             elif not r.shift:
                 shared[r.buffer] = nbytes
     rows = min((cut.extent // run.units for _, cut in run.members), default=1)
-    multiple = lanes if any(isinstance(item.kernel, Conv2d | Window) for item, _ in run.members) else 1
+    multiple = manner.lanes if any(isinstance(item.kernel, Conv2d | Window) for item, _ in run.members) else 1
+    calls = len(run.members)
     return schedule.block_size(
-        run.units, rows, live_bytes, moved, sum(shared.values()), private, len(run.members), multiple
+        run.units, rows, live_bytes, moved, sum(shared.values()), private, calls, multiple, manner.block_bytes
     )
 
 

@@ -92,7 +92,8 @@ def _draws(item: Item) -> bool:
 class Fuser:
     """Places items into groups, greedily, in the order in which they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_recomputed: int = schedule.MOST_RECOMPUTED) -> None:
+        self.most_recomputed = most_recomputed
         self.places: dict[Value, Place] = {}
         self.literals: dict[Value, Any] = {}
         self.free: dict[Value, Item] = {}
@@ -482,7 +483,7 @@ class Fuser:
             elif not (root in self.literals or (is_number and root in self.inputs and root.spec.size <= 2)):
                 return False
         item.weight = weight
-        return weight <= schedule.MOST_RECOMPUTED
+        return weight <= self.most_recomputed
 
     def join_side_by_side(self, groups: list[Group]) -> list[Group]:
         """Make one group of the maps on single numbers among ``groups``, none of which depends on another.

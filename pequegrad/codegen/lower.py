@@ -25,17 +25,20 @@ from .legalize import legalize
 from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
 from .outputs import Binder, Home
 from .plan import Buffer, Contract, Conv2d, Kernel, Layout, Phase, StepPlan
+from .schedule import MODEL, Choices
 from .shard import annotate_grids
 from .widen import widen_halves
 
 
-def lower(graph: Graph, target: Target, workers: int = 1, precision: str = "fp32") -> StepPlan:
+def lower(
+    graph: Graph, target: Target, workers: int = 1, precision: str = "fp32", choices: Choices = MODEL
+) -> StepPlan:
     """Return the plan of ``graph`` for a target: passed buffers first (inputs, then results, in the graph's order).
 
     ``workers``: how many threads there are; a small step asks for one. ``precision``: "tf32" or "bf16" lets the target
-    round the operands of float32 products. Raises NotCompilable.
+    round the operands of float32 products. ``choices``: what stands for the cost model's. Raises NotCompilable.
     """
-    plan = _Lowering(graph, target).plan(workers)
+    plan = _Lowering(graph, target, choices).plan(workers)
     return plan if precision == "fp32" else _with_precision(plan, precision)
 
 
@@ -61,11 +64,12 @@ def memory_report(plan: StepPlan) -> MemoryReport:
 class _Lowering:
     """The state of one lowering."""
 
-    def __init__(self, graph: Graph, target: Target) -> None:
+    def __init__(self, graph: Graph, target: Target, choices: Choices) -> None:
         self.target = target
+        self.choices = choices
         self._check(graph)
         self.graph = legalize(widen_halves(graph))
-        self.fuser = Fuser()
+        self.fuser = Fuser(choices.recomputed)
         self.buffers: list[Buffer] = []
         self._buffer_numbers: dict[Value, int] = {}
         self._homes: dict[Value, Home] = {}
@@ -85,12 +89,21 @@ class _Lowering:
         slots = self._passed_buffers()
         levels = self._levels()
         phases = tuple(Phase(tuple(kernels)) for kernels in self._kernels(levels))
-        count = schedule.workers(StepPlan(self.graph.name, tuple(self.buffers), phases, slots, 0, 1), workers)
+        choices = self.choices
+        count = schedule.workers(
+            StepPlan(self.graph.name, tuple(self.buffers), phases, slots, 0, 1), workers, choices.is_shared
+        )
         local_bytes = 0
-        if self.target.has_blocks:
+        if self.target.has_blocks and choices.block_bytes:
             keeps_order = any(node.is_recomputed for node in self.graph.nodes)
-            phases, local_bytes = block_phases(phases, self.buffers, self.target.lanes, keeps_order=keeps_order)
-        if not any(phase.blocks for phase in phases):
+            phases, local_bytes = block_phases(
+                phases,
+                self.buffers,
+                self.target.lanes,
+                block_bytes=choices.block_bytes,
+                keeps_order=keeps_order,
+            )
+        if choices.samples_last and not any(phase.blocks for phase in phases):
             phases = everywhere_samples_last(phases, self.buffers, self.target.lanes)
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
         return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, local_bytes))
@@ -165,10 +178,16 @@ class _Lowering:
             self.fuser.literals[item.output] = item.output.dtype.numpy.type(0).item()
             return
         item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, False) for value in item.inputs)
-        if item.output in self._transposed:
+        if self._is_other_way_round(item):
             item = self._other_way_round(item)
         shape = item.output.shape
         self.fuser.add_anchor(item, "contract", axes_of(shape, (*("batch",) * (len(shape) - 2), "m", "n")))
+
+    def _is_other_way_round(self, item: Item) -> bool:
+        is_transposed = item.output in self._transposed
+        *batch, m, n = item.output.shape
+        m, n = (n, m) if is_transposed else (m, n)
+        return is_transposed != ((math.prod(batch), m, n, item.inputs[0].shape[-1]) in self.choices.exchanged)
 
     def _other_way_round(self, item: Item) -> Item:
         """Return the product of the transposed operands, exchanged: its result is the transpose, with equal sums."""
@@ -431,9 +450,19 @@ class _Lowering:
                 builder = KernelBuilder(
                     self.fuser, group, name, self._buffer_of, stored.__contains__, late.__contains__
                 )
-                kernels.append(builder.build())
+                kernels.append(self._chosen(builder.build()))
             phases.append(kernels)
         return phases
+
+    def _chosen(self, kernel: Kernel) -> Kernel:
+        """Return a kernel cut as was chosen."""
+        if isinstance(kernel, Contract):
+            tile = self.choices.tile(schedule.product_of(kernel))
+            return dataclasses.replace(kernel, tile=tile) if tile else kernel
+        if isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
+            chunks = schedule.weight_chunks(kernel.shape, self.choices.weight_chunks)
+            return dataclasses.replace(kernel, shape=dataclasses.replace(kernel.shape, weight_chunks=chunks))
+        return kernel
 
 
 def _read_transposed(graph: Graph) -> set[Value]:

@@ -212,6 +212,8 @@ class Contract:
     epilogue: tuple[Statement, ...]
     precision: str = "fp32"
     """Of the products where the target may choose: "fp32", or less where "tf32" or "bf16" was asked for."""
+    tile: str = ""
+    """The tile that threads of a device share, by name; "": as the shape suggests."""
     family = "contract"
 
 

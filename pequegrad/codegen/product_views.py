@@ -1,6 +1,6 @@
 """Matrix products and convolutions for threads: which tile, how a long sum is cut, how operands are walked.
 
-Invariant: tiles and chunks follow from shapes and dtypes alone.
+Invariant: tiles and chunks follow from the kernel's record alone: its shape, its dtype, and the tile that it names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scratch_bytes(kernel: Kernel, target: Target) -> int:
     """Return the bytes of arena that a kernel's chunk sums take."""
     if isinstance(kernel, Contract):
         batch = math.prod(kernel.batch)
-        tile = _tile(batch, kernel.m, kernel.n, kernel.dtype, tensor_precision(kernel, target))
+        tile = _tile_of(kernel, target)
         chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k)
         elements = batch * kernel.m * kernel.n if chunks > 1 else 0
     elif isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
@@ -75,12 +75,39 @@ def tensor_precision(kernel: Contract | Conv2d, target: Target) -> str:
     return kernel.precision if is_asked and target.has_tensor_cores else ""
 
 
+def tiles_for(kernel: Contract, target: Target) -> tuple[str, ...]:
+    """Return the names of the tiles that a product could be cut into, the one that its shape suggests first."""
+    suggested = _suggested(kernel, target)
+    return tuple(dict.fromkeys((suggested.name, *(tile.name for tile in _candidates(kernel, target)))))
+
+
+def _candidates(kernel: Contract, target: Target) -> tuple[Tile, ...]:
+    precision = tensor_precision(kernel, target)
+    if precision:
+        return tuple(_with_precision(tile, precision) for tile in TENSOR_TILES)
+    return (WIDE, SMALL) if kernel.dtype.itemsize == 8 else (LARGE, TALL, MEDIUM, SMALL, THIN, FLAT)
+
+
+def _suggested(kernel: Contract, target: Target) -> Tile:
+    return _tile(math.prod(kernel.batch), kernel.m, kernel.n, kernel.dtype, tensor_precision(kernel, target))
+
+
+def _tile_of(kernel: Contract, target: Target) -> Tile:
+    if not kernel.tile:
+        return _suggested(kernel, target)
+    return next(tile for tile in _candidates(kernel, target) if tile.name == kernel.tile)
+
+
+def _with_precision(tile: Tile, precision: str) -> Tile:
+    return Tile(f"{tile.name}<pg::{precision}_precision>", tile.rows, tile.columns)
+
+
 def _tile(batch: int, m: int, n: int, dtype: DType, precision: str) -> Tile:
     if precision:
         fitting = (tile for tile in TENSOR_TILES[:-1] if _is_filled(tile, batch, m, n))
         last = TENSOR_TILES[-1] if m <= TENSOR_TILES[-1].rows else TENSOR_TILES[-2]
         tile = next(fitting, last)
-        return Tile(f"{tile.name}<pg::{precision}_precision>", tile.rows, tile.columns)
+        return _with_precision(tile, precision)
     if m <= FLAT.rows and n >= MEDIUM.columns:
         return FLAT
     if m <= THIN.rows and THIN.count(batch, m, n) >= ENOUGH_TILES:
@@ -145,7 +172,7 @@ class ProductView:
 def contract_views(kernel: Contract, dtypes: Sequence[DType], scratch: int, target: Target) -> tuple[ProductView, ...]:
     """Return the bodies of a product: one, or two where its sums are cut into chunks."""
     batch = math.prod(kernel.batch)
-    tile = _tile(batch, kernel.m, kernel.n, kernel.dtype, tensor_precision(kernel, target))
+    tile = _tile_of(kernel, target)
     chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k)
     stages = ("whole",) if chunks == 1 else ("chunks", "combine")
     return tuple(_product_view(kernel, dtypes, scratch, tile, chunks, stage) for stage in stages)

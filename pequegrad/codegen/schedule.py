@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..ops.core import Expression, Op
 from .plan import (
@@ -63,6 +64,41 @@ MOST_BLOCK_CHUNKS = 16
 LEAST_BLOCK_ROWS = 16
 """Fewer rows would leave the products' register tiles empty."""
 
+
+Product = tuple[int, int, int, int]
+"""A product by its sizes: (batch, m, n, k)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a plan is cut by, where measuring may know better than the cost model; the defaults are the model's own.
+
+    ``block_bytes``: what a block of samples may keep alive; 0: no blocks. ``samples_last``: whether, in
+    steps without blocks, images may lie with their samples innermost. ``is_shared``: whether workers share the step.
+    ``weight_chunks``: most chunks of samples for the gradient of a convolution's weight. ``recomputed``: the longest chain
+    of cheap applications that every user computes for itself. ``launch``: how a device starts a step, as
+    `Target.with_launch` takes it. ``tiles``: for products on a device, by (batch, m, n, k), the name of the tile.
+    ``exchanged``: products that give the transpose of what the model would have them give, with their operands exchanged:
+    lanes then run along m.
+    """
+
+    block_bytes: int = BLOCK_BYTES
+    samples_last: bool = True
+    is_shared: bool | None = None
+    weight_chunks: int = MOST_WEIGHT_CHUNKS
+    recomputed: int = MOST_RECOMPUTED
+    launch: str | None = None
+    tiles: tuple[tuple[Product, str], ...] = ()
+    exchanged: tuple[Product, ...] = ()
+
+    def tile(self, product: Product) -> str:
+        """Return the tile that is named for a product, or ""."""
+        return dict(self.tiles).get(product, "")
+
+
+MODEL = Choices()
+"""What the cost model chooses."""
+
 # Nanoseconds an element, float32, in cache; what is not named here is arithmetic of one or two instructions.
 _FUNCTION_COST = {
     "exp": 0.4, "expm1": 0.5, "log": 0.45, "log1p": 0.5, "tanh": 0.45, "sigmoid": 0.5, "erf": 0.6, "pow": 1.2,
@@ -76,9 +112,14 @@ _KERNEL_COST = 150.0
 _CALL_COST = 100.0
 
 
-def weight_chunks(shape: ConvShape) -> int:
-    """Return in how many chunks of samples the gradient of a convolution's weight is summed."""
-    return max(1, min(shape.N, MOST_WEIGHT_CHUNKS, WEIGHT_CHUNK_ELEMENTS // max(shape.weight_elements, 1)))
+def product_of(kernel: Contract) -> Product:
+    """Return the sizes of a product."""
+    return math.prod(kernel.batch), kernel.m, kernel.n, kernel.k
+
+
+def weight_chunks(shape: ConvShape, most: int = MOST_WEIGHT_CHUNKS) -> int:
+    """Return in how many chunks of samples, ``most`` at most, the gradient of a convolution's weight is summed."""
+    return max(1, min(shape.N, most, WEIGHT_CHUNK_ELEMENTS // max(shape.weight_elements, 1)))
 
 
 def reach_bytes(shape: ConvShape, samples: int) -> int:
@@ -118,26 +159,35 @@ def block_chunks(count: int) -> int:
 
 
 def block_size(
-    units: int, rows: int, live: int, moved: int, shared: int, private: int, calls: int, multiple: int
+    units: int,
+    rows: int,
+    live: int,
+    moved: int,
+    shared: int,
+    private: int,
+    calls: int,
+    multiple: int,
+    kept: int = BLOCK_BYTES,
 ) -> tuple[int, float]:
     """Return the samples of a block, and the nanoseconds that running ``calls`` kernels block by block saves.
 
     ``live``: the bytes of a sample that are alive at once; ``rows``: of a sample in the kernel that has fewest.
     ``moved``: the bytes of all samples that would stay in cache; ``shared``: those that every block reads again;
     ``private``: the sums of a chunk. ``multiple``: a block is this many samples, or a multiple of it, where it can be.
+    ``kept``: what a block may keep alive.
     """
     if units * live <= CACHE_BYTES:
         return units, 0.0
     sizes = [
         size
         for size in range(1, units // FEWEST_BLOCKS + 1)
-        if units % size == 0 and size * live <= 2 * BLOCK_BYTES and size * rows >= LEAST_BLOCK_ROWS
+        if units % size == 0 and size * live <= 2 * kept and size * rows >= LEAST_BLOCK_ROWS
     ]
     if not sizes:
         return units, 0.0
     size = max((size for size in sizes if size % multiple == 0), default=max(sizes))
     count = units // size
-    saved = _BYTE_COST * moved * (1 - BLOCK_BYTES / max(units * live, 1))
+    saved = _BYTE_COST * moved * (1 - kept / max(units * live, 1))
     extra = _BYTE_COST * (count * shared + 2 * block_chunks(count) * private) + _CALL_COST * count * calls
     return size, saved - extra
 
@@ -287,8 +337,11 @@ def cost(kernel: Kernel, plan: StepPlan) -> float:
     return total
 
 
-def workers(plan: StepPlan, available: int) -> int:
-    """Return among how many threads a step is shared: 1 where it is too small to gain from more."""
+def workers(plan: StepPlan, available: int, is_shared: bool | None = None) -> int:
+    """Return among how many threads a step is shared: 1 where it is too small to gain from more. ``is_shared``: what was
+    chosen already."""
+    if is_shared is not None:
+        return max(1, available) if is_shared else 1
     total = sum(cost(kernel, plan) for kernel in plan.kernels)
     return 1 if total < SERIAL_NANOSECONDS else max(1, available)
 

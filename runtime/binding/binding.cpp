@@ -486,6 +486,7 @@ PYBIND11_MODULE(pg_step, module) {
                "Use the pool in the capsule, or make the process's pool when given None; return its capsule.");
     module.def("configure", &configure, py::arg("arguments"), py::arg("arena_bytes"),
                "Say once what run takes: (bytes, is written) for each argument, and the bytes of the arena.");
+    module.def("release", [] { step.idle_arena.reset(); }, "Give back the memory that waits for the next call.");
     module.def("run", &run, py::arg("arguments"), py::arg("workers"),
                "Run the step on C-contiguous arrays, buffers or device arrays; return None or (code, kernel, value, bound, text) of a failure.");
     module.def("make_call", &make_call, py::arg("description"), py::arg("workers"),

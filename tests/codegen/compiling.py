@@ -18,6 +18,7 @@ from pequegrad.codegen.emit import arena_bytes, render
 from pequegrad.codegen.interpret import allocate
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import StepPlan
+from pequegrad.codegen.schedule import MODEL, Choices
 from pequegrad.codegen.text import format_plan
 from pequegrad.dtypes import as_dtype
 from pequegrad.errors import DeviceError
@@ -50,9 +51,16 @@ def target_for(instruction_set: str) -> Target:
 class Compiled:
     """A graph compiled for a target."""
 
-    def __init__(self, graph: Graph, target: Target, precision: str = "fp32", edit: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        precision: str = "fp32",
+        edit: Callable[[str], str] = str,
+        choices: Choices = MODEL,
+    ) -> None:
         self.graph = graph
-        self.plan: StepPlan = lower(graph, target, 2, precision)
+        self.plan: StepPlan = lower(graph, target, 2, precision, choices)
         self.source = edit(render(self.plan, target))
         key = cache.make_key(f"{format_plan(self.plan)}{edit}", target, name=graph.name)
         self.module = cache.get_or_build(key, lambda: self.source, target).module

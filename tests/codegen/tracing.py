@@ -12,6 +12,7 @@ from pequegrad import targets
 from pequegrad.codegen.interpret import allocate, run_plan
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import StepPlan
+from pequegrad.codegen.schedule import MODEL, Choices
 from pequegrad.ops.core import REGISTRY
 from pequegrad.tensor import Tensor
 from pequegrad.trace.graph import Graph, GraphBuilder, Output
@@ -83,9 +84,9 @@ def compare(expected: list[np.ndarray], got: list[np.ndarray], what: str, rtol: 
         )
 
 
-def check_plan(traced: Traced, what: str = "plan", workers: int = 2) -> StepPlan:
+def check_plan(traced: Traced, what: str = "plan", workers: int = 2, choices: Choices = MODEL) -> StepPlan:
     """Lower a graph, and fail unless its plan gives what the graph gives. Return the plan."""
-    plan = lower(traced.graph, targets.get("cpp"), workers)
+    plan = lower(traced.graph, targets.get("cpp"), workers, "fp32", choices)
     expected = run_graph(traced.graph, traced.arrays)
     for seed in range(2):
         compare(expected, run_lowered(plan, traced.graph, traced.arrays, seed), what)

@@ -47,9 +47,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "native": ("build", "codegen", "targets"),
     "profiling": ("build", "codegen", "targets"),
     "planning": ("passes", "codegen", "targets", "trace.graph"),
+    "tuning": ("native", "build", "codegen", "targets", "trace.graph"),
     "compiler": (
         "native",
         "planning",
+        "tuning",
         "profiling",
         "storage",
         "ops",

@@ -179,7 +179,6 @@ def test_decorator_forms_and_names():
     ("options", "error"),
     [
         ({"mode": "fastest"}, ValueError),
-        ({"mode": "autotune"}, NotImplementedError),
         ({"precision": "fp8"}, ValueError),
         ({"memory": "tiny"}, ValueError),
         ({"strict": "yes"}, TypeError),
