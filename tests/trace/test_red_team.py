@@ -679,3 +679,52 @@ def test_retrace_says_which_method_was_replaced(traced):
     Double.forward = lambda self, x: x * 3
     with pg.stance("fail_on_recompile"), pytest.raises(TraceError, match=r"Double\.forward .* was replaced"):
         step(vector(1, 2))
+
+
+@pytest.mark.parametrize("after", ["a module", "the gradient", "the update"])
+def test_what_the_user_reads_after_code_of_ours_is_watched_again(after):
+    """The watch rests while nothing but ours runs, and only then."""
+    model = small_model()
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    x, y = vector([1, 2], [3, 4]), pg.Tensor(np.array([0, 1]))
+
+    @pg.compile(strict=True)
+    def train_step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        if after == "a module":
+            return loss * SETTINGS.factor
+        loss.backward()
+        if after == "the gradient":
+            return loss * SETTINGS.factor
+        optimizer.step()
+        return loss.detach() * SETTINGS.factor
+
+    SETTINGS.factor = 1.0
+    train_step(x, y)
+    SETTINGS.factor = -3.0
+    assert train_step(x, y).item() < 0
+
+
+def test_an_update_of_the_users_own_is_watched():
+    class Scaled(optim.SGD):
+        def update(self, parameter, gradient, state, group, rates):
+            """Return the parameter one step on."""
+            return parameter - gradient * SETTINGS.factor, {}
+
+    SETTINGS.factor = 0.0
+    model = small_model()
+    optimizer = Scaled(model.parameters(), lr=0.1)
+    before = [parameter.clone() for parameter in model.parameters()]
+
+    @pg.compile(strict=True)
+    def train_step(x):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+
+    train_step(vector([1, 2], [3, 4]))
+    assert all((a == b).all().item() for a, b in zip(before, model.parameters(), strict=True))
+    SETTINGS.factor = 1.0
+    train_step(vector([1, 2], [3, 4]))
+    assert any((a != b).any().item() for a, b in zip(before, model.parameters(), strict=True))
