@@ -201,6 +201,9 @@ def _can_move(part: Part, units: int, moved: set[int], local: Collection[int]) -
         return _images(kernel) <= moved
     if not isinstance(kernel, Conv2d) or cut.extent != units or not _images(kernel) <= moved:
         return False
+    indices = [s.index for s in kernel.epilogue if isinstance(s, Compute) and s.index is not None]
+    if kernel.kind != "grad_weight" and any(index.strides[0] or index.strides[2] for index in indices):
+        return False  # Which place it is could not be told from a position among samples.
     positions = schedule.conv_domain(kernel)[2]
     return kernel.kind == "grad_weight" or all(
         access.strides[2] == 1 or positions == 1

@@ -11,6 +11,7 @@ from pequegrad import nn, optim, targets
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import Contract, Conv2d, Map, Row, Window
 from pequegrad.nn import functional as F
+from pequegrad.ops.creation import iota
 from pequegrad.ops.random import manual_seed
 from tests.codegen.compiling import Compiled, target_for
 from tests.codegen.nets import convnet, training_step
@@ -31,6 +32,17 @@ class Scaled(nn.Module):
         return (x * self.scale).tanh()
 
 
+class Numbered(nn.Module):
+    """Every place times the number of its column, or of its channel."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x):
+        return x * iota((x.shape[self.dim], *(1,) * (-1 - self.dim)), 0).to(x.dtype)
+
+
 NETS = {
     "border, groups and dilation": lambda: (
         nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=2, dilation=2, groups=4), Scaled(12),
@@ -47,6 +59,12 @@ NETS = {
     "norms over a sample": lambda: (
         nn.Conv2d(2, 8, 5), nn.LayerNorm((8, 12, 12)), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(8 * 36),
         nn.Linear(8 * 36, 5),
+    ),
+    "numbers of channels": lambda: (
+        nn.Conv2d(2, 6, 3), Numbered(-3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 144, 5),
+    ),
+    "numbers of columns": lambda: (
+        nn.Conv2d(2, 6, 3), Numbered(-1), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 144, 5),
     ),
     "no head": lambda: (nn.Conv2d(2, 4, 1), nn.SiLU(), nn.Conv2d(4, 5, 16), nn.Flatten()),
 }  # fmt: skip
@@ -154,8 +172,9 @@ def test_whole_steps_with_samples_innermost_agree(name):
     compare(expected, found, name, rtol=2e-4)
 
 
-def test_what_draws_numbers_stays_in_their_order():
-    assert not side_by_side(check_plan(step_of("numbers drawn between", 32)))
+@pytest.mark.parametrize("name", STAYING)
+def test_convolutions_that_draw_numbers_stay(name):
+    assert not side_by_side(check_plan(step_of(name, 32)))
 
 
 def test_images_of_which_a_row_leaves_the_cache_stay():
