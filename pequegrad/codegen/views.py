@@ -159,10 +159,11 @@ class RowView(LaneView):
 
 @dataclass(frozen=True, slots=True)
 class ContractView(LaneView):
-    """A matrix product, batched, with its epilogue."""
+    """A matrix product, batched, with its epilogue. ``is_whole``: its columns are whole vectors."""
 
     head: KernelHead
     type: str
+    is_whole: bool
     batch: int
     decode: tuple[Loop, ...]
     is_shared_by_batch: bool
@@ -267,7 +268,7 @@ def views_of(dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int,
     if isinstance(kernel, Row):
         return (_row_view(kernel, dtypes, target.lanes),)
     if isinstance(kernel, Contract):
-        return (contract_view(kernel, dtypes),)
+        return (contract_view(kernel, dtypes, target.lanes),)
     if isinstance(kernel, Conv2d):
         return (conv2d_view(kernel, dtypes, scratch),)
     if isinstance(kernel, Window):
@@ -475,7 +476,7 @@ def accumulator(
     return view
 
 
-def contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
+def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> ContractView:
     rank = len(kernel.batch)
     batch_indices = tuple(f"i{axis}" for axis in range(rank))
     writer = KernelWriter(dtypes, (*batch_indices, "row", "column"), (*kernel.batch, kernel.m, kernel.n), rank + 1)
@@ -489,6 +490,7 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType]) -> ContractView:
     return ContractView(
         head_of(kernel, writer),
         dtype,
+        kernel.n % lanes == 0,
         batch,
         decoded(batch_indices, kernel.batch, [a, b, *lines]),
         batch >= BATCH_TO_SHARE,

@@ -147,25 +147,26 @@ template <class T, int D> PG_INLINE void transpose_round(typename lanes<T>::nati
 }
 #endif
 
-// to[k][c] = from[c][k] for k below one native vector's lanes and c below `columns`; columns from there on become zero.
-template <class T> PG_INLINE void transpose_square(const T* from, long from_row, long columns, T* to, long to_row) {
+// to[k][c] = from[c][k] for k below `depth`, at most one native vector's lanes, and c below `columns`; columns from there
+// on become zero.
+template <class T> PG_INLINE void transpose_square(const T* from, long from_row, long columns, long depth, T* to, long to_row) {
   constexpr int N = lanes<T>::count;
 #if defined(PG_HAS_SHUFFLEVECTOR)
   typedef typename lanes<T>::native native;
   typedef typename lanes<T>::unaligned unaligned;
   native r[N];
-  if (columns >= N) {
+  if (columns >= N && depth >= N) {
     PG_UNROLL for (int i = 0; i < N; ++i) r[i] = *reinterpret_cast<const unaligned*>(from + i * from_row);
   } else {
-    PG_UNROLL for (int i = 0; i < N; ++i) r[i] = i < columns ? native(*reinterpret_cast<const unaligned*>(from + i * from_row)) : native{};
+    PG_UNROLL for (int i = 0; i < N; ++i) r[i] = i < columns ? load_plain(from + i * from_row, depth).part[0] : native{};
   }
   transpose_round<T, 8>(r);
   transpose_round<T, 4>(r);
   transpose_round<T, 2>(r);
   transpose_round<T, 1>(r);
-  PG_UNROLL for (int i = 0; i < N; ++i) *reinterpret_cast<unaligned*>(to + i * to_row) = r[i];
+  PG_UNROLL for (int i = 0; i < N; ++i) if (i < depth) *reinterpret_cast<unaligned*>(to + i * to_row) = r[i];
 #else
-  for (int k = 0; k < N; ++k)
+  for (int k = 0; k < N && k < depth; ++k)
     for (int c = 0; c < N; ++c) to[k * to_row + c] = c < columns ? from[c * from_row + k] : T(0);
 #endif
 }
@@ -176,8 +177,9 @@ PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col
   long k = 0;
   if (b_row == 1 && b_col != 1) {
     constexpr int N = lanes<T>::count;
-    for (; k + N <= K; k += N)
-      for (long c = 0; c < width; c += N) transpose_square(b + k + c * b_col, b_col, columns - c, to + k * width + c, width);
+    for (; k < K; k += N)
+      for (long c = 0; c < width; c += N)
+        transpose_square(b + k + c * b_col, b_col, columns - c, K - k < N ? K - k : long(N), to + k * width + c, width);
   } else if (b_col == 1) {
     for (; k < K; ++k)
       for (long c = 0; c < width; c += PG_LANES) {
@@ -196,12 +198,16 @@ template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* 
       store_plain(to + r * to_row + k, load_plain(a + r * a_row + k, K - k), K - k < PG_LANES ? K - k : PG_LANES);
 }
 
+// A B of so many bytes stays in L1 between tiles of rows, and is read where it lies.
+constexpr long gemm_resident_bytes = 16384;
+
 // ---- driver -------------------------------------------------------------------------------------------------------------
 
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
 // A(m, k) = A[m * a_row + k * a_col] and B(k, n) = B[k * b_row + n * b_col]. M and N are C's whole size, K the length of
-// the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero.
-template <class T, class Epilogue>
+// the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero. WHOLE promises
+// that col_begin and col_end are multiples of the lanes: then count is a constant, which spares the epilogue its masks.
+template <class T, bool WHOLE = false, class Epilogue>
 void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue) {
   typedef gemm_tile<T> tile;
@@ -225,7 +231,8 @@ void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B
       const long k_begin = block * k_block, k_count = K - k_begin < k_block ? K - k_begin : k_block;
       const T* b = B + k_begin * b_row + (col_begin + col) * b_col;
       long b_k = b_row;
-      if (!(b_col == 1 && used == width && rows <= 2 * tile::rows)) {
+      const bool is_reused = rows > 2 * tile::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
+      if (b_col != 1 || used != width || is_reused) {
         gemm_pack(panel, width, b, b_row, b_col, k_count, used);
         b = panel;
         b_k = width;
@@ -245,7 +252,7 @@ void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B
         for (long r = 0; r < tile_rows; ++r)
           for (long c = 0; c < used; c += PG_LANES)
             epilogue(row_begin + row + r, col_begin + col + c, load_plain(static_cast<const T*>(result + r * width + c)),
-                     used - c < PG_LANES ? used - c : long(PG_LANES));
+                     WHOLE || used - c >= PG_LANES ? long(PG_LANES) : used - c);
       }
     }
   }
