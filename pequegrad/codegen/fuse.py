@@ -104,6 +104,8 @@ class Fuser:
         self.inputs: set[Value] = set()
         self.uses: dict[Value, int] = {}
         """How many operands and outputs of the graph each value is."""
+        self.leaving: frozenset[Value] = frozenset()
+        """Values that no product or convolution may compute beside its own result."""
         self.is_late = False
         """Whether what comes now is computed once more: it may not join what is computed only once, which runs early."""
         self.groups: list[Group] = []
@@ -259,7 +261,8 @@ class Fuser:
             producer = self.items.get(self.place(value).root)
             if producer is not None:
                 group = live(producer.group)
-                if group.kind in PREFERENCE and self._may_join(group):
+                is_left = item.output in self.leaving and group.kind in ("contract", "conv2d")
+                if group.kind in PREFERENCE and self._may_join(group) and not is_left:
                     found[group] = max(found.get(group, -1), producer.order)
         for group in sorted(found, key=lambda g: (PREFERENCE[g.kind], found[g]), reverse=True):
             level = self._level(group, item)

@@ -21,6 +21,7 @@ from .fuse import Fuser, Group, Item, live
 from .kernels import KernelBuilder
 from .lanes import everywhere_samples_last
 from .layout import Place, axes_of, contiguous_strides
+from .leaving import leaving_values
 from .legalize import legalize
 from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
 from .outputs import Binder, Home
@@ -81,6 +82,7 @@ class _Lowering:
         self._transposed = _read_transposed(self.graph)
         used = (value for node in self.graph.nodes for value in node.inputs)
         self.fuser.uses = collections.Counter((*used, *(output.value for output in self.graph.outputs)))
+        self.fuser.leaving = leaving_values(self.graph)
         for node in self.graph.nodes:
             self.fuser.is_late = node.is_recomputed
             self._place_node(node)
