@@ -286,10 +286,16 @@ def _run_window(kernel: Window, memory: _Memory) -> None:
 def _run_index(kernel: Index, memory: _Memory) -> None:
     moved = (kernel.outer, kernel.count, kernel.inner)
     index = memory.view(kernel.index, moved if kernel.per_element else (kernel.count,))
-    if index.size and not (int(index.min()) >= 0 and int(index.max()) < kernel.extent):
-        wrong = index[(index < 0) | (index >= kernel.extent)].reshape(-1)[0]
+    is_wrong = (index < 0) | (index >= kernel.extent)
+    if kernel.ignored is not None:
+        is_wrong &= index != kernel.ignored
+    if is_wrong.any():
+        wrong = index[is_wrong].reshape(-1)[0]
         where = ", ".join(map(str, kernel.origin.locations))
         raise IndexOutOfRange(f"{where}: index {int(wrong)} is out of range: expected 0 <= index < {kernel.extent}.")
+    if kernel.table is None:
+        memory.view(kernel.out, (kernel.count,))[...] = index
+        return
     whole = (kernel.outer, kernel.extent, kernel.inner)
     rows, columns = np.arange(kernel.outer)[:, None, None], np.arange(kernel.inner)
     address = (rows, index if kernel.per_element else index[:, None], columns)

@@ -407,6 +407,14 @@ class KernelBuilder:
         item = self.group.anchor
         assert item is not None
         params = dict(item.params)
+        if family(item) == "check_index":
+            (checked,) = item.inputs
+            size = checked.spec.size
+            return Index(
+                self.name, self.origin, "check", 1, params["extent"], size, 1, False, checked.dtype, checked.dtype,
+                None, self._contiguous(checked, (size,)), self._contiguous(item.output, (size,)),
+                ignored=params["ignored"],
+            )  # fmt: skip
         dim = params["dim"]
         is_gather = family(item) == "gather"
         *rest, index = item.inputs
@@ -460,10 +468,13 @@ class KernelBuilder:
         return Access(self.buffer_of(place.root), (*strides, *place.strides[rank:]), place.offset)
 
 
-def indexed_extent(item: Item) -> int:
-    """Return the extent that the indices of a gather or scatter must stay below."""
+def indexed_range(item: Item) -> tuple[int, int | None]:
+    """Return the extent that the indices of an index kernel must stay below, and the one beside them that is good."""
+    if family(item) == "check_index":
+        params = dict(item.params)
+        return params["extent"], params["ignored"]
     whole = item.inputs[0].shape if family(item) == "gather" else item.output.shape
-    return whole[dict(item.params)["dim"]]
+    return whole[dict(item.params)["dim"]], None
 
 
 def family(item: Item) -> str:

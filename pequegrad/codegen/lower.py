@@ -502,6 +502,7 @@ _FAMILIES = {
     "avg_pool2d": _Lowering._window,
     "avg_pool2d_grad": _Lowering._window,
     "gather": _Lowering._gather,
+    "check_index": _Lowering._gather,
     "scatter_add": _Lowering._scatter_add,
     "scan": _Lowering._scan,
     "attention": _Lowering._attention,

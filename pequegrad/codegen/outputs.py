@@ -12,7 +12,7 @@ from typing import Any
 from ..ops.core import REGISTRY
 from ..trace.graph import Graph, Output, Value
 from .fuse import Fuser, Group, Item, live
-from .kernels import indexed_extent
+from .kernels import indexed_range
 from .layout import axes_of, row_major, strides_over
 
 Home = tuple[str, int]
@@ -88,7 +88,7 @@ class Binder:
         for group in self.fuser.live_groups():
             if group.kind == "index" and group.anchor is not None:
                 indices = self.fuser.place(group.anchor.inputs[-1])
-                first.setdefault((indices.root, indices.offset, indices.strides, indexed_extent(group.anchor)), group)
+                first.setdefault((indices.root, indices.offset, indices.strides, indexed_range(group.anchor)), group)
         return list(first.values())
 
     # --- updates --------------------------------------------------------------------------------------------------

@@ -269,6 +269,8 @@ def operand_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
     if isinstance(kernel, Index):
         moved = kernel.outer * kernel.count * kernel.inner
         found = [(kernel.index, moved if kernel.per_element else kernel.count)]
+        if kernel.table is None:
+            return found
         if kernel.kind == "gather":
             return [*found, (kernel.table, moved)]
         if kernel.source is not None:
@@ -288,7 +290,7 @@ def result_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
     if isinstance(kernel, Attention):
         return _matrix_sizes(kernel, kernel.outputs, kernel.output_shapes)
     if isinstance(kernel, Index):
-        extent = kernel.count if kernel.kind == "gather" else kernel.extent
+        extent = kernel.extent if kernel.kind == "scatter_add" else kernel.count
         return [(kernel.out, kernel.outer * extent * kernel.inner)]
     return []
 

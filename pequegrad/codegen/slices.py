@@ -80,7 +80,7 @@ def cuts(kernel: Kernel) -> Iterator[Cut]:
         yield Cut("planes", 0, kernel.shape.planes)
     elif isinstance(kernel, Index):
         yield Cut("outer", 0, kernel.outer)
-        if kernel.outer == 1 and kernel.kind == "gather":
+        if kernel.outer == 1 and kernel.kind != "scatter_add":
             yield Cut("count", 0, kernel.count)
     elif isinstance(kernel, Scan):
         yield Cut("outer", 0, kernel.outer)
@@ -135,7 +135,7 @@ def _is_whole(kernel: Kernel, access: Access, cut: Cut) -> bool:
     if isinstance(kernel, Index):
         if cut.name == "count":
             return access is kernel.table
-        return access is kernel.index and not kernel.per_element
+        return access is kernel.index and not kernel.per_element and kernel.table is not None
     return False
 
 

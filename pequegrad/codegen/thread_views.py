@@ -376,7 +376,7 @@ class WindowBody:
 
 @dataclass(frozen=True, slots=True)
 class IndexBody:
-    """A gather, of ``width`` elements at a time, or scatter-add; its device function spreads the work by itself."""
+    """A gather, of ``width`` elements at a time, a scatter-add or a check; its device function spreads the work by itself."""
 
     body: IndexView
     blocks: int
@@ -411,6 +411,8 @@ def _window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowBody:
 
 def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexBody:
     view = index_view(kernel, dtypes, number)
+    if kernel.table is None:
+        return IndexBody(view, -(-kernel.count // BLOCK), 1)
     if kernel.kind == "gather":
         width = 1
         if not kernel.per_element:

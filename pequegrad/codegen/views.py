@@ -213,13 +213,13 @@ class WindowView(LaneView):
 
 @dataclass(frozen=True, slots=True)
 class IndexView(LaneView):
-    """A gather or scatter-add. ``number``: the kernel's place in the plan, for the report of a wrong index."""
+    """A gather, a scatter-add or a check. ``number``: the kernel's place in the plan, for the report of a wrong index."""
 
     head: KernelHead
     kind: str
     number: int
     kernel: Index
-    table: Address
+    table: Address | None
     index: Address
     out: Address
     source: Address | None
@@ -584,7 +584,7 @@ def window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowView:
 
 def index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView:
     writer = KernelWriter(dtypes, (), (), None)
-    table = operand(writer, kernel.table, ())
+    table = operand(writer, kernel.table, ()) if kernel.table is not None else None
     index = operand(writer, kernel.index, ())
     source = operand(writer, kernel.source, ()) if kernel.source is not None else None
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)

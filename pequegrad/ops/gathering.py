@@ -1,4 +1,4 @@
-"""Ops that read and write at integer indices: gather, its transpose scatter-add, scatter, and sort.
+"""Ops that read and write at integer indices: gather, its transpose scatter-add, scatter, a check alone, and sort.
 
 Invariant: indices are int64 and lie in [0, extent) when an op runs; NumPy checks them (IndexOutOfRange names index
 and bound), a compiled kernel may rely on it. With ``aligned`` the index has the dimensions of the data
@@ -193,6 +193,45 @@ class ScatterAdd(Op):
         ]
 
 
+class CheckIndex(Op):
+    """An index, every element of which lies in [0, extent) or is ``ignored``."""
+
+    name = "check_index"
+    lowering = Family("check_index")
+
+    @staticmethod
+    def call(index: Any, extent: int, ignored: int | None = None) -> Any:
+        """Return ``index`` unchanged; IndexOutOfRange names an element outside [0, extent) that is not ``ignored``."""
+        return bind(CheckIndex, as_tensor(index), extent=extent, ignored=ignored)
+
+    @staticmethod
+    def infer(index: TensorSpec, *, extent: int, ignored: int | None) -> TensorSpec:  # type: ignore[override]
+        return index
+
+    @staticmethod
+    def numpy(xp: Any, index: Any, *, extent: int, ignored: int | None) -> Any:
+        wrong = (index < 0) | (index >= extent)
+        wrong = wrong if ignored is None else wrong & (index != ignored)
+        if wrong.any():
+            first = int(index[wrong].reshape(-1)[0])
+            other = "" if ignored is None else f" or {ignored}"
+            raise IndexOutOfRange(f"check_index: index {first} is out of range: expected 0 <= index < {extent}{other}.")
+        return index.copy()
+
+    @staticmethod
+    def shard(inputs: Any, specs: Any, *, extent: int, ignored: int | None) -> Sharding | None:  # type: ignore[override]
+        (sharding,) = inputs
+        return None if isinstance(sharding, Partial) else sharding
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        index = np.array([[2, 0, 2], [1, 7, 1]])
+        return [
+            Sample((index,), (("extent", 3), ("ignored", 7)), lambda torch, i: i),
+            Sample((index[:1].astype(np.int32),), (("extent", 3), ("ignored", None)), lambda torch, i: i),
+        ]
+
+
 class Scatter(Op):
     """``base`` with ``x`` written at ``index`` along a dimension; of two writes to one place the later stays."""
 
@@ -248,6 +287,7 @@ class Scatter(Op):
         ]
 
 
+check_index = CheckIndex.call
 gather = Gather.call
 scatter = Scatter.call
 scatter_add = ScatterAdd.call

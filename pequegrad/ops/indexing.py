@@ -17,7 +17,7 @@ from ..records import Frozen
 from .core import EAGER, as_tensor, bind, broadcast_shapes, context, is_tensor
 from .creation import iota
 from .elementwise import where
-from .gathering import Gather, Scatter, ScatterAdd, as_index, take
+from .gathering import Gather, Scatter, ScatterAdd, as_index, check_index, take
 from .movement import Reshape, expand, permute, reshape
 from .placement import to_device
 from .slicing import slice_
@@ -301,5 +301,7 @@ def one_hot(x: Any, num_classes: int = -1) -> Any:
         num_classes = count
     elif num_classes == -1:
         raise TraceError("one_hot: num_classes=-1 reads the data, which a traced function cannot. Pass num_classes.")
+    else:
+        x = check_index(x, num_classes)
     classes = iota((1,) * x.ndim + (num_classes,), x.ndim, device=x.device)
     return (reshape(x, (*x.shape, 1)) == classes).to(int64)

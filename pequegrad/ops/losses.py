@@ -15,6 +15,7 @@ from .core import EAGER, as_tensor, broadcast_shapes, context, operands
 from .creation import iota
 from .elementwise import abs as absolute
 from .elementwise import where
+from .gathering import check_index
 from .movement import expand, reshape
 from .power import square
 from .selection import maximum
@@ -109,7 +110,7 @@ def cross_entropy(
 
     ``input``: logits (N, C), (N, C, d1, …) or (C,). ``target``: class indices of that shape without C, or
     probabilities of the same shape. ``weight``: (C,). The mean is over the weights of the targets that are not
-    ``ignore_index``. Raises ShapeError, DTypeError; eagerly IndexOutOfRange for a target that is no class.
+    ``ignore_index``. Raises ShapeError, DTypeError, and IndexOutOfRange for a target that is no class.
     """
     logits, target = as_tensor(input), as_tensor(target)
     dim = _class_dim(logits, "cross_entropy")
@@ -156,9 +157,8 @@ def _class_loss(
     if target.dtype.kind != "int":
         raise DTypeError(f"{who}: target must hold class indices or probabilities. Got {target.dtype.name}.")
     _check_reduction(reduction, who)
-    _check_classes(target, classes, ignore_index, who)
-    target = target.to(int64)
-    is_target = unsqueeze(target, dim) == iota((classes, *(1,) * (len(shape) - 1 - dim)), 0, device=target.device)
+    checked = _checked_classes(target, classes, ignore_index, who)
+    is_target = unsqueeze(checked, dim) == iota((classes, *(1,) * (len(shape) - 1 - dim)), 0, device=target.device)
     counts = target != ignore_index
     if weight is not None:
         weight = _class_weight(weight, log_probabilities, dim, who)
@@ -206,10 +206,10 @@ def _class_weight(weight: Any, logits: Any, dim: int, who: str) -> Any:
     return reshape(weight.to(logits.dtype), (classes, *(1,) * (logits.ndim - 1 - dim)))
 
 
-def _check_classes(target: Any, classes: int, ignore_index: int, who: str) -> None:
-    """Raise IndexOutOfRange for a target that is no class, where its elements are there to be looked at."""
+def _checked_classes(target: Any, classes: int, ignore_index: int, who: str) -> Any:
+    """Return the target as int64. IndexOutOfRange for one that is no class: here, or when the traced step runs."""
     if context.interpreter is not EAGER:
-        return
+        return check_index(target, classes, ignore_index).to(int64)
     array = target.array
     is_wrong = ((array < 0) | (array >= classes)) & (array != ignore_index)
     if is_wrong.any():
@@ -217,3 +217,4 @@ def _check_classes(target: Any, classes: int, ignore_index: int, who: str) -> No
         raise IndexOutOfRange(
             f"{who}: target {wrong} is no class: expected 0 <= target < {classes} (or ignore_index {ignore_index})."
         )
+    return target.to(int64)

@@ -321,6 +321,48 @@ def test_index_out_of_range_names_the_line_and_changes_nothing():
     assert count.item() == 1.0
 
 
+@pytest.mark.parametrize("target", ["cpp", "cuda-sim"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_a_label_that_is_no_class_names_the_line_and_changes_nothing(target, dtype):
+    """A compiled cross_entropy once gave such a row a loss of 0, where eager raised."""
+    pg.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = optim.Adam(model.parameters())
+
+    def work(x, labels):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)  # the bad label
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def state():
+        return [model.weight.detach().numpy().copy(), model.bias.detach().numpy().copy(), *moments()]
+
+    def moments():
+        return [value.numpy().copy() for _, value in sorted(optimizer.state[model.weight].items())]
+
+    x, labels = np.ones((5, 4), np.float32), np.array([0, 1, 2, -100, 1], dtype)
+    with pg.config(quiet=True):
+        function = compile(work, strict=True, target=target)
+        assert np.isfinite(function(x, labels).item())
+        before = state()
+        for wrong in (3, -1, 2**31 - 1):
+            with pytest.raises(IndexOutOfRange, match=rf"test_calls\.py:\d+: .*index {wrong} is outside .*\[0, 3\)"):
+                function(x, np.where(labels == 2, wrong, labels).astype(dtype))
+        for was, now in zip(before, state(), strict=True):
+            np.testing.assert_array_equal(now, was)
+        assert np.isfinite(function(x, labels).item())
+
+
+def test_one_hot_of_no_class_is_an_error_in_a_compiled_function():
+    with pg.config(quiet=True):
+        function = compile(lambda x: F.one_hot(x, 3), strict=True)
+        np.testing.assert_array_equal(function(Tensor([2, 0])).numpy(), [[0, 0, 1], [1, 0, 0]])
+        with pytest.raises(IndexOutOfRange, match="index 3 is outside"):
+            function(Tensor([2, 3]))
+
+
 # --- threads ----------------------------------------------------------------------------------------------------
 
 

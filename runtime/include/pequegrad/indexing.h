@@ -1,4 +1,4 @@
-// Gather, scatter-add and running sums over data seen as (outer, extent, inner).
+// Gather, scatter-add, checks of indices, and running sums over data seen as (outer, extent, inner).
 //
 // Invariant: an index outside [0, extent) is reported and neither read nor written through.
 #pragma once
@@ -13,10 +13,28 @@ struct index_shape {
   bool per_element;
 };
 
+// Which indices are good: those in [0, extent) and, where there is one, `ignored`.
+struct index_range {
+  long extent;
+  bool has_ignored;
+  long ignored;
+};
+
 template <class Index> PG_INLINE bool check_index(const step_context& step, int kernel, Index value, long extent) {
   if (long(value) >= 0 && long(value) < extent) return true;
   report_index(step, kernel, long(value), extent);
   return false;
+}
+
+// out = index, once each is below `extent` or, where there is such a one, is `ignored`.
+template <class Index>
+void check_indices(const step_context& step, int kernel, long count, const index_range& good, const Index* index, Index* out, int worker) {
+  long begin, end;
+  share(count, PG_LANES, worker, step.workers, begin, end);
+  for (long i = begin; i < end; ++i) {
+    if (!(good.has_ignored && long(index[i]) == good.ignored)) check_index(step, kernel, index[i], good.extent);
+    out[i] = index[i];
+  }
 }
 
 template <class T, class Index>

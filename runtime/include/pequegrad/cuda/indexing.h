@@ -1,4 +1,4 @@
-// Gather, scatter-add and running sums over data seen as (outer, extent, inner).
+// Gather, scatter-add, checks of indices, and running sums over data seen as (outer, extent, inner).
 //
 // Invariants: an index outside [0, extent) is reported and neither read nor written through; sums have a fixed order but
 // in scatter_add_atomic, which says so; what is only moved keeps its bits.
@@ -13,6 +13,24 @@ struct index_shape {
   long outer, extent, count, inner;
   bool per_element;
 };
+
+// Which indices are good: those in [0, extent) and, where there is one, `ignored`.
+struct index_range {
+  long extent;
+  bool has_ignored;
+  long ignored;
+};
+
+// out = index, once each is below `extent` or, where there is such a one, is `ignored`. Units: count / PG_BLOCK.
+template <class Index>
+__device__ __forceinline__ void check_indices(const part& part, pg_failure* failure, int kernel, long count, const index_range& good,
+                                              const Index* index, Index* out) {
+  for (long i = part.thread(); i < count; i += part.threads()) {
+    const Index at = load(index + i);
+    if (!(good.has_ignored && long(at) == good.ignored)) check_index(failure, kernel, at, good.extent);
+    store(out + i, at);
+  }
+}
 
 template <int W, class T> __device__ __forceinline__ void move(T* to, const T* from) {
   pg_sim_note_load(from, sizeof(T) * W);
