@@ -50,6 +50,11 @@ class Line:
         """Whether the statement asks how many lanes there are."""
         return self.form in ("load", "load_strided", "store", "store_strided")
 
+    @property
+    def is_store(self) -> bool:
+        """Whether the statement writes to memory."""
+        return self.form in ("store", "store_strided", "store_scalar")
+
     def reads(self, name: str) -> bool:
         """Whether the statement reads a loop variable or another one of that name."""
         if self.is_partial and name == "count":

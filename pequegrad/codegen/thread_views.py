@@ -93,7 +93,8 @@ class ElementView:
 class GroupedRowView:
     """Rows of ``count`` elements, each reduced by ``threads`` threads; ``unit`` counts rows, ``element`` what is in one.
 
-    ``kept``: what is loaded once and stays in registers for later stages; then each thread has ``steps`` elements."""
+    ``kept``: what is loaded once and stays in registers for later stages; then each thread has ``steps`` elements.
+    ``final``: what one thread of a row does in the end; ``overwrites``: what all of them have read before."""
 
     head: KernelHead
     rows: int
@@ -104,6 +105,8 @@ class GroupedRowView:
     element: str
     decode_element: tuple[Loop, ...]
     stages: tuple[StageView, ...]
+    final: tuple[Line, ...]
+    overwrites: bool
     kept: tuple[Parameter, ...]
     is_side_by_side = False
     shared = ""
@@ -128,7 +131,9 @@ class GroupedRowView:
 
 @dataclass(frozen=True, slots=True)
 class SideBySideRowView:
-    """Rows side by side, a thread (or, ``is_sliced``, one thread of each warp of a block) for each lane of ``lane``."""
+    """Rows side by side, a thread (or, ``is_sliced``, one thread of each warp of a block) for each lane of ``lane``.
+
+    ``final``: what one thread of a row does in the end; ``overwrites``: what all of them have read before."""
 
     head: KernelHead
     rows: int
@@ -140,6 +145,8 @@ class SideBySideRowView:
     element: str
     decode_element: tuple[Loop, ...]
     stages: tuple[StageView, ...]
+    final: tuple[Line, ...]
+    overwrites: bool
     is_side_by_side = True
     shared = ""
 
@@ -204,6 +211,9 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
     writer.hoist(body)
     lines = writer.vector_lines(body)
+    if _pointers(lines, True) & _pointers(writer.hoisted, False):
+        lines = [*writer.hoisted, *lines]
+        writer.hoisted.clear()
     count = math.prod(extents)
     width = _width(extents, lines, [buffer_dtype.itemsize for buffer_dtype in dtypes], writer)
     if width == 1:
@@ -223,6 +233,11 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     return ElementView(
         head_of(kernel, writer), count, width, "unit", decode, indices[-1], reads_lane, loads, tuple(lines), stores
     )
+
+
+def _pointers(lines: Iterable[Line], is_store: bool) -> set[str]:
+    """Return the names of what is written to, or else read from."""
+    return {line.address.pointer for line in lines if line.address is not None and line.is_store == is_store}
 
 
 def _width(extents: Sequence[int], lines: Sequence[Line], itemsizes: Sequence[int], writer: KernelWriter) -> int:
@@ -270,7 +285,7 @@ def _packed(
     return tuple(loads), inner, tuple(stores)
 
 
-def _kept_in_registers(kernel: Row, stages: list[StageView]) -> tuple[list[StageView], tuple[Parameter, ...]]:
+def _kept_in_registers(kernel: Row, stages: Sequence[StageView]) -> tuple[tuple[StageView, ...], tuple[Parameter, ...]]:
     """Return the stages with what several of them load of the same place loaded once, by the first."""
     written = {s.access.buffer for stage in kernel.stages for s in stage.inner if isinstance(s, Store)}
     loads: dict[Access, list[tuple[int, Load]]] = {}
@@ -292,12 +307,23 @@ def _kept_in_registers(kernel: Row, stages: list[StageView]) -> tuple[list[Stage
                 lines[number].insert(at + 1, Line("keep", f"{place}[step]", text=name))
             else:
                 lines[number][at] = Line("let", name, vector_type(load.dtype), f"{place}[step]")
-    changed = [dataclasses.replace(stage, inner=tuple(inner)) for stage, inner in zip(stages, lines, strict=True)]
-    return changed, tuple(kept)
+    changed = (dataclasses.replace(stage, inner=tuple(inner)) for stage, inner in zip(stages, lines, strict=True))
+    return tuple(changed), tuple(kept)
 
 
 def _defines(lines: Sequence[Line], name: str) -> bool:
     return any(line.name == name for line in lines)
+
+
+def _until_the_end(stages: Sequence[StageView]) -> tuple[tuple[StageView, ...], tuple[Line, ...]]:
+    """Return the stages without what is stored once per row and what the last of them computes for that, and these."""
+    per_row = [line for stage in stages for line in stage.after if line.is_store]
+    shared = [tuple(line for line in stage.after if not line.is_store) for stage in stages]
+    kept = (
+        *(dataclasses.replace(s, after=after) for s, after in zip(stages[:-1], shared)),
+        dataclasses.replace(stages[-1], after=()),
+    )
+    return kept, (*shared[-1], *per_row)
 
 
 def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
@@ -330,15 +356,24 @@ def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
     readers: list[Line | Address | str] = [*lines, *(a.position for stage in stages for a in stage.accumulators)]
     count = math.prod(kernel.inner)
     element, decode_element = counted(_decoded(indices[split:], kernel.inner, readers), "element")
+    common, final = _until_the_end(stages)
+    written = _pointers(final, True)
+    if written & _pointers(writer.hoisted, False):  # then there is one row, and threads of others must not read
+        common = (dataclasses.replace(common[0], before=(*writer.hoisted, *common[0].before)), *common[1:])
+        writer.hoisted.clear()
     head = head_of(kernel, writer)
+    read = [line for stage in common for part in (stage.before, stage.inner, stage.after) for line in part]
+    overwrites = bool(written & _pointers(read, False))
     if not kernel.lanes_are_rows:
         rows = math.prod(kernel.outer)
         unit, decode = counted(_decoded(indices[:split], kernel.outer, readers))
         threads = BLOCK if count > LONG_ROW or (rows < MANY_ROWS and count > BLOCK) else WARP
         kept: tuple[Parameter, ...] = ()
         if count <= threads * MOST_KEPT:
-            stages, kept = _kept_in_registers(kernel, stages)
-        return GroupedRowView(head, rows, threads, unit, decode, count, element, decode_element, tuple(stages), kept)
+            common, kept = _kept_in_registers(kernel, common)
+        return GroupedRowView(
+            head, rows, threads, unit, decode, count, element, decode_element, common, final, overwrites, kept
+        )
     lane = kernel.lane_axis
     others = [axis for axis in range(split) if axis != lane]
     decode = _decoded([indices[axis] for axis in others], [kernel.outer[axis] for axis in others], readers)
@@ -354,7 +389,9 @@ def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
         count,
         element,
         decode_element,
-        tuple(stages),
+        common,
+        final,
+        overwrites,
     )
 
 

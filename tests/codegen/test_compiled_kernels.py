@@ -260,3 +260,24 @@ def test_random_draws_follow_numpys_counters_for_any_length(instruction_set):
         (kept,) = batch.apply("lt", batch.apply("permute", [mask], dims=(1, 0)) + (half,))
         batch.expect("turned mask", [kept, *batch.apply("cast", [kept], dtype=bool_)])
     assert_no_failures(batch.failures(target_for(instruction_set)))
+
+
+@SETS
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((4, 40), 1), ((3, 3000), 1), ((400, 7), 0), ((100, 50), 0), ((9, 70), 0), ((50,), 0)]
+)
+def test_a_state_that_changes_with_its_rows_sum_is_read_by_all_before(instruction_set, shape, dim):
+    """On a device the one thread that stored a row's new state was not waited for by those that had yet to read the old."""
+    batch = Batch("counted_rows")
+    x = batch.input(normal(shape))
+    per_row = tuple(1 if axis == dim else extent for axis, extent in enumerate(shape))
+    state = batch.input(normal(per_row, seed=1), role="state")
+    (total,) = batch.apply("sum", [x], dims=(dim,), keepdim=True)
+    (changed,) = batch.apply("add", [state, total])
+    (near,) = batch.apply("sub", [x, batch.apply("expand", [changed], shape=shape)[0]])
+    batch.expect("near", [near], None, 1e-5)
+    batch.update("state", state, changed, None, 1e-5)
+    target = target_for(instruction_set)
+    families = [kernel.family for kernel in Compiled(batch.graph(), target).plan.kernels]
+    assert families == ["row"], "in one kernel, else this tests nothing"
+    assert_no_failures(batch.failures(target))

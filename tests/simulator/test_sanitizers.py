@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sanitizing import ADDRESS, THREAD, find_sanitizer
 from tests.simulator.simulating import FLAGS, HERE, compile_text
 
 KERNELS = [
@@ -17,17 +18,10 @@ KERNELS = [
 Runner = Callable[[str, bool, int], subprocess.CompletedProcess]
 
 
-def program(folder: Path, *flags: str) -> Runner:
-    """Compile planted.cu with a sanitizer; skip where an empty program does not run with it."""
-    empty = folder / "empty.cpp"
-    empty.write_text("int main() { return 0; }\n")
-    probe = ["g++", *flags, str(empty), "-o", str(folder / "empty")]
-    try:
-        subprocess.run(probe, check=True, capture_output=True)
-        subprocess.run([str(folder / "empty")], check=True, capture_output=True, timeout=20)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"{flags[0]} does not run here: {error}")
-    path = compile_text(HERE / "planted.cu", folder / "planted", "-g1", "-DPG_TEST_MAIN", *flags)
+def program(kind: tuple[tuple[str, ...], tuple[str, ...]], folder: Path) -> Runner:
+    """Compile planted.cu with a sanitizer."""
+    arguments = [*FLAGS, "-g1", "-DPG_TEST_MAIN", str(HERE / "planted.cu")]
+    path = find_sanitizer(kind, folder).build(folder / "planted", arguments)
 
     def run(name: str, bug: bool, seed: int) -> subprocess.CompletedProcess:
         number = KERNELS.index(name) if name else -1
@@ -39,13 +33,12 @@ def program(folder: Path, *flags: str) -> Runner:
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    return program(tmp_path_factory.mktemp("address"), *flags)
+    return program(ADDRESS, tmp_path_factory.mktemp("address"))
 
 
 @pytest.fixture(scope="session")
 def thread(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return program(tmp_path_factory.mktemp("thread"), "-fsanitize=thread")
+    return program(THREAD, tmp_path_factory.mktemp("thread"))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
