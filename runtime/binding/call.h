@@ -151,7 +151,8 @@ public:
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
           context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
           config_(pointer(d, "config")), generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), guards_(pointer(d, "guards")),
-          changes_(pointer(d, "changes")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))) {
+          changes_(pointer(d, "changes")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
+          has_threads_(py::cast<bool>(d["has_threads"])) {
         for (const py::handle item : d["arguments"]) {
             const auto t = py::cast<py::tuple>(item);
             Argument argument = {t[0].ptr(), t[1].ptr(), t[2].ptr(), py::cast<py::dtype>(t[3]).num(), {}};
@@ -209,7 +210,7 @@ public:
         for (const char *name : {"PEQUEGRAD_STANCE", "PEQUEGRAD_NUM_THREADS", "OMP_NUM_THREADS", "PEQUEGRAD_DEBUG_NANS"}) {
             environment_.emplace_back(name, value_of(name));
         }
-        cores_ = cores();
+        cores_ = has_threads_ ? cores() : 0;
     }
 
     // `run(arguments)` runs the step on a list of arrays; it returns None, or what `fail` raises an exception of.
@@ -238,7 +239,7 @@ public:
         }
         const py::object failure = run(passed);
         if (!failure.is_none()) fail(failure);
-        for (PyObject *const storage : written_list_) raise_version(storage);
+        raise_versions();
         for (std::size_t i = 0; i < results_.size(); ++i) made[i] = wrapped(made[i], results_[i].spec);
         for (const Gradient &action : actions_) {
             PyObject *const owner = action.owner != nullptr ? action.owner : PyTuple_GET_ITEM(arguments.ptr(), action.argument);
@@ -298,7 +299,7 @@ private:
             const char *const now = std::getenv(variable.first);
             if (variable.second != (now != nullptr ? now : "")) return false;
         }
-        if (cores() != cores_) return false;
+        if (has_threads_ && cores() != cores_) return false;
         return attribute(context_, interpreter).ptr() == eager_ && attribute(context_, enabled).ptr() == is_grad_enabled_;
     }
 
@@ -483,10 +484,18 @@ private:
         return true;
     }
 
-    void raise_version(PyObject *storage) const {
-        const py::object now = py::reinterpret_steal<py::object>(PyNumber_Add(slot(storage, layout_.version), one()));
-        if (!now) throw py::error_already_set();
-        set_slot(storage, layout_.version, now.ptr());
+    // Storages that are written together mostly share one number: it is raised once for all that follow each other.
+    void raise_versions() const {
+        py::object before, now;
+        for (PyObject *const storage : written_list_) {
+            PyObject *const version = slot(storage, layout_.version);
+            if (version != before.ptr()) {
+                before = py::reinterpret_borrow<py::object>(version);
+                now = py::reinterpret_steal<py::object>(PyNumber_Add(version, one()));
+                if (!now) throw py::error_already_set();
+            }
+            set_slot(storage, layout_.version, now.ptr());
+        }
     }
 
     static PyObject *one() {
@@ -539,6 +548,7 @@ private:
     std::unordered_set<PyObject *> written_;
     std::unordered_set<void *> owners_;
     std::vector<std::pair<const char *, std::string>> environment_;
+    bool has_threads_;  // a step of one thread does not ask the system, which takes a while, for its cores
     int cores_ = 0;
 };
 

@@ -1,6 +1,7 @@
 """The native call takes all usual calls, notices all that changes, and leaves the rest to Python."""
 
 import gc
+import os
 import threading
 import weakref
 
@@ -253,3 +254,32 @@ def test_the_native_call_keeps_no_model_alive():
     del training
     gc.collect()
     assert (model(), step()) == (None, None)
+
+
+def test_each_storage_has_its_own_version():
+    training = Training()
+    weights = list(training.model.parameters())
+    with pg.no_grad():
+        weights[1].add_(0.0)
+        weights[1].add_(0.0)
+    training.step(X)
+    before = [weight.storage.version for weight in weights]
+    assert len(set(before)) > 1
+    assert quick(training.step, X) is not NotImplemented
+    assert [weight.storage.version for weight in weights] == [version + 1 for version in before]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
+@pytest.mark.skipif(pg.config.workers() < 2, reason="one core")
+@pytest.mark.parametrize(("size", "is_shared"), [(4, False), (1024, True)])
+def test_only_a_step_that_workers_share_asks_how_many_cores_there_are(size, is_shared):
+    step = pg.compile(lambda x: x @ x, strict=True)
+    x = np.ones((size, size), np.float32)
+    step(x)
+    step(x)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert (quick(step, x) is NotImplemented) == is_shared
+    finally:
+        os.sched_setaffinity(0, cores)
