@@ -74,7 +74,8 @@ class Adam(Optimizer):
         # In float64, as torch computes them in Python: 1 - beta2 ** step cancels most digits of the first steps.
         count = step.to(float64)
         correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-        denominator = square.sqrt() / like(correction2.sqrt(), parameter) + rates["eps"]
+        # A product with one reciprocal for all: a division of each element would cost as much as all its products.
+        denominator = square.sqrt() * like(1 / correction2.sqrt(), parameter) + rates["eps"]
         return new - like(lr / correction1, parameter) * (mean / denominator), changed
 
 
