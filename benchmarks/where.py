@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pequegrad as pg
-from pequegrad.compiler import Lowered
+from pequegrad.making import Lowered
 from pequegrad.profiling import KernelTime, Profile
 
 from .measure import ROOT, machine, names_in

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import gc
 import os
 import sys
 import threading
@@ -16,18 +15,12 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from . import arrays, profiling, targets, tuning
+from . import arrays, targets
 from .build import cache
-from .build.kernel_report import KernelReport
-from .codegen import emit
-from .codegen.lower import memory_report
-from .codegen.memory import MemoryReport
-from .codegen.plan import StepPlan
-from .codegen.text import format_plan
+from .build.keys import CacheKey
 from .config import STANCES, config
 from .errors import (
     CacheError,
@@ -38,20 +31,24 @@ from .errors import (
     ToolchainError,
     TraceError,
 )
-from .export.saving import Exportable, save_step
 from .locations import definition
-from .native import NativeStep
-from .planning import make_plan
+from .native import NativeStep, StepFacts
+from .records import collector_at_rest
 from .targets import Target
 from .tensor import Tensor
 from .trace.capture import Captured, capture
-from .trace.graph import Graph
+from .trace.graph import Graph, identify
 from .trace.many import run_many
 from .trace.placement import home_of
 from .trace.quick import describe_call
 from .trace.signature import Call, explain_difference, read_call, without_data
 from .trace.step import BoundStep, Execute, interpret
 from .trace.tracer import current_tracer
+
+if TYPE_CHECKING:
+    from .codegen.plan import StepPlan
+    from .making import Artifact, Lowered
+    from .profiling import Profile
 
 _TARGETS = {arrays.CPU: "cpp", "cuda": "cuda"}
 """The target for each kind of device that tensors lie on."""
@@ -88,42 +85,6 @@ class Options:
                 raise TypeError(f"compile: {option} must be True or False. Got {getattr(self, option)!r}.")
         if isinstance(self.target, str) and self.target not in targets.names():
             raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(targets.names())}.")
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """A step as far as it gets without a compiler."""
-
-    graph: Graph
-    plan: StepPlan
-    source: str
-    memory: MemoryReport
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A step that was built. ``origin``: "compiled", "disk" or "memory"."""
-
-    path: Path
-    source_path: Path
-    seconds: float
-    origin: str
-    exportable: Exportable = field(repr=False, compare=False)
-
-    @property
-    def kernels(self) -> tuple[KernelReport, ...]:
-        """What each kernel takes on a device: registers, shared memory, stack, spills; empty for the processor."""
-        return self.exportable.built.kernels
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write one folder that `pequegrad.load_step` runs in a process that traces and compiles nothing.
-
-        In it are the module, its source, a manifest with sums, and the state as it is now: parameters, buffers, optimizer
-        state, learning rates, random state. ``overwrite``: replace, in one step, an artifact that is there. Python values
-        that the trace read are built in. Raises TraceError, with the reason, for a step that would not do the same there,
-        and ArtifactError where the folder cannot be written.
-        """
-        save_step(self.exportable, path, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +270,7 @@ class CompiledFunction:
         return BoundStep(captured.trace, execute, captured.pinned, device=device, home=home, say=self._say_once)
 
     def _trace(self, call: Call) -> Captured:
-        with _trace_lock, _collector_at_rest():
+        with _trace_lock, collector_at_rest():
             return capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
 
     def _target(self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU) -> Target:
@@ -331,36 +292,53 @@ class CompiledFunction:
         home: str = arrays.CPU,
     ) -> tuple[StepPlan, Target]:
         """Return the plan of a trace, and its target with what tuning chose; ``inputs`` gives arrays to tune on."""
-        workers, options = config.workers(), self._options
-        with _collector_at_rest():
-            planned = make_plan(traced, target, workers, options.precision, options.memory)
-        if options.mode != "autotune":
-            return planned.plan, target
-        tuner = tuning.Tuner(planned.graph, planned.plan, target, workers, options.precision)
-        report = tuning.Report(self._say_tuning, self._say_once, self._say_progress)
-        return tuner.planned(tuner.tuned(inputs, home, report))
+        options = self._options
+        tune = None
+        if options.mode == "autotune":
+            tune = (inputs, home, self._say_tuning, self._say_once, self._say_progress)
+        return _making().plan_of(traced, target, config.workers(), options.precision, options.memory, tune)
 
     def _build(self, captured: Captured, target: Target, reason: str, home: str, tensors: Sequence[Tensor]) -> Execute:
         traced = captured.trace.graph
         start = time.perf_counter()
         cache.check_can_run(target)
-        plan, target = self._plan(traced, target, lambda: _copied_inputs(captured, tensors), home)
-        planned = time.perf_counter() - start
-        built = build(plan, target, self._say_progress)
+        key = self._graph_key(traced, target)
+        known = cache.find_by_graph(key, target) if key is not None else None
+        if known is not None:
+            built, facts = known[0], StepFacts.from_text(known[1])
+            planned = time.perf_counter() - start - built.seconds
+        else:
+            plan, target = self._plan(traced, target, lambda: _copied_inputs(captured, tensors), home)
+            planned = time.perf_counter() - start
+            facts = _making().facts_of(plan, target)
+            step_key = _making().step_key(plan, target)
+            built = _making().build(step_key, plan, target, self._say_progress)
+            if key is not None:
+                cache.keep_by_graph(key, step_key, facts.to_text())
         seconds = time.perf_counter() - start
-        self._log(plan, built, planned)
+        self._log(facts, built, planned)
         if not config.quiet:
             how = "compiled" if built.origin == "compiled" else "cached"
             again = f" (again: {reason})" if reason else ""
-            counts = f"{len(traced.nodes)} ops → {len(plan.kernels)} kernels"
+            counts = f"{len(traced.nodes)} ops → {len(facts.origins)} kernels"
             print(f"pequegrad: {self._name}: {counts}, {seconds:.2f} s {how}{again}", file=sys.stderr)
-        return NativeStep(built, plan, target)
+        return NativeStep(built, facts)
 
-    def _log(self, plan: StepPlan, built: cache.BuiltStep, planned: float) -> None:
+    def _graph_key(self, traced: Graph, target: Target) -> CacheKey | None:
+        """Return the key of all that the plan and the build of a trace depend on, or None where the trace does not tell:
+        measurements decide too, or code outside of the package."""
+        options = self._options
+        text = identify(traced)
+        if text is None or options.mode == "autotune":
+            return None
+        for_whom = f"{options.precision} memory={options.memory} workers={config.workers()} {target.identity()}"
+        return cache.make_graph_key(f"{for_whom}\n{text}", target, name=traced.name)
+
+    def _log(self, facts: StepFacts, built: cache.BuiltStep, planned: float) -> None:
         """Print what ``config.logs`` asks for beside the one line."""
         texts = {
             "code": f"source: {built.source_path}",
-            "memory": f"memory: {memory_report(plan)}",
+            "memory": f"memory: {facts.memory}",
             "timing": f"timing: passes and plan {planned:.3f} s, {built.origin} {built.seconds:.3f} s",
         }
         for topic in texts.keys() & config.logs:
@@ -406,7 +384,7 @@ class CompiledFunction:
         captured, home = self._capture(args, kwargs)
         chosen = self._target(target, arch=arch, home=home)
         plan, chosen = self._plan(captured.trace.graph, chosen)
-        return Lowered(captured.trace.graph, plan, _render(plan, chosen), memory_report(plan))
+        return _making().lowered(captured.trace.graph, plan, chosen)
 
     def compile(
         self, *args: Any, target: str | Target | None = None, arch: str | None = None, **kwargs: Any
@@ -420,38 +398,30 @@ class CompiledFunction:
         chosen = self._target(target, arch=arch, home=home)
         call = read_call(args, kwargs)
         plan, chosen = self._plan(captured.trace.graph, chosen, lambda: _copied_inputs(captured, call.tensors), home)
-        built = build(plan, chosen, self._say_progress, is_for_here=False)
-        exportable = Exportable(self._name, without_data(call), captured, plan, chosen, built)
-        return Artifact(built.path, built.source_path, built.seconds, built.origin, exportable)
+        key = _making().step_key(plan, chosen)
+        built = _making().build(key, plan, chosen, self._say_progress, is_for_here=False)
+        return _making().artifact(self._name, without_data(call), captured, plan, chosen, built)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """Return, for people: which ops became which kernels, how many bytes move, and what is guarded."""
         captured, home = self._capture(args, kwargs)
         graph = captured.trace.graph
         plan, _ = self._plan(graph, self._target(home=home))
-        passed = sum(plan.buffers[i].nbytes for i in plan.slots)
-        lines = [
-            f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels in {len(plan.phases)} phases, "
-            f"{plan.workers} worker{'s' if plan.workers != 1 else ''}",
-            f"memory: {passed} bytes passed in and out, {memory_report(plan).arena_bytes} bytes of arena",
-        ]
-        for number, phase in enumerate(plan.phases):
-            if phase.blocks is not None:
-                lines.append(f"  phase {number} runs on {phase.blocks.count} blocks of {phase.blocks.size} samples:")
-            lines += [f"  phase {number}: {kernel.family:8} {kernel.origin}" for kernel in phase.kernels]
+        counts = f"{self._name}: {len(graph.nodes)} ops → {len(plan.kernels)} kernels"
+        lines = _making().explain(counts, plan)
         return "\n".join([*lines, "guards:", *(f"  {line}" for line in captured.guards.lines())])
 
-    def profile(self, *args: Any, seconds: float = profiling.SECONDS, **kwargs: Any) -> profiling.Profile:
+    def profile(self, *args: Any, seconds: float | None = None, **kwargs: Any) -> Profile:
         """Time each kernel of the step for these arguments, on copies of them and of the state; ``print`` what it returns.
 
-        The step is built once more, with a clock between its kernels, and runs for about ``seconds``. Raises DeviceError
+        The step is built once more, with a clock between its kernels, and runs for about ``seconds`` (None: one). Raises DeviceError
         for a target that has no such clock.
         """
         call = read_call(args, kwargs)
         captured, home = self._capture(args, kwargs)
         target = self._target(home=home)
         plan, target = self._plan(captured.trace.graph, target)
-        return profiling.profile(plan, target, _copied_inputs(captured, call.tensors), self._say_progress, seconds)
+        return _making().profile(plan, target, _copied_inputs(captured, call.tensors), self._say_progress, seconds)
 
     def cache_info(self) -> CacheInfo:
         """Return how many steps there are and how often they ran."""
@@ -523,37 +493,16 @@ def _check_home(target: Target, home: str) -> None:
         )
 
 
-class _collector_at_rest:
-    """Keeps the garbage collector from looking, inside a ``with`` block, through what grows there and stays: records."""
+def _making() -> Any:
+    """Return what makes steps: loaded only where the cache has none, or somebody looks inside, for it takes 0.1 s."""
+    from . import making
 
-    __slots__ = ("_was_on",)
-
-    def __enter__(self) -> None:
-        self._was_on = gc.isenabled()
-        gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        if self._was_on:
-            gc.enable()
-
-
-def _render(plan: StepPlan, target: Target) -> str:
-    with _collector_at_rest():
-        return emit.render(plan, target)
+    return making
 
 
 def _copied_inputs(captured: Captured, tensors: Sequence[Tensor]) -> list[Any]:
     """Return private copies of all that a call reads: arguments, state, numbers."""
     return BoundStep(captured.trace, interpret(captured.trace.graph), captured.pinned).copied_inputs(tensors)
-
-
-def build(
-    plan: StepPlan, target: Target, progress: Callable[[str], None], *, is_for_here: bool = True
-) -> cache.BuiltStep:
-    """Return the built step of a plan: from memory, from disk, or compiled now. ``is_for_here``: to run on this
-    machine; raises DeviceError where it cannot."""
-    key = cache.make_key(format_plan(plan), target, name=plan.name)
-    return cache.get_or_build(key, lambda: _render(plan, target), target, progress, is_for_here=is_for_here)
 
 
 def compile(

@@ -1,34 +1,73 @@
 """A built step, run on its slots.
 
-Invariant: a failure of the native code is an exception that names the user's line, or the step.
+Invariant: a failure of the native code is an exception that names the user's line, or the step. What runs a step is in
+its `StepFacts`, so that a process that finds both in the cache needs no plan.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from .build import cache
 from .build.loader import StepFailure
-from .codegen import emit
-from .codegen.plan import StepPlan
 from .config import config
-from .targets import Target
+from .locations import Location
+from .records import Record
+
+
+class StepFacts(Record):
+    """What must be known of a plan to run its built step.
+
+    ``workers``: the most that it runs on. ``arena_bytes``: of host memory. ``slots``: (bytes, whether the step writes to
+    it, name of its dtype) of each array that it is handed. ``origins``: for each kernel, its ops and the first line of the
+    user's that it comes from, or None. ``memory``: for people.
+    """
+
+    __slots__ = ("name", "workers", "arena_bytes", "slots", "origins", "memory")  # noqa: RUF023 (the order of __init__)
+    name: str
+    workers: int
+    arena_bytes: int
+    slots: tuple[tuple[int, bool, str], ...]
+    origins: tuple[tuple[str, Location | None], ...]
+    memory: str
+
+    def __init__(
+        self,
+        name: str,
+        workers: int,
+        arena_bytes: int,
+        slots: tuple[tuple[int, bool, str], ...],
+        origins: tuple[tuple[str, Location | None], ...],
+        memory: str,
+    ) -> None:
+        self.set_fields(
+            name=name, workers=workers, arena_bytes=arena_bytes, slots=slots, origins=origins, memory=memory
+        )
+
+    def to_text(self) -> str:
+        """Return the facts as text, for the cache."""
+        origins = [[ops, location and location.values()] for ops, location in self.origins]
+        return json.dumps([self.name, self.workers, self.arena_bytes, self.slots, origins, self.memory])
+
+    @staticmethod
+    def from_text(text: str) -> StepFacts:
+        """Return the facts that `to_text` wrote."""
+        name, workers, arena_bytes, slots, origins, memory = json.loads(text)
+        lines = tuple([(ops, None if location is None else Location(*location)) for ops, location in origins])
+        return StepFacts(name, workers, arena_bytes, tuple(map(tuple, slots)), lines, memory)
 
 
 class NativeStep:
     """Runs a built step, once or many times. Raises IndexOutOfRange, with the user's line, for a bad index."""
 
-    def __init__(self, built: cache.BuiltStep, plan: StepPlan, target: Target) -> None:
-        buffers = [plan.buffers[i] for i in plan.slots]
-        # A step on a device has its arena there.
-        arena = emit.arena_bytes(plan, target) if target.device == "cpu" else 0
-        built.module.configure([(buffer.nbytes, buffer.is_written) for buffer in buffers], arena)
+    def __init__(self, built: cache.BuiltStep, facts: StepFacts) -> None:
+        built.module.configure([(nbytes, is_written) for nbytes, is_written, _ in facts.slots], facts.arena_bytes)
         self._module = built.module
-        self._plan = plan
-        self._is_shared = plan.workers > 1 and target.device == "cpu"
+        self._facts = facts
         # NumPy exports no buffer of bfloat16, so these go as the same bytes in another dtype.
-        self._as_words = [i for i, buffer in enumerate(buffers) if buffer.dtype.name == "bfloat16"]
+        self._as_words = [i for i, (_, _, dtype) in enumerate(facts.slots) if dtype == "bfloat16"]
 
     def __call__(self, slots: list[Any]) -> None:
         """Run once on one array per slot."""
@@ -54,15 +93,15 @@ class NativeStep:
         return slots
 
     def _workers(self) -> int:
-        return min(self._plan.workers, config.workers()) if self._is_shared else 1
+        return min(self._facts.workers, config.workers()) if self._facts.workers > 1 else 1
 
     def _check(self, failure: tuple[int, int, int, int, str] | None) -> None:
         if failure is None:
             return
         found = StepFailure(*failure)
         if not found.is_index:
-            raise found.error(f"{self._plan.name}: ")
-        origin = self._plan.kernels[found.kernel].origin
-        error = found.error(f"{' '.join(origin.ops)}: ")
-        error.location = origin.locations[0] if origin.locations else error.location
+            raise found.error(f"{self._facts.name}: ")
+        ops, location = self._facts.origins[found.kernel]
+        error = found.error(f"{ops}: ")
+        error.location = location or error.location
         raise error

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .codegen import schedule
+from .codegen import emit, schedule
 from .codegen.lower import lower, memory_report
 from .codegen.plan import StepPlan
 from .errors import CompilerBug
+from .native import StepFacts
 from .passes import run_pipeline
 from .passes.recompute_values import recompute_values
 from .targets import Target
@@ -72,4 +73,19 @@ def plan_cost(plan: StepPlan) -> float:
         (phase.blocks.count if phase.blocks is not None else 1) * schedule.cost(kernel, plan)
         for phase in plan.phases
         for kernel in phase.kernels
+    )
+
+
+def facts_of(plan: StepPlan, target: Target) -> StepFacts:
+    """Return what running the built step of a plan takes."""
+    is_on_host = target.device == "cpu"  # a step on a device has its arena there
+    buffers = [plan.buffers[i] for i in plan.slots]
+    origins = [kernel.origin for kernel in plan.kernels]
+    return StepFacts(
+        name=plan.name,
+        workers=plan.workers if is_on_host else 1,
+        arena_bytes=emit.arena_bytes(plan, target) if is_on_host else 0,
+        slots=tuple([(buffer.nbytes, buffer.is_written, buffer.dtype.name) for buffer in buffers]),
+        origins=tuple([(" ".join(o.ops), o.locations[0] if o.locations else None) for o in origins]),
+        memory=str(memory_report(plan)),
     )

@@ -8,6 +8,7 @@ Invariant: nobody sees a field of a `Frozen` object change, unless it goes throu
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 
@@ -49,3 +50,17 @@ class Record(Frozen):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.values()
+
+
+class collector_at_rest:
+    """Keeps the garbage collector from looking, inside a ``with`` block, through what grows there and stays: records."""
+
+    __slots__ = ("_was_on",)
+
+    def __enter__(self) -> None:
+        self._was_on = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_on:
+            gc.enable()

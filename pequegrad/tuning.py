@@ -25,6 +25,7 @@ from .codegen.schedule import MODEL, Choices
 from .codegen.text import format_plan
 from .errors import DeviceError, ToolchainError
 from .native import NativeStep
+from .planning import facts_of
 from .targets import Target
 from .trace.graph import Graph
 
@@ -129,7 +130,7 @@ class Tuner:
         key = cache.make_key(format_plan(plan), target, name=plan.name)
         built = cache.get_or_build(key, lambda: emit.render(plan, target), target, report.build)
         results = [np.empty(plan.buffers[i].shape, plan.buffers[i].dtype.numpy) for i in plan.slots[len(inputs) :]]
-        return _Variant(choices, text, NativeStep(built, plan, target), inputs, results, home)
+        return _Variant(choices, text, NativeStep(built, facts_of(plan, target)), inputs, results, home)
 
 
 @dataclasses.dataclass(slots=True)

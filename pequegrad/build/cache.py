@@ -34,6 +34,8 @@ Origin = Literal["compiled", "disk", "memory"]
 
 _BINDING_SOURCE = "binding/binding.cpp"
 _BUILD_LOG = "build.log"
+# Graphs of which is kept what they became, the last used ones: some kilobytes each.
+_MOST_GRAPHS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,37 @@ def make_key(plan_text: str, target: Target, *, name: str) -> CacheKey:
     return keys.make_step_key(plan_text, target, name=name, memo=disk.open_root())
 
 
+def make_graph_key(graph_text: str, target: Target, *, name: str) -> CacheKey:
+    """Return the key under which is kept what a traced graph became, for `find_by_graph`. Raises ToolchainError."""
+    return keys.make_graph_key(graph_text, target, name=name, memo=disk.open_root())
+
+
+def find_by_graph(key: CacheKey, target: Target) -> tuple[BuiltStep, str] | None:
+    """Return the step that the graph of ``key`` became, here or in another process, and how it is run, if both are there
+    and whole. Raises DeviceError where this machine cannot run it."""
+    start = time.perf_counter()
+    root = disk.open_root()
+    known = root.recall_graph(key.digest, key.fields())
+    if known is None:
+        return None
+    digest, facts = known
+    keys.check_can_run(target, key)
+    with _state_lock:
+        built = _loaded.get(digest)
+    if built is not None:
+        return dataclasses.replace(built, seconds=0.0, origin="memory"), facts
+    entry = root.read_known(STEPS, digest, keys.digest_of)
+    if entry is None:
+        return None
+    root.touch(entry)
+    return _load(entry, digest, "disk", start), facts
+
+
+def keep_by_graph(key: CacheKey, step: CacheKey, facts: str) -> None:
+    """Keep, for `find_by_graph`, that the graph of ``key`` became the step of the key ``step``, and how it is run."""
+    disk.open_root().keep_graph(key.digest, key.fields(), step.digest, facts)
+
+
 def recall(name: str, stamp: str) -> str | None:
     """Return what `remember` kept under that name with that stamp, in this process or another, or None."""
     return disk.open_root().get(name, stamp)
@@ -153,11 +186,16 @@ def get_or_build(
         if known is not None:
             return dataclasses.replace(known, seconds=time.perf_counter() - start, origin="memory")
         entry, origin = _find_or_build(key, digest, render, target, progress or (lambda text: None))
-        module = loader.load(entry.product, digest)
-        built = BuiltStep(module, entry.product, entry.source, time.perf_counter() - start, origin)
-        with _state_lock:
-            _loaded[digest] = built
-            _building.pop(digest, None)
+        return _load(entry, digest, origin, start)
+
+
+def _load(entry: Entry, digest: str, origin: Origin, start: float) -> BuiltStep:
+    """Load a checked entry; of two threads that do so at once, one's module is kept."""
+    module = loader.load(entry.product, digest)
+    built = BuiltStep(module, entry.product, entry.source, time.perf_counter() - start, origin)
+    with _state_lock:
+        built = _loaded.setdefault(digest, built)
+        _building.pop(digest, None)
     disk.log(f"{origin} {entry.folder} in {built.seconds * 1e3:.1f} ms")
     return built
 
@@ -299,6 +337,7 @@ def _tidy(root: Root, just_built: str) -> None:
         return
     try:
         root.sweep()
+        root.forget_graphs(keep=_MOST_GRAPHS)
         limit = config.cache_size_mb * 2**20
         sized = [(disk.last_used(folder), disk.tree_bytes(folder), folder) for folder in root.folders(STEPS)]
         total = sum(size for _, size, _ in sized)
@@ -438,6 +477,7 @@ def clear() -> int:
         for folder in root.folders(kind):
             root.remove_unless_held(folder.name, folder)
     disk.remove_tree(root.path / "failed")
+    root.forget_graphs()
     root.forget_memo()
     return max(0, before - disk.tree_bytes(root.path))
 

@@ -6,6 +6,7 @@ are right. With ``cache.py`` the only code that writes there.
     memo.json                        facts slow to find out, such as the compiler's version
     steps/<ab>/<digest>/             key.json, <name>.cpp, build.log, pg_step<suffix>
     bindings/<ab>/<digest>/          key.json, build.log, binding.o
+    graphs/<ab>/<digest>.json        which step a traced graph became, and how it is run
     locks/<digest>.lock              held while an entry is built or evicted
     failed/<digest>/                 source and log of the last failed builds
 """
@@ -28,7 +29,7 @@ from typing import Any
 from ..config import config
 from ..errors import PequegradWarning
 
-STEPS, BINDINGS = "steps", "bindings"
+STEPS, BINDINGS, GRAPHS = "steps", "bindings", "graphs"
 _RECORD = "key.json"
 _MEMO = "memo.json"
 _TEMPORARY = ".tmp-"
@@ -103,11 +104,19 @@ class Root:
         """Return the entry if it is there, is about ``identity``, and its product has its recorded size and
         sha256.
         """
-        folder = self.folder(kind, digest)
+        return self._checked(self.folder(kind, digest), lambda key: key == identity)
+
+    def read_known(self, kind: str, digest: str, digest_of: Callable[[dict[str, Any]], str]) -> Entry | None:
+        """Return the entry if it is there, its identity has this digest, and its product is as recorded."""
+        return self._checked(self.folder(kind, digest), lambda key: digest_of(key) == digest)
+
+    def _checked(self, folder: Path, is_wanted: Callable[[Any], bool]) -> Entry | None:
         if not folder.is_dir():
             return None
         entry = Entry(folder, read_record(folder))
-        problem = "belongs to another key" if entry.record.get("key", identity) != identity else find_problem(entry)
+        problem = find_problem(entry)
+        if "key" in entry.record and not is_wanted(entry.record["key"]):
+            problem = "belongs to another key"
         if problem is not None:
             log(f"{folder} {problem}: building it again")
             return None
@@ -143,6 +152,49 @@ class Root:
             remove_tree(broken)
         os.rename(folder, place)
         return Entry(place, record)
+
+    # ---- graphs ----
+
+    def recall_graph(self, digest: str, identity: dict[str, Any]) -> tuple[str, str] | None:
+        """Return (the digest of the step, how it is run) that `keep_graph` kept, if the file is whole and is about
+        ``identity``."""
+        path = self.folder(GRAPHS, digest).with_suffix(".json")
+        try:
+            with open(path, "rb") as file:
+                if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+                    return None
+                record = json.loads(file.read())
+            step, facts = record["step"], record["facts"]
+            if record["key"] != identity or record["sha256"] != _sum_of_graph(step, facts):
+                log(f"{path} was altered, or belongs to another key: planning again")
+                return None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError):
+            log(f"{path} is not readable: planning again")
+            return None
+        if self.is_writable:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        return step, facts
+
+    def keep_graph(self, digest: str, identity: dict[str, Any], step: str, facts: str) -> None:
+        """Keep which step a graph became, and how it is run; the file appears whole, by renaming."""
+        if not self.is_writable:
+            return
+        path = self.folder(GRAPHS, digest).with_suffix(".json")
+        record = {"key": identity, "step": step, "facts": facts, "sha256": _sum_of_graph(step, facts)}
+        with contextlib.suppress(OSError):  # it saves time, it is never needed
+            os.makedirs(path.parent, mode=0o700, exist_ok=True)
+            temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
+            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def forget_graphs(self, keep: int = 0) -> None:
+        """Remove all but the ``keep`` that were used last, and what killed processes left of them."""
+        found = sorted((self.path / GRAPHS).glob("*/*"), key=_last_change, reverse=True)
+        for path in found[keep:]:
+            path.unlink(missing_ok=True)
 
     def keep_failed(self, digest: str, folder: Path) -> Path:
         """Move the folder of a failed build to where the user can read it; return its new place."""
@@ -379,6 +431,10 @@ def _sums(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         data = file.read()
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _sum_of_graph(step: str, facts: str) -> str:
+    return hashlib.sha256(f"{step}\0{facts}".encode()).hexdigest()
 
 
 def _read_memo(path: Path) -> dict[str, list[str]]:

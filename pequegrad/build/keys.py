@@ -123,15 +123,26 @@ def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> C
     """Return the key of the step with this canonical plan text. Raises ToolchainError when there is no
     compiler, or no nvcc for a target that needs it.
     """
+    generator = hash_folders(memo, *(_PACKAGE / room for room in _GENERATOR_ROOMS), suffix=".py")
+    return _make_key(plan_text, generator, _package_version(memo, generator), target, name, memo)
+
+
+def make_graph_key(graph_text: str, target: Target, *, name: str, memo: Memo) -> CacheKey:
+    """Return the key under which is kept what became of a traced graph: like a step's, but with all of the package's Python,
+    which makes the plan of a graph. Raises as `make_step_key` does."""
+    package = hash_folders(memo, _PACKAGE, suffix=".py")
+    return _make_key(graph_text, package, "", target, name, memo)
+
+
+def _make_key(text: str, generator: str, version: str, target: Target, name: str, memo: Memo) -> CacheKey:
     compiler = find_compiler(memo)
     device_compiler = find_nvcc(memo, compiler) if target.compiler == "nvcc" else _NO_NVCC
-    generator = hash_folders(memo, *(_PACKAGE / room for room in _GENERATOR_ROOMS), suffix=".py")
     return CacheKey(
         name=name,
         format=_FORMAT,
         target=target.name,
         launch=target.launch,
-        plan=hashlib.sha256(plan_text.encode()).hexdigest(),
+        plan=hashlib.sha256(text.encode()).hexdigest(),
         generator=generator,
         templates=hash_folders(memo, _PACKAGE / "templates"),
         headers=hash_folders(memo, runtime_folder()),
@@ -148,7 +159,7 @@ def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> C
         processor=targets.host_processor() if target.is_native else targets.host_machine(),
         python=toolchain.python_tag(),
         pybind11=_pybind11_version(memo),
-        pequegrad=_package_version(memo, generator),
+        pequegrad=version,
     )
 
 

@@ -83,6 +83,12 @@ class Target:
         """All flags that compile a step's source to an object."""
         return (*self.flags, *(self.native_flags if self.is_native else self.instruction_set.flags))
 
+    def identity(self) -> str:
+        """Return all that this record says, the same text in each process."""
+        fields = dataclasses.asdict(self)
+        fields["instruction_set"]["features"] = sorted(self.instruction_set.features)
+        return repr({**fields, "dtypes": sorted(self.dtypes)})
+
     def headers_of(self, family: str) -> tuple[str, ...]:
         """Headers that a kernel family's template needs."""
         return dict(self.headers)[family]

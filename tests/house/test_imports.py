@@ -44,14 +44,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "nn": ("tensor", "ops"),
     "optim": ("tensor", "ops"),
     "data": ("tensor", "ops"),
-    "native": ("build", "codegen", "targets"),
+    "native": ("build",),
     "profiling": ("build", "codegen", "targets"),
-    "planning": ("passes", "codegen", "targets", "trace.graph"),
-    "tuning": ("native", "build", "codegen", "targets", "trace.graph"),
+    "planning": ("passes", "codegen", "targets", "trace.graph", "native"),
+    "tuning": ("native", "planning", "build", "codegen", "targets", "trace.graph"),
+    "making": ("planning", "tuning", "profiling", "build", "codegen", "targets", "trace", "export"),
     "compiler": (
         "native",
-        "planning",
-        "tuning",
+        "making",
         "profiling",
         "storage",
         "ops",
@@ -90,9 +90,10 @@ ONLY_IN = {
     "environment": ("config",),
 }
 
-# Importing our own modules inside a function is how cycles are hidden. These two do it to start fast: the
-# door to keep `import pequegrad` light, the command line to load only the command that was asked for.
-MAY_IMPORT_LATE = ("__init__", "cli")
+# Importing our own modules inside a function is how cycles are hidden. These do it to start fast: the door to keep
+# `import pequegrad` light, the compiler to run a step that the cache has without what makes steps, the command line
+# to load only the command that was asked for.
+MAY_IMPORT_LATE = ("__init__", "compiler", "cli")
 
 
 def module_name(path: Path) -> str:
