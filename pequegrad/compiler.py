@@ -33,7 +33,7 @@ from .errors import (
 )
 from .locations import definition
 from .native import NativeStep, StepFacts
-from .records import collector_at_rest
+from .records import collector_at_rest, record
 from .targets import Target
 from .tensor import Tensor
 from .trace.capture import Captured, capture
@@ -87,7 +87,7 @@ class Options:
             raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(targets.names())}.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CacheInfo:
     """What a compiled function has done: steps it holds, calls they served, calls that ran eagerly."""
 

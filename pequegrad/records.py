@@ -1,7 +1,7 @@
-"""Immutable objects, for the modules that every import of the package loads.
+"""Immutable objects, for the modules that every import of the package, or every start from a warm cache, loads.
 
 `dataclasses` writes and compiles the text of each class's methods when the class is made; for some fifteen classes that
-is a tenth of the time that NumPy takes to import. What loads late uses dataclasses.
+is a tenth of the time that NumPy takes to import. What loads only where a step is made uses dataclasses.
 
 Invariant: nobody sees a field of a `Frozen` object change, unless it goes through `object.__setattr__`.
 """
@@ -9,7 +9,18 @@ Invariant: nobody sees a field of a `Frozen` object change, unless it goes throu
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Tell type checkers; there are none here."""
+        return lambda function: function
+
+
+Kind = TypeVar("Kind", bound=type)
 
 
 class Frozen:
@@ -29,8 +40,8 @@ class Frozen:
             object.__setattr__(self, name, value)
 
 
-class Record(Frozen):
-    """A value: compared, hashed, shown and copied by its fields, which are its ``__slots__`` and ``__init__`` takes."""
+class Entity(Frozen):
+    """A thing: shown and copied by its fields, which are its ``__slots__`` and ``__init__`` takes; compared by identity."""
 
     __slots__: tuple[str, ...] = ()
 
@@ -38,18 +49,52 @@ class Record(Frozen):
         """Return the fields, in order."""
         return tuple([getattr(self, name) for name in self.__slots__])
 
-    def __eq__(self, other: Any) -> bool:
-        return self.values() == other.values() if type(self) is type(other) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.values())
-
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in zip(self.__slots__, self.values()))
         return f"{type(self).__qualname__}({fields})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.values()
+
+
+class Record(Entity):
+    """A value: an Entity that is compared and hashed by its fields."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: Any) -> bool:
+        return self.values() == other.values() if type(self) is type(other) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.values())
+
+
+@dataclass_transform(frozen_default=True, eq_default=True)
+def record(kind: Kind) -> Kind:
+    """Make a Record of a class that annotates its fields, as ``dataclass(frozen=True, slots=True)`` would."""
+    return _with_fields(kind, Record)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def entity(kind: Kind) -> Kind:
+    """Make an Entity of a class that annotates its fields, as ``dataclass(frozen=True, slots=True, eq=False)`` would."""
+    return _with_fields(kind, Entity)
+
+
+def _with_fields(kind: Any, base: type[Entity]) -> Any:
+    names = tuple(vars(kind).get("__annotations__", ()))
+    left_out = {*names, "__dict__", "__weakref__"}
+    members = {name: value for name, value in vars(kind).items() if name not in left_out}
+    made: Any = type(kind)(kind.__name__, (base,), {**members, "__slots__": names})
+    defaults = {name: vars(kind)[name] for name in names if name in vars(kind)}
+    # One function of its own for each class: nodes and values are made by the thousand.
+    setters = {f"_set_{name}": vars(made)[name].__set__ for name in names}
+    parameters = "".join(f", {name}=_defaults[{name!r}]" if name in defaults else f", {name}" for name in names)
+    body = "; ".join(f"_set_{name}(self, {name})" for name in names) or "pass"
+    scope: dict[str, Any] = {"_defaults": defaults, **setters}
+    exec(f"def __init__(self{parameters}): {body}", scope)
+    made.__init__ = scope["__init__"]
+    return made
 
 
 class collector_at_rest:

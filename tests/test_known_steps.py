@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def own_cache(tmp_path):
         pg.compile(lambda x: x + 1, strict=True)(pg.ones(2))
     own = tmp_path / "cache"
     own.mkdir(mode=0o700)
-    (own / folder.BINDINGS).symlink_to(Path(os.environ["PEQUEGRAD_CACHE_DIR"]) / folder.BINDINGS)
+    shutil.copytree(Path(os.environ["PEQUEGRAD_CACHE_DIR"]) / folder.BINDINGS, own / folder.BINDINGS)
     return own
 
 

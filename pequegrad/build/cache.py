@@ -6,7 +6,6 @@ sums were found right; trouble with the cache folder costs a warning and time, n
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Literal
 from .. import targets
 from ..config import config
 from ..errors import CacheError, CompilerBug, ToolchainError
+from ..records import record
 from ..targets import Target
 from . import folder as disk
 from . import kernel_report, keys, loader, nvcc, toolchain
@@ -38,7 +38,7 @@ _BUILD_LOG = "build.log"
 _MOST_GRAPHS = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BuiltStep:
     """A step ready to run. ``seconds``: what getting it took now. ``path``, ``source_path``: its module and
     source file.
@@ -49,6 +49,10 @@ class BuiltStep:
     source_path: Path
     seconds: float
     origin: Origin
+
+    def again(self, seconds: float) -> BuiltStep:
+        """Return the step as it comes out of memory, which took ``seconds``."""
+        return BuiltStep(self.module, self.path, self.source_path, seconds, "memory")
 
     @property
     def kernels(self) -> tuple[KernelReport, ...]:
@@ -128,7 +132,7 @@ def find_by_graph(key: CacheKey, target: Target) -> tuple[BuiltStep, str] | None
     with _state_lock:
         built = _loaded.get(digest)
     if built is not None:
-        return dataclasses.replace(built, seconds=0.0, origin="memory"), facts
+        return built.again(0.0), facts
     entry = root.read_known(STEPS, digest, keys.digest_of)
     if entry is None:
         return None
@@ -180,11 +184,11 @@ def get_or_build(
         known = _loaded.get(digest)
         building = _building.setdefault(digest, threading.Lock())
     if known is not None:
-        return dataclasses.replace(known, seconds=0.0, origin="memory")
+        return known.again(0.0)
     with building:
         known = _loaded.get(digest)
         if known is not None:
-            return dataclasses.replace(known, seconds=time.perf_counter() - start, origin="memory")
+            return known.again(time.perf_counter() - start)
         entry, origin = _find_or_build(key, digest, render, target, progress or (lambda text: None))
         return _load(entry, digest, origin, start)
 
@@ -459,7 +463,7 @@ def show(beginning: str) -> tuple[EntryInfo, dict[str, Any]]:
 def verify() -> list[EntryInfo]:
     """Return all steps of the disk cache with ``problem`` set where an entry is broken or was altered."""
     return [
-        dataclasses.replace(info, problem=disk.find_problem(Entry(info.folder, disk.read_record(info.folder))))
+        _describe(info.folder, disk.find_problem(Entry(info.folder, disk.read_record(info.folder))))
         for info in entries()
     ]
 
@@ -495,7 +499,7 @@ def _existing_root() -> Root | None:
     return Root(path, is_writable=config.cache != "readonly", is_temporary=False)
 
 
-def _describe(folder: Path) -> EntryInfo:
+def _describe(folder: Path, problem: str | None = None) -> EntryInfo:
     record = disk.read_record(folder)
     key = record.get("key")
     return EntryInfo(
@@ -507,4 +511,5 @@ def _describe(folder: Path) -> EntryInfo:
         last_used=disk.last_used(folder),
         build_seconds=float(record.get("build_seconds", 0.0)),
         folder=folder,
+        problem=problem,
     )

@@ -22,12 +22,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import config
 from ..errors import PequegradWarning
+from ..records import record
 
 STEPS, BINDINGS, GRAPHS = "steps", "bindings", "graphs"
 _RECORD = "key.json"
@@ -42,7 +42,7 @@ _opened: dict[tuple[str, str, int], Root] = {}
 _temporary_roots: list[tuple[int, Path]] = []
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """A folder of the cache whose record was read: ``product`` is the module or object file that it is about."""
 

@@ -11,11 +11,11 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import config, environment
 from ..errors import ToolchainError
+from ..records import record
 from . import toolchain
 from .toolchain import CommandResult, Compiler
 
@@ -57,7 +57,7 @@ _CURES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Nvcc:
     """nvcc: its path, what it says of its version, the user's own flags before and after ours, and where its libraries
     lie.

@@ -15,11 +15,11 @@ import sys
 import sysconfig
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import config
 from ..errors import ToolchainError
+from ..records import record
 
 CANDIDATES = ("g++", "c++", "clang++")
 _QUOTED_LINES = 12
@@ -30,7 +30,7 @@ _INSTALL_HINT = (
 _FULL_DISK = ("No space left on device", "Read-only file system", "Disk quota exceeded", "File too large")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compiler:
     """A C++ compiler: the command with resolved path, the user's own CXXFLAGS, and the first line of
     --version.
@@ -41,7 +41,7 @@ class Compiler:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CommandResult:
     """What a compiler did: its command line, exit status, everything it printed, and the seconds it took."""
 

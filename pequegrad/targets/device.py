@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-from dataclasses import dataclass
+
+from ..records import record
 
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """A CUDA device: its compute capability, such as (9, 0), and the newest CUDA that its driver knows."""
 

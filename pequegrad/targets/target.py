@@ -10,11 +10,12 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import DeviceError
+from ..records import Record, record
 
 ANY_MACHINE = "any"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InstructionSet:
     """The vector instructions that emitted code may use.
 
@@ -85,9 +86,9 @@ class Target:
 
     def identity(self) -> str:
         """Return all that this record says, the same text in each process."""
-        fields = dataclasses.asdict(self)
-        fields["instruction_set"]["features"] = sorted(self.instruction_set.features)
-        return repr({**fields, "dtypes": sorted(self.dtypes)})
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        parts = [part for value in values for part in (value.values() if isinstance(value, Record) else (value,))]
+        return repr([sorted(part) if isinstance(part, frozenset) else part for part in parts])
 
     def headers_of(self, family: str) -> tuple[str, ...]:
         """Headers that a kernel family's template needs."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dis
 import functools
-from dataclasses import dataclass
 from types import CodeType
+
+from ..records import record
 
 GLOBAL, FREE, LOCAL = "global", "free", "local"
 _REFLECTIVE = frozenset({"getattr", "vars", "asdict", "astuple", "__dict__", "attrgetter", "hasattr"})
@@ -17,7 +18,7 @@ _NAMES_GLOBALS = "globals"
 _KEEPS_TOP = frozenset({"COPY", "DUP_TOP", "NOP", "CACHE", "EXTENDED_ARG", "PUSH_NULL", "PRECALL", "NOT_TAKEN"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Chain:
     """A value and the way to it: ``steps`` are (True, attribute name) or (False, constant key)."""
 
@@ -29,7 +30,7 @@ class Chain:
         return self.name + "".join(f".{key}" if is_attribute else f"[{key!r}]" for is_attribute, key in self.steps)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """What one line does. ``stores`` are the chains that it assigns to. ``is_reflective``: it uses getattr or the like,
     so it may read any attribute of what it names."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from ..errors import TraceError
 from ..locations import definition
 from ..pytree import leaf_paths
+from ..records import record
 from ..tensor import Tensor
 from .graph import Location
 from .guards import Guards, ModuleSnapshot, OptimizerSnapshot
@@ -26,7 +26,7 @@ from .tracer import Tracer
 from .watch import Watch
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Captured:
     """A trace and its guards. ``pinned``: arguments that are captured tensors at the same time."""
 
@@ -94,9 +94,7 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
     changes = next(map(_change_counter, second.modules), None)
     guards = Guards(second, again.guards(), modules, optimizers, changes)
     leaves = tuple([_own_leaf(*pair) for pair in zip(first.result_leaves, second.result_leaves)])
-    return Captured(
-        replace(second, modules=(), optimizers=(), result_leaves=leaves), guards, {i: call.tensors[i] for i in pinned}
-    )
+    return Captured(second.kept(leaves), guards, {i: call.tensors[i] for i in pinned})
 
 
 def _own_leaf(first: Any, second: Any) -> Any:

@@ -14,13 +14,14 @@ from ..dtypes import DType
 from ..errors import CompilerBug
 from ..locations import Location
 from ..ops.core import Op, TensorSpec
+from ..records import entity, record
 
 _OUR_OPS = f"{Op.__module__.rpartition('.')[0]}."
 
 Params = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class Value:
     """One tensor of the program: an input, or a result of a node. Compared by identity."""
 
@@ -35,7 +36,7 @@ class Value:
         return self.spec.dtype
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class Node:
     """One application of an op."""
 
@@ -63,7 +64,7 @@ class Node:
             raise CompilerBug(f"{where}: results are {list(map(str, got))}, its rule says {list(map(str, specs))}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class Input:
     """Where a value comes from at each call. ``role`` is "argument" (of the call), "state" (a captured tensor),
     "scalar" (a Python number read at each call, float64, 0-d) or "constant" (an array that entered while tracing)."""
@@ -73,7 +74,7 @@ class Input:
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class Output:
     """A value that leaves: ``role`` is "result" (a new array) or "update" (written over the state input ``target``)."""
 
@@ -83,7 +84,7 @@ class Output:
     target: Value | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Graph:
     """A whole step."""
 

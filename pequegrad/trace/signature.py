@@ -9,7 +9,6 @@ import enum
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from .. import arrays, pytree
 from ..dtypes import DType
 from ..locations import user_location
 from ..ops.core import as_tensor, context
+from ..records import record
 from ..tensor import Tensor
 from .fingerprint import OPEN_CONTAINERS, TooLarge, fingerprint
 
@@ -45,7 +45,7 @@ class Identity:
         return f"{type(self.value).__name__} object"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """The arguments of one call: ``tensors`` are the distinct tensors, ``places`` says for each leaf which of them
     it is (-1: the leaf itself, a static value)."""
@@ -176,7 +176,7 @@ def argument_name(path: str, label: Callable[[str], str] | None = None) -> str:
     return f"argument {number}{rest}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Described:
     """What is kept of a tensor of a past call: enough to say how a new one differs."""
 

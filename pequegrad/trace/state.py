@@ -5,30 +5,30 @@ Invariant: nothing here belongs to a trace's inside; every tensor is a real one,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..ops.core import Op, TensorSpec
+from ..records import entity, record
 from .graph import Graph
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class FromArgument:
     """The ``index``-th tensor of the call."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class FromTensor:
     """A tensor that the function captured: a parameter, a buffer, optimizer state. Always a root, never a view."""
 
     tensor: Any
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class FromGradient:
     """The ``.grad`` of a captured tensor, or (``argument`` ≥ 0) of an argument, whichever tensor it is at the call."""
 
@@ -36,7 +36,7 @@ class FromGradient:
     argument: int = -1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class FromScalar:
     """``owner[key]``, a Python number, read again at each call."""
 
@@ -49,7 +49,7 @@ def read_number(owner: Any, key: Any) -> Any:
     return owner[key[0]][key[1]] if isinstance(key, tuple) else owner[key]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class FromConstant:
     """An array that entered while tracing; a private copy."""
 
@@ -59,7 +59,7 @@ class FromConstant:
 Source = FromArgument | FromTensor | FromGradient | FromScalar | FromConstant
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InputBinding:
     """Where a graph input comes from, and whether the step writes to it."""
 
@@ -69,7 +69,7 @@ class InputBinding:
     is_written: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResultLeaf:
     """A tensor that the function returned: a new array, or (``root`` given) a tensor that existed before, read
     through a chain of views. ``root`` is a FromTensor, FromArgument or FromGradient; ``views`` are (op, params), innermost first."""
@@ -79,14 +79,14 @@ class ResultLeaf:
     views: tuple[tuple[type[Op], dict[str, Any]], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FreshLeaf:
     """A Python container or array that the function makes anew: each call returns a copy of its own."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GradientAction:
     """What happens to a ``.grad`` after each call. ``kind``: "none", "fused", "store" (the result ``output``) or
     "bind" (the existing tensor ``tensor``, or as a FromGradient the one that is some ``.grad`` at the call)."""
@@ -97,7 +97,7 @@ class GradientAction:
     tensor: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorGuard:
     """A captured tensor must still have this storage and this ``requires_grad``."""
 
@@ -106,7 +106,7 @@ class TensorGuard:
     requires_grad: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GradientGuard:
     """The ``.grad`` of this tensor (or argument) was None, or was a tensor, when the step first looked."""
 
@@ -114,7 +114,7 @@ class GradientGuard:
     is_none: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trace:
     """One traced call of a function."""
 
@@ -128,3 +128,17 @@ class Trace:
     gradient_guards: tuple[GradientGuard, ...]
     modules: tuple[Any, ...]
     optimizers: tuple[Any, ...]
+
+    def kept(self, leaves: tuple[Any, ...]) -> Trace:
+        """Return this trace with these leaves as the result's, and without the modules and optimizers, which guards watch."""
+        return Trace(
+            self.graph,
+            self.inputs,
+            self.result_structure,
+            leaves,
+            self.gradients,
+            self.tensor_guards,
+            self.gradient_guards,
+            (),
+            (),
+        )
