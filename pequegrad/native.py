@@ -84,7 +84,7 @@ class NativeStep:
     def make_call(self, description: dict[str, Any]) -> Callable[..., Any]:
         """Return the native call of a description; see `trace.step.Quick`."""
         description["check"] = self._check
-        description["has_threads"] = self._is_shared
+        description["has_threads"] = self._facts.workers > 1
         return self._module.make_call(description, self._workers())
 
     def _passed(self, slots: list[Any]) -> list[Any]:
