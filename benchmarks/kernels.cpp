@@ -30,20 +30,21 @@ static f32* allocate(long count) {
   return p;
 }
 
-// Sixteen independent chains of register-only multiply-adds.
+// Independent chains of register-only multiply-adds, as many as registers allow beside factor and term.
 static double measure_peak() {
+  constexpr int chains = PG_LANES >= 16 ? 16 : 12;
   typedef lanes<f32>::native native;
   native factor = native{} + 0.999f, term = native{} + 0.001f;
   PG_KEEP_IN_REGISTER(factor);  // its value unknown, or the compiler finds the chain's fixed point
   const long rounds = 1000000;
   volatile f32 kept = 0;  // without a reader the loop would be no work at all
   double time = seconds([&] {
-    native sum[16];
-    PG_UNROLL for (int j = 0; j < 16; ++j) sum[j] = native{} + f32(j);  // equal chains would be merged
-    for (long i = 0; i < rounds; ++i) PG_UNROLL for (int j = 0; j < 16; ++j) sum[j] = sum[j] * factor + term;
-    PG_UNROLL for (int j = 0; j < 16; ++j) kept = kept + sum[j][0];
+    native sum[chains];
+    PG_UNROLL for (int j = 0; j < chains; ++j) sum[j] = native{} + f32(j);  // equal chains would be merged
+    for (long i = 0; i < rounds; ++i) PG_UNROLL for (int j = 0; j < chains; ++j) sum[j] = sum[j] * factor + term;
+    PG_UNROLL for (int j = 0; j < chains; ++j) kept = kept + sum[j][0];
   });
-  return 32.0 * PG_LANES * double(rounds) / time;
+  return 2.0 * chains * PG_LANES * double(rounds) / time;
 }
 
 static void product(double peak, long M, long N, long K, bool a_transposed, bool b_transposed) {

@@ -11,15 +11,17 @@
 
 typedef float native __attribute__((vector_size(4 * LANES)));
 
-// Chains enough to fill two units of latency four or five; equal chains would be merged.
+// Chains enough to fill two units of latency four or five, and, with factor and term, no more than there are registers: 32 of
+// AVX-512, else 16. Equal chains would be merged.
+constexpr int CHAINS = LANES >= 16 ? 16 : 12;
 static float multiply_add(long rounds, float factor_now, float term_now) {
-  native factor = native{} + factor_now, term = native{} + term_now, sum[16];
-  for (int j = 0; j < 16; ++j) sum[j] = native{} + float(j);
+  native factor = native{} + factor_now, term = native{} + term_now, sum[CHAINS];
+  for (int j = 0; j < CHAINS; ++j) sum[j] = native{} + float(j);
   for (long i = 0; i < rounds; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) sum[j] = sum[j] * factor + term;
+    for (int j = 0; j < CHAINS; ++j) sum[j] = sum[j] * factor + term;
   float total = 0;
-  for (int j = 0; j < 16; ++j) total += sum[j][0];
+  for (int j = 0; j < CHAINS; ++j) total += sum[j][0];
   return total;
 }
 
@@ -61,6 +63,6 @@ int main(int, char** arguments) {
       asm volatile("" ::: "memory");  // or only the last copy would be made
     }
   });
-  std::printf("%.6g %.6g\n", 32.0 * LANES * double(rounds) * threads / adding,
+  std::printf("%.6g %.6g\n", 2.0 * CHAINS * LANES * double(rounds) * threads / adding,
               2.0 * double(half) * double(copies) * threads / copying);
 }

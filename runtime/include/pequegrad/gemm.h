@@ -38,29 +38,6 @@ PG_INLINE void share(long total, long grain, int worker, int workers, long& begi
 // Part i of `count` parts of n, all within one of each other.
 PG_INLINE long even_cut(long n, long count, long i) { return n / count * i + (i < n % count ? i : n % count); }
 
-// ---- scratch ------------------------------------------------------------------------------------------------------------
-
-// k is cut into this many even blocks, so that a packed panel of B stays within half of a 512 KiB L2.
-template <class T> inline long gemm_k_blocks(long K) {
-  const long most = 262144 / long(gemm_tile<T>::width * sizeof(T));
-  return K > most ? (K + most - 1) / most : 1;
-}
-template <class T> inline long gemm_k_block(long K) {
-  long blocks = gemm_k_blocks<T>(K), block = (K + blocks - 1) / blocks;
-  return (block + PG_LANES - 1) / PG_LANES * PG_LANES;
-}
-
-// Bytes of scratch for one worker that computes `rows` rows. With width = vectors * lanes of the tile,
-//   blocks = max(1, ceil(K / floor(262144 / (width * sizeof(T))))), block = ceil(K / blocks) rounded up to lanes:
-//   sizeof(T) * (block * width + tile_rows * (block + lanes) + (rows * width if blocks > 1 else 0))
-// rounded up to 64. The scratch must be aligned to 64 bytes.
-template <class T> inline long gemm_scratch(long rows, long K) {
-  typedef gemm_tile<T> tile;
-  long block = gemm_k_block<T>(K);
-  long elements = block * tile::width + tile::rows * (block + PG_LANES) + (gemm_k_blocks<T>(K) > 1 ? rows * tile::width : 0);
-  return (elements * long(sizeof(T)) + 63) / 64 * 64;
-}
-
 // ---- micro-kernel -------------------------------------------------------------------------------------------------------
 
 // tile[r][0 … VECTORS * lanes) (+)= sum over k of a[r * a_row + k * a_k] * row k of B, which lies at b + k * b_k, or at
@@ -201,6 +178,156 @@ template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* 
 // A B of so many bytes stays in L1 between tiles of rows, and is read where it lies.
 constexpr long gemm_resident_bytes = 16384;
 
+// ---- blocks -------------------------------------------------------------------------------------------------------------
+
+// How a worker's rectangle is cut. A block of B, k by columns, is packed and stays within half of a 512 KiB L2 while all rows
+// of A pass by, one tile of them at a time: so what an epilogue reads and writes are whole runs of the block's columns, not
+// a tile's width in each row. Where k is cut, the sums of a block of rows wait in scratch.
+template <class T> struct gemm_cut {
+  typedef gemm_tile<T> tile;
+  // Tiles of rows that are packed together where A lies transposed: whole lines of it are read.
+  enum { group = 8, most_columns = 512 };
+  long k_blocks, k, columns, row_blocks, rows;
+
+  PG_INLINE gemm_cut(long all_rows, long K) {
+    k_blocks = blocks_of(K, 1536 / long(sizeof(T)));
+    k = (K + k_blocks - 1) / k_blocks;
+    k = (k + PG_LANES - 1) / PG_LANES * PG_LANES;
+    columns = 262144 / long(sizeof(T)) / (k ? k : 1);
+    columns = (columns < most_columns ? columns : long(most_columns)) / tile::width * tile::width;
+    row_blocks = blocks_of(all_rows, 1024);
+    rows = (all_rows + row_blocks - 1) / row_blocks;
+  }
+  static PG_INLINE long blocks_of(long extent, long most) { return extent > most ? (extent + most - 1) / most : 1; }
+  PG_INLINE long packed_b() const { return k * columns; }
+  PG_INLINE long packed_tile() const { return tile::rows * (k + PG_LANES); }
+  PG_INLINE long sums() const { return (k_blocks > 1 ? rows : long(tile::rows)) * columns; }
+};
+
+// Bytes of scratch for one worker that computes `rows` rows. With width = vectors * lanes of the tile,
+//   k_blocks = max(1, ceil(K / (1536 / sizeof(T)))), k = ceil(K / k_blocks) rounded up to lanes,
+//   columns = min(512, 262144 / sizeof(T) / k) rounded down to width, kept = rows / ceil(rows / 1024) rounded up:
+//   sizeof(T) * (k * columns + 8 * tile_rows * (k + lanes) + (kept if k_blocks > 1 else tile_rows) * columns)
+// rounded up to 64. The scratch must be aligned to 64 bytes.
+template <class T> inline long gemm_scratch(long rows, long K) {
+  const gemm_cut<T> cut(rows, K);
+  return ((cut.packed_b() + cut.group * cut.packed_tile() + cut.sums()) * long(sizeof(T)) + 63) / 64 * 64;
+}
+
+// to[t][k][r] = a[k * a_col + r of tile t], k < K, for tiles begin … end: tile t is rows first_row(t) … first_row(t + 1). Rows
+// from `safe` on are not A's. Eight k at a time: as many lines as L1 keeps where they lie a power of two apart.
+template <class T, class FirstRow>
+PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long K, long begin, long end, long safe, const FirstRow& first_row) {
+  for (long block = 0; block < K; block += 8) {
+    const long block_end = K - block < 8 ? K : block + 8;
+    const T *const first = a + first_row(begin), *const last = a + first_row(end);
+    for (long k = block_end; k < K && k < block_end + 8; ++k)
+      for (const T* line = first + k * a_col; line < last + k * a_col; line += 64 / sizeof(T)) __builtin_prefetch(line, 0, 2);
+    for (long t = begin; t < end; ++t) {
+      const long row = first_row(t), count = first_row(t + 1) - row;
+      T* packed = to + (t - begin) * to_tile + block * count;
+      if (row + (gemm_tile<T>::rows + PG_LANES - 1) / PG_LANES * PG_LANES <= safe) {
+        // What is written behind a tile's rows, the next k replaces.
+        for (long k = block; k < block_end; ++k, packed += count)
+          PG_UNROLL for (int r = 0; r < gemm_tile<T>::rows; r += PG_LANES) store_plain(packed + r, load_plain(a + k * a_col + row + r));
+      } else {
+        for (long k = block; k < block_end; ++k, packed += count)
+          for (long r = 0; r < count; ++r) packed[r] = a[k * a_col + row + r];
+      }
+    }
+  }
+}
+
+// The walk over one worker's rectangle: blocks of C, in each block tiles of rows; after tile(), its sums lie at `sums`.
+template <class T> struct gemm_walk {
+  typedef gemm_tile<T> tile_size;
+  const T *A, *B;
+  long M, K, a_row, a_col, b_row, b_col, row_begin, row_end, col_begin, col_end;
+  T* scratch;
+  gemm_cut<T> cut;
+  long vectors, panels, column_blocks;  // of the rectangle
+  long first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
+  long k_begin, k_count;
+  struct panel_place {
+    const T* b;
+    long b_k, vectors;
+  } place[gemm_cut<T>::most_columns / PG_LANES];
+  long row, rows;  // of the tile, the row within the block
+  const T* sums;
+
+  PG_NOINLINE gemm_walk(long M, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch, long row_begin,
+                        long row_end, long col_begin, long col_end)
+      : A(A), B(B), M(M), K(K), a_row(a_row), a_col(a_col), b_row(b_row), b_col(b_col), row_begin(row_begin), row_end(row_end),
+        col_begin(col_begin), col_end(col_end), scratch(scratch), cut(row_end - row_begin, K) {
+    vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
+    panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
+    column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
+  }
+
+  PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
+  PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
+  PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
+
+  // Enters a block: afterwards its sums lack the last block of k, whose part of B is packed.
+  PG_NOINLINE void enter(long block) {
+    const long down = block / column_blocks, across = block % column_blocks, all_rows = row_end - row_begin;
+    first_row = row_begin + even_cut(all_rows, cut.row_blocks, down);
+    block_rows = row_begin + even_cut(all_rows, cut.row_blocks, down + 1) - first_row;
+    tiles = (block_rows + tile_size::rows - 1) / tile_size::rows;
+    first_panel = even_cut(panels, column_blocks, across);
+    block_panels = even_cut(panels, column_blocks, across + 1) - first_panel;
+    col = col_begin + panel_col(first_panel);
+    stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
+    columns = col_end - col < stride ? col_end - col : stride;
+    for (long k = 0; k < cut.k_blocks; ++k) {
+      pack(k * cut.k);
+      for (long t = 0; k + 1 < cut.k_blocks && t < tiles; ++t) tile(t);
+    }
+  }
+
+  PG_NOINLINE void pack(long k) {
+    k_begin = k;
+    k_count = K - k < cut.k ? K - k : cut.k;
+    T* to = scratch;
+    for (long p = 0; p < block_panels; ++p) {
+      const long column = col_begin + panel_col(first_panel + p), width = panel_col(first_panel + p + 1) - panel_col(first_panel + p);
+      const long used = col_end - column < width ? col_end - column : width;
+      const T* b = B + k_begin * b_row + column * b_col;
+      const bool is_reused = block_rows > 2 * tile_size::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
+      const bool is_packed = b_col != 1 || used != width || is_reused;
+      if (is_packed) gemm_pack(to, width, b, b_row, b_col, k_count, used);
+      place[p] = {is_packed ? to : b, is_packed ? width : b_row, width / PG_LANES};
+      to += is_packed ? k_count * width : 0;
+    }
+  }
+
+  PG_NOINLINE void tile(long t) {
+    row = tile_row(t);
+    rows = tile_row(t + 1) - row;
+    const T* a = A + (first_row + row) * a_row + k_begin * a_col;
+    long a_stride = a_row, a_k = a_col;
+    T* const packed = scratch + cut.packed_b();
+    if (a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64) {
+      a_stride = cut.k + PG_LANES;
+      gemm_copy_rows(packed, a_stride, a, a_row, rows, k_count);
+      a = packed;
+    } else if (a_row == 1 && a_col != 1 && block_panels >= 4) {
+      const long within = t % cut.group;
+      if (within == 0)
+        gemm_pack_rows(packed, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, k_count, t, t + cut.group < tiles ? t + cut.group : tiles,
+                       M - first_row, [&](long i) { return tile_row(i); });
+      a = packed + within * cut.packed_tile();
+      a_k = rows;
+    }
+    T* const to = packed + cut.group * cut.packed_tile() + (cut.k_blocks > 1 ? row * stride : 0);
+    T* panel = to;
+    for (long p = 0; p < block_panels; ++p, panel += PG_LANES * place[p - 1].vectors)
+      gemm_kernel_for<T, false>(int(rows), int(place[p].vectors))(k_count, a, a_stride, a_k, place[p].b, place[p].b_k, nullptr, panel, stride,
+                                                                 k_begin > 0);
+    sums = to;
+  }
+};
+
 // ---- driver -------------------------------------------------------------------------------------------------------------
 
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
@@ -210,50 +337,18 @@ constexpr long gemm_resident_bytes = 16384;
 template <class T, bool WHOLE = false, class Epilogue>
 void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue) {
-  typedef gemm_tile<T> tile;
   if (row_end > M) row_end = M;
   if (col_end > N) col_end = N;
-  const long rows = row_end - row_begin, columns = col_end - col_begin;
-  if (rows <= 0 || columns <= 0) return;
-  const long k_blocks = gemm_k_blocks<T>(K), k_block = gemm_k_block<T>(K);
-  T* const panel = scratch;
-  T* const row_copy = panel + k_block * tile::width;
-  T* const sums = row_copy + tile::rows * (k_block + PG_LANES);
-  const bool copies_rows = a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && K >= 64;
-  const long vectors = (columns + PG_LANES - 1) / PG_LANES, panels = (vectors + tile::vectors - 1) / tile::vectors;
-  const long row_tiles = (rows + tile::rows - 1) / tile::rows;
-  alignas(64) T small[tile::rows * tile::width];
-
-  for (long p = 0; p < panels; ++p) {
-    const long first = even_cut(vectors, panels, p), count = even_cut(vectors, panels, p + 1) - first;
-    const long col = first * PG_LANES, width = count * PG_LANES, used = columns - col < width ? columns - col : width;
-    for (long block = 0; block < k_blocks; ++block) {
-      const long k_begin = block * k_block, k_count = K - k_begin < k_block ? K - k_begin : k_block;
-      const T* b = B + k_begin * b_row + (col_begin + col) * b_col;
-      long b_k = b_row;
-      const bool is_reused = rows > 2 * tile::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
-      if (b_col != 1 || used != width || is_reused) {
-        gemm_pack(panel, width, b, b_row, b_col, k_count, used);
-        b = panel;
-        b_k = width;
-      }
-      for (long t = 0; t < row_tiles; ++t) {
-        const long row = even_cut(rows, row_tiles, t), tile_rows = even_cut(rows, row_tiles, t + 1) - row;
-        const T* a = A + (row_begin + row) * a_row + k_begin * a_col;
-        long a_stride = a_row;
-        if (copies_rows) {
-          gemm_copy_rows(row_copy, k_block + PG_LANES, a, a_row, tile_rows, k_count);
-          a = row_copy;
-          a_stride = k_block + PG_LANES;
-        }
-        T* result = k_blocks > 1 ? sums + row * width : small;
-        gemm_kernel_for<T, false>(int(tile_rows), int(count))(k_count, a, a_stride, a_col, b, b_k, nullptr, result, width, block > 0);
-        if (block + 1 < k_blocks) continue;
-        for (long r = 0; r < tile_rows; ++r)
-          for (long c = 0; c < used; c += PG_LANES)
-            epilogue(row_begin + row + r, col_begin + col + c, load_plain(static_cast<const T*>(result + r * width + c)),
-                     WHOLE || used - c >= PG_LANES ? long(PG_LANES) : used - c);
-      }
+  if (row_begin >= row_end || col_begin >= col_end) return;
+  gemm_walk<T> walk(M, K, A, a_row, a_col, B, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end);
+  for (long block = 0; block < walk.blocks(); ++block) {
+    walk.enter(block);
+    for (long t = 0; t < walk.tiles; ++t) {
+      walk.tile(t);
+      for (long r = 0; r < walk.rows; ++r)
+        for (long c = 0; c < walk.columns; c += PG_LANES)
+          epilogue(walk.first_row + walk.row + r, walk.col + c, load_plain(walk.sums + r * walk.stride + c),
+                   WHOLE || walk.columns - c >= PG_LANES ? long(PG_LANES) : walk.columns - c);
     }
   }
 }
@@ -282,12 +377,15 @@ inline void gemm_share(long M, long N, int worker, int workers, long unit_rows, 
 
 // What depends on no graph, of float: binding/parts.cpp compiles it once for all steps of a machine (PART: template), and
 // a step that is linked with it, which defines PG_PARTS_APART, does not (PART: extern template).
-// Nothing that takes a whole shape is here: in a step the compiler knows its numbers, and makes use of them.
 #define PG_GEMM_PARTS(PART)                                                                \
   PART gemm_kernel_function<float> gemm_kernel_for<float, false>(int, int);                \
   PART gemm_kernel_function<float> gemm_kernel_for<float, true>(int, int);                 \
   PART void gemm_pack<float>(float*, long, const float*, long, long, long, long);          \
-  PART void gemm_copy_rows<float>(float*, long, const float*, long, long, long);
+  PART void gemm_copy_rows<float>(float*, long, const float*, long, long, long);           \
+  PART gemm_walk<float>::gemm_walk(long, long, const float*, long, long, const float*, long, long, float*, long, long, long, long); \
+  PART void gemm_walk<float>::enter(long);                                                 \
+  PART void gemm_walk<float>::pack(long);                                                  \
+  PART void gemm_walk<float>::tile(long);
 #if defined(PG_PARTS_APART)
 PG_GEMM_PARTS(extern template)
 #endif
