@@ -26,6 +26,7 @@ from .legalize import legalize
 from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
 from .outputs import Binder, Home
 from .plan import Buffer, Contract, Conv2d, Kernel, Layout, Phase, StepPlan
+from .repeating import repeat_cheap_values
 from .schedule import MODEL, Choices
 from .shard import annotate_grids
 from .widen import widen_halves
@@ -69,7 +70,8 @@ class _Lowering:
         self.target = target
         self.choices = choices
         self._check(graph)
-        self.graph = legalize(widen_halves(graph))
+        self.keeps_order = any(node.is_recomputed for node in graph.nodes)
+        self.graph = repeat_cheap_values(legalize(widen_halves(graph)), choices.recomputed).verify(graph)
         self.fuser = Fuser(choices.recomputed)
         self.buffers: list[Buffer] = []
         self._buffer_numbers: dict[Value, int] = {}
@@ -97,13 +99,12 @@ class _Lowering:
         )
         local_bytes = 0
         if self.target.has_blocks and choices.block_bytes:
-            keeps_order = any(node.is_recomputed for node in self.graph.nodes)
             phases, local_bytes = block_phases(
                 phases,
                 self.buffers,
                 self.target.lanes,
                 block_bytes=choices.block_bytes,
-                keeps_order=keeps_order,
+                keeps_order=self.keeps_order,
             )
         if choices.samples_last and not any(phase.blocks for phase in phases):
             phases = everywhere_samples_last(phases, self.buffers, self.target.lanes)
