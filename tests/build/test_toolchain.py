@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import stat
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import pequegrad as pg
 from pequegrad.build import cache, toolchain
 from pequegrad.errors import ToolchainError
 from tests.build.helpers import build, run_affine, start_python, step_source
@@ -54,6 +57,15 @@ def test_cxx_may_carry_arguments_and_cxxflags_reach_the_compiler(root, compiler,
     monkeypatch.setenv("CXXFLAGS", '-DSCALE=6 "-DTEXT=a b"')
     run_affine(build(step_source("affine")), 6)
     assert "-DFROM_CXX=1" in compiler.calls[0] and "-DTEXT=a b" in compiler.calls[0]
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++ on this machine")
+def test_clang_builds_a_step_and_what_all_steps_share(root, monkeypatch):
+    """To clang a specialization of a variable is a definition in each file, and linking them failed."""
+    monkeypatch.setenv("CXX", "clang++")
+    x, w = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((5, 7), (7, 3)))
+    step = pg.compile(lambda x, w: (x @ w).relu().sum(), strict=True)
+    assert step(pg.Tensor(x), pg.Tensor(w)).item() == pytest.approx(np.maximum(x @ w, 0).sum(), rel=1e-5)
 
 
 def test_ctrl_c_kills_the_compiler_and_leaves_no_half_build(root, compiler):

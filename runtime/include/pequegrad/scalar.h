@@ -23,8 +23,8 @@ template <class T> PG_INLINE T shift_right(T a, T b) {
 }
 
 template <class T> constexpr bool is_float = false;
-template <> constexpr bool is_float<f32> = true;
-template <> constexpr bool is_float<f64> = true;
+template <> inline constexpr bool is_float<f32> = true;
+template <> inline constexpr bool is_float<f64> = true;
 
 // Integer quotients as NumPy gives them: x / 0 is 0, the lowest number / -1 is itself.
 template <class T> PG_INLINE T trunc_div(T a, T b) {
