@@ -61,7 +61,10 @@ PG_NOINLINE void gemm_kernel(long K, const T* __restrict a, long a_row, long a_k
   for (long k = 0; k < K; ++k) {
     const T* source = INDIRECT ? b + offsets[k] : b;
     native column[N];
-    PG_UNROLL for (int n = 0; n < N; ++n) column[n] = *reinterpret_cast<const unaligned*>(source + n * L);
+    PG_UNROLL for (int n = 0; n < N; ++n) {
+      column[n] = *reinterpret_cast<const unaligned*>(source + n * L);
+      PG_KEEP_IN_REGISTER(column[n]);
+    }
     PG_UNROLL for (int r = 0; r < ROWS; ++r) {
       native broadcast = row[r][i] - native{};
       PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] += broadcast * column[n];
