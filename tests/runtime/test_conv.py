@@ -24,6 +24,13 @@ SHAPES = [
     (17, 1, 4, 4, 1, 2, 2, (2, 2), (0, 0), (1, 1), 1),
     (2, 2, 6, 6, 3, 2, 2, (4, 4), (1, 1), (1, 1), 1),
     (0, 2, 6, 6, 3, 2, 2, (1, 1), (1, 1), (1, 1), 1),
+    # Large enough that rows of samples side by side are copied, forward and in the gradient.
+    (1, 16, 20, 33, 17, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    (1, 17, 32, 32, 18, 3, 3, (2, 2), (1, 1), (1, 1), 1),
+    (1, 16, 31, 43, 16, 3, 4, (3, 2), (1, 2), (2, 1), 1),
+    (1, 16, 24, 26, 16, 3, 3, (2, 2), (2, 2), (2, 2), 1),
+    (2, 34, 14, 16, 36, 3, 2, (1, 1), (0, 2), (1, 2), 2),
+    (1, 70, 18, 20, 70, 1, 1, (2, 3), (0, 0), (1, 1), 1),
 ]
 
 
@@ -109,9 +116,9 @@ def test_convolution_and_its_gradients_equal_numpy(build, lanes: int, shape: tup
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
-@pytest.mark.parametrize("vectors", [0, 2])
+@pytest.mark.parametrize("vectors", [0, 5])
 def test_bits_do_not_depend_on_the_number_of_workers(build, lanes: int, vectors: int, workers: int) -> None:
-    for shape in (SHAPES[1], SHAPES[3], SHAPES[5]):
+    for shape in (SHAPES[1], SHAPES[3], SHAPES[5], *SHAPES[-6:]):
         beside = vectors * max(lanes, 2) or 1
         one, _, _ = run(build("conv_probe"), shape, np.float32, workers=1, beside=beside)
         many, _, _ = run(build("conv_probe"), shape, np.float32, workers=workers, beside=beside)

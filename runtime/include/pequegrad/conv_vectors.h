@@ -4,13 +4,18 @@
 //
 // How: a result's vector is a sum over taps and channels of vectors of the operand, each times one weight. Rows are parted
 // where the taps that they have change, so that no border is ever multiplied; along a run of columns with the same taps a
-// tile is `vectors` neighbouring vectors. Weights are packed so that the taps of a run follow each other.
+// tile is `vectors` neighbouring vectors. Weights are packed so that the taps of a run follow each other, with a stride also
+// those of the gradient, where a result has every stride-th tap. Rows of a large operand are copied first, a few lanes of
+// each place, to where they do not push each other out of the caches.
 //
 // Invariants: as in conv.h.
 #pragma once
 #include "conv.h"
 
 namespace pg {
+
+// Bytes of copied rows that leave room beside them in an L2 of 512 KiB.
+constexpr long conv2d_staged_bytes = 131072;
 
 // A length cut into the fewest parts of at most `most`, all within one of each other.
 struct conv2d_parts {
@@ -42,39 +47,148 @@ PG_INLINE long conv2d_place(bool is_forward, long at, long k, long stride, long 
   return place >= 0 && place < extent ? place : -1;
 }
 
-// Columns of results from `column` on with the same taps first … last - 1 of a row of the filter.
-struct conv2d_columns {
-  long column, width, first, last;
+// The taps along one dimension in classes of every `step`-th: one result has taps of one class only, and of those a range.
+struct conv2d_classes {
+  long taps, step;
+  PG_INLINE long count(long c) const { return (taps - c + step - 1) / step; }
+  PG_INLINE long before(long c) const {
+    long sum = 0;
+    for (long i = 0; i < c; ++i) sum += count(i);
+    return sum;
+  }
 };
 
-inline long conv2d_fill_columns(const conv2d_shape& s, const conv2d_sum& m, conv2d_columns* found) {
+PG_INLINE conv2d_classes conv2d_classes_of(bool is_forward, long taps, long stride, long dil) {
+  long a = dil, b = is_forward ? 1 : stride;
+  const long whole = b;
+  while (b) {
+    const long rest = a % b;
+    a = b, b = rest;
+  }
+  const long step = whole / a;
+  return {taps, step < taps ? step : taps};
+}
+
+// How the operand is read: where it lies, or from copies of the rows that a row of results needs, of `span` of the lanes at a
+// time. Copies lie so that they do not fall into the same few sets of a cache, as rows of a power of two do, and so that
+// neighbouring results read neighbours: with a stride, forward, columns of one remainder are side by side.
+struct conv2d_staging {
+  bool is_copied;
+  long span, rows, row, channel;  // rows kept of each channel; elements between rows, and between channels
+  long bytes;
+};
+
+PG_INLINE long conv2d_odd_lines(long elements, long size) {
+  const long line = 64 / size, lines = (elements + line - 1) / line;
+  return (lines | 1) * line;
+}
+
+template <class T> inline conv2d_staging conv2d_staging_of(const conv2d_shape& s, const conv2d_sum& m) {
+  const long size = long(sizeof(T)), plane = m.in_h * m.in_w * s.lanes, reach = (s.KH - 1) * s.dil_h;
+  const long rows = (m.is_forward ? reach : reach / s.stride_h) + 1;
+  const long columns = m.is_forward ? (m.in_w + s.stride_w - 1) / s.stride_w * s.stride_w : m.in_w;
+  // Two tiles of the results' channels pay for a copy, unless the whole operand stays in L2 by itself.
+  const bool is_shared = m.out_channels >= 2 * gemm_tile<T>::rows && m.in_channels * s.KH * s.KW > 64;
+  conv2d_staging r = {false, s.lanes, m.in_h, m.in_w * s.lanes, plane, 0};
+  if (!is_shared || m.in_channels * plane * size <= 2 * conv2d_staged_bytes) return r;
+  for (long parts = 1; parts * PG_LANES <= s.lanes; ++parts) {
+    if (s.lanes % (parts * PG_LANES)) continue;
+    const long span = s.lanes / parts, row = conv2d_odd_lines(columns * span, size), channel = conv2d_odd_lines(rows * row, size);
+    const long bytes = m.in_channels * channel * size;
+    if (bytes <= conv2d_staged_bytes) return {true, span, rows, row, channel, bytes};
+  }
+  return r;
+}
+
+// Results in columns column, column + step … that have the same taps first … last - 1 of class `part`; `index`: where the
+// first of them reads, but for the tap's own shift.
+struct conv2d_columns {
+  long column, index, width, part, first, last;
+};
+
+template <class T> struct conv2d_plan {
+  conv2d_shape s;
+  conv2d_sum m;
+  conv2d_staging at;
+  conv2d_classes down, across;
+  long K;
+
+  PG_INLINE conv2d_plan(const conv2d_shape& shape, bool is_forward)
+      : s(shape), m(conv2d_sum_of(shape, is_forward)), at(conv2d_staging_of<T>(shape, m)),
+        down(conv2d_classes_of(is_forward, shape.KH, shape.stride_h, shape.dil_h)),
+        across(conv2d_classes_of(is_forward, shape.KW, shape.stride_w, shape.dil_w)), K(shape.KH * shape.KW * m.in_channels) {}
+
+  PG_INLINE long row_of(long h, long kh) const { return conv2d_place(m.is_forward, h, kh, s.stride_h, s.dil_h, s.pad_h, m.in_h); }
+  PG_INLINE long column_of(long column, long kw) const {
+    return conv2d_place(m.is_forward, column, kw, s.stride_w, s.dil_w, s.pad_w, m.in_w);
+  }
+  // Where the taps of two classes begin in the order in which weights are packed.
+  PG_INLINE long first_tap(long class_h, long class_w) const {
+    return s.KW * down.before(class_h) + down.count(class_h) * across.before(class_w);
+  }
+  // Whether neighbouring results of a class read neighbours.
+  PG_INLINE bool are_neighbours() const { return !m.is_forward || s.stride_w == 1 || at.is_copied; }
+  PG_INLINE long step() const { return m.is_forward ? 1 : s.stride_w; }
+  // How many places from a result's index tap kw reads.
+  PG_INLINE long shift(long kw) const {
+    const long distance = kw * s.dil_w - s.pad_w;
+    if (!are_neighbours()) return distance;
+    long quotient = distance / s.stride_w, rest = distance % s.stride_w;
+    if (rest < 0) --quotient, rest += s.stride_w;
+    if (!m.is_forward) return -quotient;
+    return rest * ((m.in_w + s.stride_w - 1) / s.stride_w) + quotient;
+  }
+};
+
+template <class T> inline long conv2d_fill_columns(const conv2d_plan<T>& plan, conv2d_columns* found) {
   long count = 0;
-  for (long column = 0; column < m.out_w; ++column) {
-    long first = 0, last = 0;
-    for (long kw = 0; kw < s.KW; ++kw)
-      if (conv2d_place(m.is_forward, column, kw, s.stride_w, s.dil_w, s.pad_w, m.in_w) >= 0) {
-        if (last == 0) first = kw;
-        last = kw + 1;
-      }
-    if (count > 0 && s.stride_w == 1 && found[count - 1].first == first && found[count - 1].last == last) ++found[count - 1].width;
-    else found[count++] = {column, 1, first, last};
+  const long step = plan.step(), apart = plan.are_neighbours() ? 1 : plan.s.stride_w;
+  for (long start = 0; start < step; ++start) {
+    const long from = count;
+    for (long column = start; column < plan.m.out_w; column += step) {
+      conv2d_columns here = {column, column / step * apart, 1, 0, 0, 0};
+      for (long kw = 0; kw < plan.s.KW; ++kw)
+        if (plan.column_of(column, kw) >= 0) {
+          here.part = kw % plan.across.step;
+          if (here.last == 0) here.first = kw / plan.across.step;
+          here.last = kw / plan.across.step + 1;
+        }
+      if (count > from && apart == 1 && found[count - 1].part == here.part && found[count - 1].first == here.first &&
+          found[count - 1].last == here.last)
+        ++found[count - 1].width;
+      else found[count++] = here;
+    }
   }
   return count;
 }
 
-// Packs the filter of group g as [result's channel][kh][kw][operand's channel], and how far apart what they meet lies.
-template <class T>
-PG_NOINLINE void conv2d_vectors_pack(const conv2d_shape& s, const conv2d_sum& m, const T* w, long g, T* packed, long* offsets) {
-  const long channels = s.C / s.groups, per_group = s.O / s.groups, taps = s.KH * s.KW, K = taps * m.in_channels;
+// Packs the filter of group g as [result's channel][tap, by classes][operand's channel].
+template <class T> PG_NOINLINE void conv2d_vectors_pack(const conv2d_plan<T>& plan, const T* w, long g, T* packed) {
+  const conv2d_shape& s = plan.s;
+  const conv2d_sum& m = plan.m;
+  const long channels = s.C / s.groups, per_group = s.O / s.groups, taps = s.KH * s.KW;
   for (long tap = 0; tap < taps; ++tap) {
-    const long apart = (tap / s.KW * s.dil_h * m.in_w + tap % s.KW * s.dil_w) * s.lanes;
-    for (long i = 0; i < m.in_channels; ++i) {
-      offsets[tap * m.in_channels + i] = i * m.in_h * m.in_w * s.lanes + (m.is_forward ? apart : -apart);
-      for (long r = 0; r < m.out_channels; ++r) {
+    const long kh = tap / s.KW, kw = tap % s.KW, class_w = kw % plan.across.step;
+    const long place = plan.first_tap(kh % plan.down.step, class_w) + kh / plan.down.step * plan.across.count(class_w) + kw / plan.across.step;
+    for (long r = 0; r < m.out_channels; ++r)
+      for (long i = 0; i < m.in_channels; ++i) {
         const long o = g * per_group + (m.is_forward ? r : i), c = m.is_forward ? i : r;
-        packed[r * K + tap * m.in_channels + i] = w[(o * channels + c) * taps + tap];
+        packed[r * plan.K + place * m.in_channels + i] = w[(o * channels + c) * taps + tap];
       }
-    }
+  }
+}
+
+// Copies row `row` of all channels, `span` lanes of each place.
+template <class T> PG_NOINLINE void conv2d_vectors_stage(const conv2d_plan<T>& plan, const T* in, long row, T* staged) {
+  const conv2d_staging& at = plan.at;
+  const long stride = plan.m.is_forward ? plan.s.stride_w : 1, part = (plan.m.in_w + stride - 1) / stride;
+  for (long i = 0; i < plan.m.in_channels; ++i) {
+    const T* const from = in + (i * plan.m.in_h + row) * plan.m.in_w * plan.s.lanes;
+    T* const to = staged + i * at.channel + row % at.rows * at.row;
+    for (long remainder = 0; remainder < stride; ++remainder)
+      for (long column = remainder, place = remainder * part; column < plan.m.in_w; column += stride, ++place)
+        for (long l = 0; l < at.span; l += PG_LANES)
+          store_plain(to + place * at.span + l, load_plain(from + column * plan.s.lanes + l));
   }
 }
 
@@ -82,107 +196,124 @@ PG_NOINLINE void conv2d_vectors_pack(const conv2d_shape& s, const conv2d_sum& m,
 enum { conv2d_strip = 32 };
 
 template <class T> inline long conv2d_vectors_scratch(const conv2d_shape& s, bool is_forward) {
-  const conv2d_sum m = conv2d_sum_of(s, is_forward);
-  const long K = m.in_channels * s.KH * s.KW;
+  const conv2d_plan<T> plan(s, is_forward);
+  const long K = plan.K;
   return round_up(gemm_tile<T>::rows * conv2d_strip * PG_LANES * long(sizeof(T)), 64) + round_up(K * long(sizeof(long)), 64) +
-         round_up(m.out_w * long(sizeof(conv2d_columns)), 64) + round_up(m.out_channels * K * long(sizeof(T)), 64);
+         round_up(plan.m.out_w * long(sizeof(conv2d_columns)), 64) + round_up(plan.m.out_channels * K * long(sizeof(T)), 64) +
+         round_up(plan.at.bytes, 64);
 }
 template <class T> inline long conv2d_vectors_forward_scratch(const conv2d_shape& s) { return conv2d_vectors_scratch<T>(s, true); }
 template <class T> inline long conv2d_vectors_grad_input_scratch(const conv2d_shape& s) { return conv2d_vectors_scratch<T>(s, false); }
 
-// The sums of one row of results in the making: which row h of which operand `from`, and the taps top … bottom - 1 of it.
+// One row of results in the making: the operand's first element, and the taps top … bottom - 1 of class `part` that it has.
 template <class T> struct conv2d_row {
-  conv2d_shape s;
-  conv2d_sum m;
   const T *from, *packed;
   const long* offsets;
-  long h, top, bottom;
-
-  PG_INLINE long row_of(long kh) const { return conv2d_place(m.is_forward, h, kh, s.stride_h, s.dil_h, s.pad_h, m.in_h); }
-  PG_INLINE long column_of(long column, long kw) const {
-    return conv2d_place(m.is_forward, column, kw, s.stride_w, s.dil_w, s.pad_w, m.in_w);
-  }
+  long part, top, bottom;
 };
+
+// Finds the taps of row h, and writes how far from a result's index they read.
+template <class T> PG_NOINLINE void conv2d_vectors_row(const conv2d_plan<T>& plan, long h, conv2d_row<T>& row, long* offsets) {
+  const conv2d_sum& m = plan.m;
+  row.part = row.top = row.bottom = 0;
+  for (long kh = 0; kh < plan.s.KH; ++kh) {
+    const long place = plan.row_of(h, kh);
+    if (place < 0) continue;
+    row.part = kh % plan.down.step;
+    if (row.bottom == 0) row.top = kh / plan.down.step;
+    row.bottom = kh / plan.down.step + 1;
+    const long begin = place % plan.at.rows * plan.at.row;
+    for (long kw = 0; kw < plan.s.KW; ++kw) {
+      const long class_w = kw % plan.across.step;
+      const long tap = plan.first_tap(row.part, class_w) + kh / plan.down.step * plan.across.count(class_w) + kw / plan.across.step;
+      long* const to = offsets + tap * m.in_channels;
+      const long shift = begin + plan.shift(kw) * plan.at.span;
+      for (long i = 0; i < m.in_channels; ++i) to[i] = shift + i * plan.at.channel;
+    }
+  }
+}
 
 // sums[r][v] of `rows` channels from first_row on, for `length` vectors from `strip` on of a run of columns; rows of sums are
 // a whole strip apart.
 template <class T>
-PG_NOINLINE void conv2d_vectors_strip(const conv2d_row<T>& row, const conv2d_columns& here, long strip, long length, long first_row,
-                                      long rows, T* sums) {
-  const conv2d_shape& s = row.s;
-  const conv2d_sum& m = row.m;
-  const long channels = m.in_channels, K = s.KH * s.KW * channels;
-  // Whether the taps of a column, or row, follow each other at equal distances.
-  const bool rows_merge = m.is_forward || s.stride_h == 1, columns_merge = m.is_forward || s.stride_w == 1;
-  const bool is_whole = rows_merge && columns_merge && here.first == 0 && here.last == s.KW;
-  const conv2d_parts across(length, gemm_tile<T>::vectors);
-  const gemm_kernel_function<T> kernels[2] = {gemm_kernel_for<T, true>(int(rows), int(across.base)),
-                                              gemm_kernel_for<T, true>(int(rows), int(across.base) + 1)};
-  for (long p = 0; p < across.count; ++p) {
-    const long first = across.first(p) * PG_LANES;
-    bool is_first = true;
-    // Adds `count` taps from (kh, kw) on.
-    const auto run = [&](long kh, long kw, long count) {
-      const long tap = (kh * s.KW + kw) * channels;
-      const T* const there = row.from + (row.row_of(kh) * m.in_w + row.column_of(here.column, kw)) * s.lanes + strip * PG_LANES + first;
-      kernels[p < across.extra](count * channels, row.packed + first_row * K + tap, K, 1, there - row.offsets[tap], 0, row.offsets + tap,
-                                sums + first, conv2d_strip * PG_LANES, !is_first);
-      is_first = false;
-    };
-    if (is_whole && row.top < row.bottom) {
-      run(row.top, 0, (row.bottom - row.top) * s.KW);
+PG_NOINLINE void conv2d_vectors_strip(const conv2d_plan<T>& plan, const conv2d_row<T>& row, const conv2d_columns& here, long strip,
+                                      long length, long first_row, long rows, T* sums) {
+  const long channels = plan.m.in_channels, wide = plan.across.count(here.part), begin = plan.first_tap(row.part, here.part);
+  const bool is_empty = row.top >= row.bottom || here.first >= here.last, is_whole = here.first == 0 && here.last == wide;
+  const conv2d_parts parts(length, gemm_tile<T>::vectors);
+  const gemm_kernel_function<T> kernels[2] = {gemm_kernel_for<T, true>(int(rows), int(parts.base)),
+                                              gemm_kernel_for<T, true>(int(rows), int(parts.base) + 1)};
+  for (long p = 0; p < parts.count; ++p) {
+    const long first = parts.first(p) * PG_LANES;
+    if (is_empty) {
+      for (long r = 0; r < rows; ++r)
+        for (long v = 0; v < parts.length(p); ++v) store_plain(sums + (r * conv2d_strip + v) * PG_LANES + first, vec<T>{});
       continue;
     }
-    for (long kh = row.top; kh < row.bottom && here.first < here.last; ++kh) {
-      if (row.row_of(kh) < 0) continue;
-      if (columns_merge) run(kh, here.first, here.last - here.first);
-      else
-        for (long kw = here.first; kw < here.last; ++kw)
-          if (row.column_of(here.column, kw) >= 0) run(kh, kw, 1);
+    // Rows of taps that follow each other are one run.
+    const long runs = is_whole ? 1 : row.bottom - row.top;
+    const long count = (is_whole ? (row.bottom - row.top) * wide : here.last - here.first) * channels;
+    for (long i = 0; i < runs; ++i) {
+      const long k = (begin + (row.top + i) * wide + here.first) * channels;
+      kernels[p < parts.extra](count, row.packed + first_row * plan.K + k, plan.K, 1,
+                               row.from + here.index * plan.at.span + strip * PG_LANES + first, 0, row.offsets + k, sums + first,
+                               conv2d_strip * PG_LANES, i > 0);
     }
-    for (long r = 0; r < rows && is_first; ++r)
-      for (long v = 0; v < across.length(p); ++v) store_plain(sums + (r * conv2d_strip + v) * PG_LANES + first, vec<T>{});
   }
 }
 
 template <class T, class Epilogue>
 PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
                                   Epilogue&& epilogue) {
-  const conv2d_sum m = conv2d_sum_of(s, is_forward);
-  const long K = s.KH * s.KW * m.in_channels;
+  const conv2d_plan<T> plan(s, is_forward);
+  const conv2d_sum& m = plan.m;
+  const conv2d_staging& at = plan.at;
   const conv2d_parts down(m.out_channels, gemm_tile<T>::rows);
+  const long blocks = s.lanes / at.span, step = plan.step();
   long begin, end;
-  share(s.N * s.groups * m.out_h, 1, worker, workers, begin, end);
+  share(s.N * s.groups * blocks * m.out_h, 1, worker, workers, begin, end);
   if (begin >= end || m.out_w <= 0) return;
   scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
   T* const sums = cursor.take<T>(gemm_tile<T>::rows * conv2d_strip * PG_LANES);
-  long* const offsets = cursor.take<long>(K);
+  long* const offsets = cursor.take<long>(plan.K);
   conv2d_columns* const columns = cursor.take<conv2d_columns>(m.out_w);
-  T* const packed = cursor.take<T>(m.out_channels * K);
-  const long groups_of_columns = conv2d_fill_columns(s, m, columns);
-  conv2d_row<T> row = {s, m, in, packed, offsets, 0, 0, 0};
-  long packed_group = -1;
+  T* const packed = cursor.take<T>(m.out_channels * plan.K);
+  T* const staged = cursor.take<T>(at.bytes / long(sizeof(T)));
+  const long groups_of_columns = conv2d_fill_columns(plan, columns);
+  conv2d_row<T> row = {at.is_copied ? staged : in, packed, offsets, 0, 0, 0};
+  long packed_group = -1, read = -1, next = 0;
   for (long unit = begin; unit < end; ++unit) {
-    const long sample = unit / m.out_h, n = sample % s.N, g = sample / s.N;
-    if (g != packed_group) conv2d_vectors_pack(s, m, w, g, packed, offsets);
+    const long h = unit % m.out_h, block = unit / m.out_h % blocks, sample = unit / m.out_h / blocks, n = sample % s.N, g = sample / s.N;
+    if (g != packed_group) conv2d_vectors_pack(plan, w, g, packed);
     packed_group = g;
-    row.h = unit % m.out_h;
-    row.from = in + (n * s.groups + g) * m.in_channels * m.in_h * m.in_w * s.lanes;
-    row.top = 0, row.bottom = s.KH;
-    while (row.top < row.bottom && row.row_of(row.top) < 0) ++row.top;
-    while (row.bottom > row.top && row.row_of(row.bottom - 1) < 0) --row.bottom;
+    const T* const image = in + (n * s.groups + g) * m.in_channels * m.in_h * m.in_w * s.lanes + block * at.span;
+    if (!at.is_copied) row.from = image;
+    if (unit / m.out_h != read) next = 0;
+    read = unit / m.out_h;
+    conv2d_vectors_row(plan, h, row, offsets);
+    if (at.is_copied) {
+      // Bounds that rise with h, unlike the rows that the taps of one class read.
+      const long reach = (s.KH - 1) * s.dil_h, last = is_forward ? h * s.stride_h - s.pad_h + reach : (h + s.pad_h) / s.stride_h;
+      const long from = is_forward ? h * s.stride_h - s.pad_h : (h + s.pad_h - reach + s.stride_h - 1) / s.stride_h;
+      for (next = next < from ? from : next; next <= last && next < m.in_h; ++next) conv2d_vectors_stage(plan, image, next, staged);
+    }
     for (long i = 0; i < groups_of_columns; ++i) {
-      const long vectors = columns[i].width * s.lanes / PG_LANES;
+      const long vectors = columns[i].width * at.span / PG_LANES;
       for (long strip = 0; strip < vectors; strip += conv2d_strip) {
         const long length = vectors - strip < conv2d_strip ? vectors - strip : long(conv2d_strip);
-        const long position = (row.h * m.out_w + columns[i].column) * s.lanes + strip * PG_LANES;
         for (long t = 0; t < down.count; ++t) {
           const long first_row = down.first(t), rows = down.length(t);
-          conv2d_vectors_strip(row, columns[i], strip, length, first_row, rows, sums);
-          for (long r = 0; r < rows; ++r)
-            for (long v = 0; v < length; ++v)
-              epilogue(n, g * m.out_channels + first_row + r, position + v * PG_LANES,
-                       load_plain(sums + (r * conv2d_strip + v) * PG_LANES, PG_LANES), long(PG_LANES));
+          conv2d_vectors_strip(plan, row, columns[i], strip, length, first_row, rows, sums);
+          for (long r = 0; r < rows; ++r) {
+            const T* sum = sums + r * conv2d_strip * PG_LANES;
+            long column = columns[i].column + strip * PG_LANES / at.span * step, lane = strip * PG_LANES % at.span;
+            for (long v = 0; v < length; ++v, sum += PG_LANES) {
+              epilogue(n, g * m.out_channels + first_row + r, (h * m.out_w + column) * s.lanes + block * at.span + lane,
+                       load_plain(sum, PG_LANES), long(PG_LANES));
+              lane += PG_LANES;
+              if (lane == at.span) lane = 0, column += step;
+            }
+          }
         }
       }
     }
@@ -284,8 +415,11 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
 // ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
 
 #define PG_CONV_VECTORS_PARTS(PART)                                                                                         \
-  PART void conv2d_vectors_pack<float>(const conv2d_shape&, const conv2d_sum&, const float*, long, float*, long*);          \
-  PART void conv2d_vectors_strip<float>(const conv2d_row<float>&, const conv2d_columns&, long, long, long, long, float*);   \
+  PART void conv2d_vectors_pack<float>(const conv2d_plan<float>&, const float*, long, float*);                              \
+  PART void conv2d_vectors_stage<float>(const conv2d_plan<float>&, const float*, long, float*);                             \
+  PART void conv2d_vectors_row<float>(const conv2d_plan<float>&, long, conv2d_row<float>&, long*);                          \
+  PART void conv2d_vectors_strip<float>(const conv2d_plan<float>&, const conv2d_row<float>&, const conv2d_columns&, long,   \
+                                        long, long, long, float*);                                                          \
   PART void conv2d_vectors_weight_rows<float>(const conv2d_shape&, const float*, const float*, long, long, const long*, float*);
 #if defined(PG_PARTS_APART)
 PG_CONV_VECTORS_PARTS(extern template)
