@@ -374,12 +374,15 @@ PG_NOINLINE void conv2d_weight_kernel(const conv2d_runs& over, const T* __restri
       PG_UNROLL for (int j = 0; j < TAPS; ++j) tap[j] = first + offsets[j < taps ? j : taps - 1];
       const T* gradient = dy + n * over.dy_sample + i * over.dy_run;
       for (long q = 0; q < over.length; q += L) {
-        native g[ROWS];
-        PG_UNROLL for (int r = 0; r < ROWS; ++r) g[r] = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
+        native v[TAPS];
         PG_UNROLL for (int j = 0; j < TAPS; ++j) {
-          native v = *reinterpret_cast<const unaligned*>(tap[j] + q);
-          PG_KEEP_IN_REGISTER(v);
-          PG_UNROLL for (int r = 0; r < ROWS; ++r) sum[r][j] += g[r] * v;
+          v[j] = *reinterpret_cast<const unaligned*>(tap[j] + q);
+          PG_KEEP_IN_REGISTER(v[j]);
+        }
+        PG_UNROLL for (int r = 0; r < ROWS; ++r) {
+          native g = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
+          PG_KEEP_IN_REGISTER(g);
+          PG_UNROLL for (int j = 0; j < TAPS; ++j) sum[r][j] += g * v[j];
         }
       }
     }
