@@ -49,7 +49,10 @@ def alternatives(plan: StepPlan, plain: StepPlan, target: Target, workers: int) 
     if is_by_lanes and workers > 1:
         is_shared = plan.workers > 1
         yield (Alternative("1 worker" if is_shared else f"{workers} workers", "is_shared", not is_shared),)
-    if target.has_blocks:
+    in_shared_memory = tuple(_blocks_in_shared_memory(plan)) if target.shared_bytes else ()
+    if in_shared_memory:
+        yield in_shared_memory
+    elif target.has_blocks and not target.shared_bytes:
         usual = schedule.BLOCK_BYTES
         sizes = {"no blocks of samples": 0, "smaller blocks": usual // 2, "larger blocks": 2 * usual}
         yield tuple(Alternative(text, "block_bytes", size) for text, size in sizes.items())
@@ -69,6 +72,18 @@ def alternatives(plan: StepPlan, plain: StepPlan, target: Target, workers: int) 
     yield tuple(
         Alternative(f"chains of {n} computed again", "recomputed", n) for n in (1, 3 * schedule.MOST_RECOMPUTED)
     )
+
+
+def _blocks_in_shared_memory(plan: StepPlan) -> Iterator[Alternative]:
+    """Yield blocks of half and of twice as many samples, and none; where there are none, blocks for convolutions."""
+    sizes = {phase.blocks.size for phase in plan.phases if phase.blocks is not None}
+    if sizes:
+        yield Alternative("no blocks of samples", "block_bytes", 0)
+        others = {max(sizes) // 2, 2 * max(sizes)} - {0}
+    else:
+        others = {1, 4} if any(isinstance(kernel, Conv2d) for kernel in plan.kernels) else set()
+    for size in sorted(others):
+        yield Alternative(f"blocks of {size} sample{'s' * (size > 1)}", "block_samples", size)
 
 
 def _hottest(plan: StepPlan) -> list[Contract]:

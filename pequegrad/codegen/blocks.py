@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 
 from ..ops.core import REGISTRY
 from . import schedule
+from .block_sizes import Cutting, Demand
 from .lanes import Part, samples_last, side_by_side
 from .layout import contiguous_strides
-from .memory import Lifetime, assign_offsets, least_bytes
+from .memory import Lifetime, assign_offsets
 from .plan import (
     Access,
     Accumulate,
@@ -51,13 +52,17 @@ Arrange = Callable[[Sequence[Ordered], Sequence[Buffer]], tuple[Phase, ...]]
 """Puts kernels into phases."""
 
 
+Choose = Callable[[Demand], Cutting | None]
+"""Says how samples are cut into blocks, if at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How blocks are made: for vectors of ``lanes`` elements, keeping at most about ``block_bytes`` alive; ``arranged`` puts
-    what stays outside into phases."""
+    """How blocks are made: for vectors of ``lanes`` elements, as ``choose`` says; ``arranged`` puts what stays outside into
+    phases."""
 
     lanes: int
-    block_bytes: int
+    choose: Choose
     arranged: Arrange
 
 
@@ -76,18 +81,17 @@ def block_phases(
     phases: Sequence[Phase],
     buffers: list[Buffer],
     lanes: int,
+    choose: Choose,
     *,
-    block_bytes: int = schedule.BLOCK_BYTES,
     keeps_order: bool = False,
 ) -> tuple[tuple[Phase, ...], int]:
-    """Return the phases with runs of kernels put together where that saves traffic, and the bytes that a worker needs
-    for the buffers of one block. ``buffers`` gets new ones, and those of one block their place.
+    """Return the phases with runs of kernels put together where ``choose`` finds a gain, and the bytes that a worker or
+    thread block needs for the buffers of one block. ``buffers`` gets new ones, and those of one block their place.
 
-    ``lanes``: the elements of a vector. ``block_bytes``: what a block may keep alive. ``keeps_order``: kernels stay in the
-    order of their phases, where some were put late to save memory; else each then runs as early as it can, which makes
-    fewer phases.
+    ``lanes``: the elements of a vector. ``keeps_order``: kernels stay in the order of their phases, where some were put
+    late to save memory; else each then runs as early as it can, which makes fewer phases.
     """
-    found = _put_together(phases, buffers, Manner(lanes, block_bytes, _in_order if keeps_order else _levelled))
+    found = _put_together(phases, buffers, Manner(lanes, choose, _in_order if keeps_order else _levelled))
     local_bytes = _place_locals(found, buffers)
     return _without_locals(found, buffers), local_bytes
 
@@ -97,11 +101,11 @@ def _put_together(phases: Sequence[Phase], buffers: list[Buffer], manner: Manner
     found = _best_run(kernels, buffers, manner)
     if found is None:
         return tuple(phases)
-    run, size = found
+    run, cutting = found
     members = {id(item) for item, _ in run.members}
     before = _needed_before(kernels, run)
-    local = _local_buffers(run, kernels, buffers).keys() if side_by_side(size, manner.lanes) else ()
-    built, combines = _Builder(run, size, buffers).build(local)
+    local = _local_buffers(run, kernels, buffers).keys() if side_by_side(cutting.size, manner.lanes) else ()
+    built, combines = _Builder(run, cutting, buffers).build(local)
     after = [
         Ordered(combines[id(item)], item.phase) if id(item) in combines else item
         for item in kernels
@@ -115,17 +119,17 @@ def _put_together(phases: Sequence[Phase], buffers: list[Buffer], manner: Manner
 # --- which kernels ------------------------------------------------------------------------------------------------
 
 
-def _best_run(kernels: Sequence[Ordered], buffers: Sequence[Buffer], manner: Manner) -> tuple[Run, int] | None:
-    """Return the run that saves most, with the samples of a block, or None where none saves anything."""
-    best: tuple[float, Run, int] | None = None
+def _best_run(kernels: Sequence[Ordered], buffers: Sequence[Buffer], manner: Manner) -> tuple[Run, Cutting] | None:
+    """Return the run that saves most, with how samples are cut, or None where none saves anything."""
+    best: tuple[Run, Cutting] | None = None
     for units in _candidates(kernels):
         run = _grow(kernels, units, buffers)
         if len(run.members) < 2:
             continue
-        size, gain = _choose_size(run, kernels, buffers, manner)
-        if gain > 0 and (best is None or gain > best[0]):
-            best = (gain, run, size)
-    return None if best is None else (best[1], best[2])
+        cutting = manner.choose(_demand(run, kernels, buffers, manner.lanes))
+        if cutting is not None and cutting.gain > (0 if best is None else best[1].gain):
+            best = run, cutting
+    return best
 
 
 def _candidates(kernels: Sequence[Ordered]) -> list[int]:
@@ -296,28 +300,36 @@ def _local_buffers(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffe
     }
 
 
-def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer], manner: Manner) -> tuple[int, float]:
-    """Return the samples of a block, and the nanoseconds that blocks save."""
+def _demand(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer], lanes: int) -> Demand:
+    """Return what the members of a run ask for."""
     local = _local_buffers(run, kernels, buffers)
-    lives = [Lifetime(run.pitches[b] * buffers[b].dtype.itemsize, *ends) for b, ends in local.items()]
-    live_bytes = least_bytes(lives) if lives else 0
+    lives = tuple(Lifetime(run.pitches[b] * buffers[b].dtype.itemsize, *ends) for b, ends in local.items())
     shared: dict[int, int] = {}
+    others: set[int] = set()
     private = 0
-    moved = 0
+    moved = touched = 0
     for item, cut in run.members:
         if cut.is_sum and not isinstance(item.kernel, Row):
             private += math.prod(summed_shape(item.kernel)) * 4
+        others.update(b for b in schedule.buffers_of(item.kernel) if b not in local)
         for r in reaches(item.kernel, cut, run.units) or ():
             nbytes = buffers[r.buffer].dtype.itemsize * (r.high - r.low + 1)
+            touched += run.units * nbytes if r.shift else nbytes
             if r.buffer in local:
                 moved += run.units * nbytes
             elif not r.shift:
                 shared[r.buffer] = nbytes
-    rows = min((cut.extent // run.units for _, cut in run.members), default=1)
-    multiple = manner.lanes if any(isinstance(item.kernel, Conv2d | Window) for item, _ in run.members) else 1
-    calls = len(run.members)
-    return schedule.block_size(
-        run.units, rows, live_bytes, moved, sum(shared.values()), private, calls, multiple, manner.block_bytes
+    return Demand(
+        units=run.units,
+        members=tuple((item.kernel, cut) for item, cut in run.members),
+        phases=len({item.phase for item, _ in run.members}),
+        lives=lives,
+        buffers=len(others),
+        moved=moved,
+        touched=touched,
+        shared=sum(shared.values()),
+        private=private,
+        multiple=lanes if any(isinstance(item.kernel, Conv2d | Window) for item, _ in run.members) else 1,
     )
 
 
@@ -327,10 +339,10 @@ def _choose_size(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer]
 class _Builder:
     """Makes the phase of a run, and the kernels that combine its shares."""
 
-    def __init__(self, run: Run, size: int, buffers: list[Buffer]) -> None:
-        self.run, self.size, self.buffers = run, size, buffers
-        self.count = run.units // size
-        self.chunks = schedule.block_chunks(self.count)
+    def __init__(self, run: Run, cutting: Cutting, buffers: list[Buffer]) -> None:
+        self.run, self.size, self.buffers = run, cutting.size, buffers
+        self.count = run.units // self.size
+        self.chunks = cutting.chunks
         self.sums: list[tuple[int, int]] = []
         self.combines: dict[int, Kernel] = {}
 
@@ -410,7 +422,7 @@ def _with_outer(statement: Statement) -> Statement:
 
 
 def _place_locals(phases: Sequence[Phase], buffers: list[Buffer]) -> int:
-    """Give each buffer that only one phase of blocks touches its place in a worker's own memory; return the bytes."""
+    """Give each buffer that only one phase of blocks touches its place in memory of the block's own; return the bytes."""
     users: dict[int, set[int]] = {}
     for number, phase in enumerate(phases):
         for kernel in phase.kernels:

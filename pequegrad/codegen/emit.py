@@ -38,7 +38,8 @@ class Call:
     """One call of an emitted kernel: its arguments as C text, and where they stand among those of its phase.
 
     ``note`` says what it computes where another call's function serves it too, and is empty elsewhere. ``after``: thread
-    blocks that the calls before it in the phase take. ``kernel``: its kernel's number in the plan."""
+    blocks that the calls before it in the phase take. ``kernel``: its kernel's number in the plan. ``waits``: in a block of
+    samples, whether it touches what a call since the last barrier writes, or writes what one touches."""
 
     function: str
     arguments: tuple[str, ...]
@@ -47,20 +48,24 @@ class Call:
     after: int
     can_fail: bool
     kernel: int
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroView:
-    """Memory that a chunk of blocks clears at its begin, as C text, and its bytes."""
+    """Memory that a chunk of blocks clears at its begin, as C text, what it is called in its phase, and its size."""
 
     pointer: str
+    name: str
+    elements: int
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksView:
     """The grid of a phase that runs its calls block by block; ``begin``, ``bytes``: each worker's own part of the arena,
-    of which there are ``workers``."""
+    of which there are ``workers``, or (``begin`` is 0) of a thread block's shared memory, of which it has at most
+    ``most_shared``; ``shared``: texts of the bytes that its calls take there."""
 
     count: int
     size: int
@@ -69,6 +74,8 @@ class BlocksView:
     bytes: int
     workers: int
     zeros: tuple[ZeroView, ...]
+    shared: tuple[str, ...]
+    most_shared: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,11 @@ class StepView:
     def can_fail(self) -> bool:
         return any(phase.can_fail for phase in self.phases)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a phase runs block by block."""
+        return any(phase.grid is not None for phase in self.phases)
+
 
 _VIEWS = {"lanes": views, "threads": thread_views}
 
@@ -167,7 +179,8 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
         rounds: list[list[_Part]] = []
         for position, kernel in enumerate(phase.kernels):
             walks = phase.blocks.walks[position] if phase.blocks is not None else ()
-            parts = _VIEWS[target.execution].views_of(dtypes, kernel, number, scratch.get(number, -1), target)
+            is_alone = phase.blocks is not None
+            parts = _VIEWS[target.execution].views_of(dtypes, kernel, number, scratch.get(number, -1), target, is_alone)
             for at, part in enumerate(parts):
                 body = environment.get_template(f"{kernel.family}.j2").render(k=part)
                 known = functions.get(body)
@@ -182,9 +195,7 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
             number += 1
         for parts_of_round in rounds:
             for launched in _launches(parts_of_round, target.most_pointers):
-                phases.append(_phase_view(plan, len(phases), launched, phase_functions, can_fail))
-                if phase.blocks is not None:
-                    phases[-1] = dataclasses.replace(phases[-1], grid=_blocks_view(plan, phase.blocks, target))
+                phases.append(_phase_view(plan, len(phases), launched, phase_functions, can_fail, phase.blocks, target))
                 can_fail = can_fail or phases[-1].can_fail
     if phases:
         phases[-1] = dataclasses.replace(phases[-1], is_last=True)
@@ -239,32 +250,41 @@ def _launches(parts: list[_Part], most_pointers: int) -> list[list[_Part]]:
     return launches
 
 
-def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any, str], is_guarded: bool) -> PhaseView:
+def _phase_view(
+    plan: StepPlan,
+    number: int,
+    parts: list[_Part],
+    known: dict[Any, str],
+    is_guarded: bool,
+    blocks: Blocks | None,
+    target: Target,
+) -> PhaseView:
     calls = []
     parameters: dict[str, Pointer] = {}
-    blocks = 0
-    for part in parts:
+    asked = 0
+    waits = _waits(plan, parts) if blocks is not None else [False] * len(parts)
+    for part, must_wait in zip(parts, waits, strict=True):
         walks = {walk.buffer: walk for walk in part.walks}
-        texts = tuple(_pointer_text(plan, pointer, walks.get(pointer.buffer)) for pointer in part.view.head.pointers)
-        names = []
-        for text, pointer in zip(texts, part.view.head.pointers, strict=True):
-            before = parameters.get(text)
-            is_written = pointer.is_written or (before is not None and before.is_written)
-            name = before.name if before is not None else f"p{len(parameters)}"
-            parameters[text] = dataclasses.replace(pointer, name=name, is_written=is_written)
-            names.append(name)
+        texts, names = [], []
+        for pointer in part.view.head.pointers:
+            text, moved = _pointer_text(plan, pointer), _moved(walks.get(pointer.buffer))
+            texts.append(text + moved)
+            names.append(_parameter(plan, text, pointer, parameters) + moved)
         note = str(part.kernel.origin) if part.is_shared else ""
-        calls.append(
-            Call(part.function, texts, tuple(names), note, blocks, isinstance(part.kernel, Index), part.number)
-        )
-        blocks += part.view.blocks
+        can_fail = isinstance(part.kernel, Index)
+        after = asked if blocks is None else 0
+        calls.append(Call(part.function, tuple(texts), tuple(names), note, after, can_fail, part.number, must_wait))
+        asked += part.view.blocks
+    asked = blocks.chunks if blocks is not None else asked
     shared = tuple(dict.fromkeys(part.view.shared for part in parts if part.view.shared))
+    grid = _blocks_view(plan, blocks, parameters, shared, target) if blocks is not None else None
     identity = (
         is_guarded,
-        blocks,
+        asked,
         shared,
         tuple((call.function, call.names, call.after) for call in calls),
         tuple((pointer.type, pointer.is_written) for pointer in parameters.values()),
+        grid,
     )
     is_new = identity not in known
     if is_new:
@@ -272,6 +292,8 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
     names_shown = [part.kernel.name for part in parts[:MOST_NAMES]]
     rest = len(parts) - len(names_shown)
     note = ", ".join(names_shown) + (f" and {rest} more" if rest else "")
+    if blocks is not None:
+        note = f"{blocks.count} blocks of {blocks.size} samples, in {blocks.chunks} chunks: {note}"
     return PhaseView(
         number,
         tuple(calls),
@@ -282,21 +304,72 @@ def _phase_view(plan: StepPlan, number: int, parts: list[_Part], known: dict[Any
         is_new,
         tuple(parameters.values()),
         tuple(parameters),
-        min(max(blocks, 1), MOST_BLOCKS),
-        shared,
+        min(max(asked, 1), MOST_BLOCKS),
+        shared if grid is None else (f"{known[identity]}_shared",),
         note,
-        None,
+        grid,
     )
 
 
-def _blocks_view(plan: StepPlan, blocks: Blocks, target: Target) -> BlocksView:
-    begin, nbytes = _worker_memory(plan, target)
+def _parameter(plan: StepPlan, text: str, pointer: Pointer, parameters: dict[str, Pointer]) -> str:
+    """Return the name of the phase's parameter for a pointer, adding it at its first use; of what a block keeps to itself,
+    the text."""
+    if pointer.offset < 0 and plan.buffers[pointer.buffer].scope == "local":
+        return text
+    before = parameters.get(text)
+    is_written = pointer.is_written or (before is not None and before.is_written)
+    name = before.name if before is not None else f"p{len(parameters)}"
+    parameters[text] = dataclasses.replace(pointer, name=name, is_written=is_written)
+    return name
+
+
+def _waits(plan: StepPlan, parts: list[_Part]) -> list[bool]:
+    """Return which of the bodies that run one after another on a block must wait for those since the last barrier."""
+    found = []
+    touched: list[tuple[int, int, int, bool]] = []
+    for part in parts:
+        places = [(*_place(plan, pointer), pointer.is_written) for pointer in part.view.head.pointers]
+        must_wait = any(
+            here == there and low < end and begin < high and (is_written or was_written)
+            for here, low, high, is_written in places
+            for there, begin, end, was_written in touched
+        )
+        found.append(must_wait)
+        touched = [*(() if must_wait else touched), *places]
+    return found
+
+
+def _place(plan: StepPlan, pointer: Pointer) -> tuple[int, int, int]:
+    """Return what a pointer reaches: a buffer's number or, of all that blocks keep to themselves, -1; first and last byte."""
+    buffer = plan.buffers[pointer.buffer]
+    if buffer.scope == "local":
+        return -1, buffer.offset, buffer.offset + buffer.nbytes
+    return pointer.buffer, 0, 1
+
+
+def _blocks_view(
+    plan: StepPlan, blocks: Blocks, parameters: dict[str, Pointer], shared: tuple[str, ...], target: Target
+) -> BlocksView:
+    begin, nbytes = _worker_memory(plan, target) if plan.local_bytes else (0, plan.shared_bytes)
     zeros = []
     for number, elements in blocks.sums:
         buffer = plan.buffers[number]
-        text = _pointer_text(plan, Pointer("", f"pg::{buffer.dtype.c_name}", number, True), Walk(number, 0, elements))
-        zeros.append(ZeroView(text, elements * buffer.dtype.itemsize))
-    return BlocksView(blocks.count, blocks.size, blocks.chunks, begin, nbytes, plan.workers, tuple(zeros))
+        text, moved = (
+            _pointer_text(plan, Pointer("", f"pg::{buffer.dtype.c_name}", number, True)),
+            _moved(Walk(number, 0, elements)),
+        )
+        zeros.append(ZeroView(text + moved, parameters[text].name + moved, elements, elements * buffer.dtype.itemsize))
+    return BlocksView(
+        blocks.count,
+        blocks.size,
+        blocks.chunks,
+        begin,
+        nbytes,
+        plan.workers,
+        tuple(zeros),
+        shared,
+        target.shared_bytes,
+    )
 
 
 def _slots(plan: StepPlan) -> tuple[SlotView, ...]:
@@ -347,13 +420,15 @@ def _shared_end(plan: StepPlan, target: Target) -> int:
     in_blocks = _in_blocks(plan)
     for number, offset in _scratch_offsets(plan, target).items():
         if number not in in_blocks:
-            end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number], target))
+            end = max(end, offset + _VIEWS[target.execution].scratch_bytes(plan.kernels[number], target, False))
     return end
 
 
 def _worker_memory(plan: StepPlan, target: Target) -> tuple[int, int]:
     """Return where in the arena the workers' own parts begin, and the bytes of each, the chunk sums of a block included."""
-    scratch = [_VIEWS[target.execution].scratch_bytes(plan.kernels[number], target) for number in _in_blocks(plan)]
+    scratch = [
+        _VIEWS[target.execution].scratch_bytes(plan.kernels[number], target, True) for number in _in_blocks(plan)
+    ]
     nbytes = _aligned(plan.local_bytes) + _aligned(max(scratch, default=0))
     return _aligned(_shared_end(plan, target)), nbytes
 
@@ -412,20 +487,23 @@ def _arguments(plan: StepPlan) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _pointer_text(plan: StepPlan, pointer: Pointer, walk: Walk | None = None) -> str:
+def _pointer_text(plan: StepPlan, pointer: Pointer) -> str:
     if pointer.offset >= 0:
         return f"step.at<{pointer.type}>({pointer.offset})"
     buffer = plan.buffers[pointer.buffer]
     if buffer.scope == "local":
         return f"own.at<{pointer.type}>({buffer.offset})"
-    text = f"step.argument<{pointer.type}>({buffer.slot})"
     if buffer.slot < 0:
-        text = f"step.at<{pointer.type}>({buffer.offset})"
+        return f"step.at<{pointer.type}>({buffer.offset})"
+    return f"step.argument<{pointer.type}>({buffer.slot})"
+
+
+def _moved(walk: Walk | None) -> str:
+    """Return how much further the part of a block lies, as text to add to a pointer's."""
     if walk is None:
-        return text
-    return text + "".join(
-        f" + {name} * {stride}" for name, stride in (("block", walk.block), ("chunk", walk.chunk)) if stride
-    )
+        return ""
+    steps = (("block", walk.block), ("chunk", walk.chunk))
+    return "".join(f" + {name} * {stride}" for name, stride in steps if stride)
 
 
 def _scratch_offsets(plan: StepPlan, target: Target) -> dict[int, int]:
@@ -435,7 +513,7 @@ def _scratch_offsets(plan: StepPlan, target: Target) -> dict[int, int]:
     in_blocks = _in_blocks(plan)
     end = _aligned(plan.arena_bytes)
     for number, kernel in enumerate(plan.kernels):
-        size = _VIEWS[target.execution].scratch_bytes(kernel, target)
+        size = _VIEWS[target.execution].scratch_bytes(kernel, target, number in in_blocks)
         if size and number in in_blocks:
             offsets[number] = _aligned(plan.local_bytes)
         elif size:

@@ -1,7 +1,7 @@
 """Runs a plan in Python, by the kernels' own fields, on real bytes: the oracle of what a plan means.
 
 Invariant: memory that nobody wrote holds NaN; kernels of a phase run in any order, and none writes what another of its
-phase touches. Chunks of blocks run in any order too, and each block finds NaN in the memory of its worker.
+phase touches. Chunks of blocks run in any order too, and each block finds NaN in the memory that it has to itself.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Memory:
 
     def __init__(self, plan: StepPlan, passed: Sequence[np.ndarray]) -> None:
         arena = np.full(plan.arena_bytes, POISON, np.uint8)
-        self._local = np.full(plan.local_bytes, POISON, np.uint8)
+        self._local = np.full(plan.local_bytes + plan.shared_bytes, POISON, np.uint8)
         self.flat: list[np.ndarray] = []
         slots = dict(zip(plan.slots, passed, strict=True))
         for number, buffer in enumerate(plan.buffers):

@@ -16,6 +16,7 @@ from ..ops.core import REGISTRY, Expression, Family, Reduction, View
 from ..targets import Target
 from ..trace.graph import Graph, Node, Value
 from . import schedule
+from .block_sizes import Cutting, Demand, in_caches, in_shared_memory
 from .blocks import block_phases
 from .fuse import Fuser, Group, Item, live
 from .kernels import KernelBuilder
@@ -60,7 +61,9 @@ def memory_report(plan: StepPlan) -> MemoryReport:
     lifetimes = [life for life in _lifetimes(plan.phases, plan.buffers) if life is not None]
     total = sum(aligned(life.nbytes) for life in lifetimes)
     own = plan.workers * plan.local_bytes
-    return MemoryReport(plan.arena_bytes + own, least_bytes(lifetimes) + own, len(lifetimes), total + own)
+    return MemoryReport(
+        plan.arena_bytes + own, least_bytes(lifetimes) + own, len(lifetimes), total + own, plan.shared_bytes
+    )
 
 
 class _Lowering:
@@ -100,16 +103,19 @@ class _Lowering:
         local_bytes = 0
         if self.target.has_blocks and choices.block_bytes:
             phases, local_bytes = block_phases(
-                phases,
-                self.buffers,
-                self.target.lanes,
-                block_bytes=choices.block_bytes,
-                keeps_order=self.keeps_order,
+                phases, self.buffers, self.target.lanes, self._cutting, keeps_order=self.keeps_order
             )
         if choices.samples_last and not any(phase.blocks for phase in phases):
             phases = everywhere_samples_last(phases, self.buffers, self.target.lanes)
         buffers, arena_bytes = _with_offsets(phases, self.buffers)
-        return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, local_bytes))
+        in_shared = self.target.shared_bytes > 0
+        own = (0, local_bytes) if in_shared else (local_bytes, 0)
+        return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, *own))
+
+    def _cutting(self, demand: Demand) -> Cutting | None:
+        if self.target.shared_bytes:
+            return in_shared_memory(demand, self.target, self.choices.block_samples)
+        return in_caches(demand, self.choices.block_bytes)
 
     def _check(self, graph: Graph) -> None:
         literals: dict[Value, Any] = {}

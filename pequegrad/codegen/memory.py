@@ -34,6 +34,8 @@ class MemoryReport:
     buffers: int
     unshared_bytes: int
     """What the same values would take without sharing."""
+    shared_bytes: int = 0
+    """Of a thread block's shared memory, what a block of samples keeps there."""
 
 
 def aligned(nbytes: int) -> int:

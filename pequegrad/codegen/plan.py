@@ -37,7 +37,7 @@ class Layout:
 class Buffer:
     """Memory of one value. ``scope``: "argument", "state", "scalar", "constant", "result" (pointers passed at each
     call, at position ``slot``), "arena" (at byte ``offset`` of the step's arena), or "local" (of one block of samples, at
-    byte ``offset`` of its worker's own part of the arena)."""
+    byte ``offset`` of its worker's own part of the arena, or of its thread block's of shared memory)."""
 
     name: str
     shape: tuple[int, ...]
@@ -454,6 +454,8 @@ class StepPlan:
     workers: int
     """1: run on the calling thread alone (too small to share); else as many as there are, at most this."""
     local_bytes: int = 0
+    shared_bytes: int = 0
+    """What blocks of samples keep to themselves in the shared memory of a thread block, where that is not in the arena."""
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

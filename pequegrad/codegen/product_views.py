@@ -12,34 +12,53 @@ from dataclasses import dataclass
 from ..dtypes import DType, float32
 from ..targets import Target
 from .expressions import computed_as, scalar_type
-from .launch import BLOCK, MULTIPROCESSORS, SHARED_BYTES
+from .launch import BLOCK, BLOCK_WARPS, MULTIPROCESSORS, SHARED_BYTES, WARP
 from .plan import Contract, Conv2d, ConvShape, Kernel
 from .rendering import Address, KernelWriter, Line, Variable
 from .views import KernelHead, Loop, Parameter, decoded, head_of, operand, parameters_of, weight_runs
 
 
-def scratch_bytes(kernel: Kernel, target: Target) -> int:
-    """Return the bytes of arena that a kernel's chunk sums take."""
+def scratch_bytes(kernel: Kernel, target: Target, is_alone: bool) -> int:
+    """Return the bytes of arena that a kernel's chunk sums take; one block of threads ``is_alone`` makes none."""
     if isinstance(kernel, Contract):
         batch = math.prod(kernel.batch)
-        tile = _tile_of(kernel, target)
-        chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k)
-        elements = batch * kernel.m * kernel.n if chunks > 1 else 0
+        tile = _tile_of(kernel, target, is_alone)
+        chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k, is_alone)
+        elements = batch * kernel.m * kernel.n
     elif isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
-        chunks = _conv2d_form(kernel, target).chunks
+        chunks = _conv2d_form(kernel, target, is_alone).chunks
         elements = kernel.shape.weight_elements
     else:
         return 0
-    return chunks * elements * max(kernel.dtype.itemsize, 4)  # half types are summed in float32
+    # Half types are summed in float32.
+    return chunks * elements * max(kernel.dtype.itemsize, 4) if chunks > 1 else 0
+
+
+def own_shared_bytes(kernel: Kernel, target: Target) -> int:
+    """Return the bytes of dynamic shared memory that a kernel takes where one block of threads runs it alone."""
+    if isinstance(kernel, Contract):
+        return _tile_of(kernel, target, True).shared_bytes(kernel.dtype)
+    if not isinstance(kernel, Conv2d):
+        return 0
+    form = _conv2d_form(kernel, target, True)
+    if form.tile is not None:
+        return form.tile.shared_bytes(kernel.dtype)
+    return _direct_bytes(kernel, form.channels) if kernel.kind == "forward" else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A tile of a product: product.h's name for it, and the elements of the result that a block computes."""
+    """A tile of a product: product.h's name for it, the elements of the result that a block computes, and how deep the
+    steps are in which it sums (of tensor cores' tiles: 0)."""
 
     name: str
     rows: int
     columns: int
+    depth: int = 0
+
+    def shared_bytes(self, dtype: DType) -> int:
+        """Return the shared memory that a block takes, at most: two steps of both operands, or eight warps' sums."""
+        return max(dtype.itemsize, 4) * max(2 * self.depth * (self.rows + self.columns + 8), BLOCK_WARPS * 16 * 36)
 
     def count(self, batch: int, m: int, n: int) -> int:
         """Return how many tiles cover a batch of results."""
@@ -47,13 +66,13 @@ class Tile:
 
 
 LARGE, TALL, MEDIUM, WIDE, SMALL, THIN, FLAT = (
-    Tile("product_tile_128", 128, 128),
-    Tile("product_tile_128x64", 128, 64),
-    Tile("product_tile_64", 64, 64),
-    Tile("product_tile_64x8", 64, 64),
-    Tile("product_tile_32", 32, 32),
-    Tile("product_tile_32x128", 32, 128),
-    Tile("product_tile_16x128", 16, 128),
+    Tile("product_tile_128", 128, 128, 16),
+    Tile("product_tile_128x64", 128, 64, 16),
+    Tile("product_tile_64", 64, 64, 16),
+    Tile("product_tile_64x8", 64, 64, 8),
+    Tile("product_tile_32", 32, 32, 32),
+    Tile("product_tile_32x128", 32, 128, 16),
+    Tile("product_tile_16x128", 16, 128, 16),
 )
 TENSOR_TILES = (
     Tile("tensor_tile_128", 128, 128),
@@ -69,33 +88,35 @@ LEAST_CHUNK = 128
 MOST_CHUNKS = 16
 
 
-def tensor_precision(kernel: Contract | Conv2d, target: Target) -> str:
-    """Return the precision in which tensor cores multiply for a kernel, "tf32" or "bf16", or "" for none."""
-    is_asked = kernel.precision != "fp32" and kernel.dtype == float32
+def tensor_precision(kernel: Contract | Conv2d, target: Target, is_alone: bool = False) -> str:
+    """Return the precision in which tensor cores multiply for a kernel, "tf32" or "bf16", or "" for none: operands that
+    lie in shared memory, as where one block of threads ``is_alone``, cannot be copied there as theirs are."""
+    is_asked = kernel.precision != "fp32" and kernel.dtype == float32 and not is_alone
     return kernel.precision if is_asked and target.has_tensor_cores else ""
 
 
 def tiles_for(kernel: Contract, target: Target) -> tuple[str, ...]:
     """Return the names of the tiles that a product could be cut into, the one that its shape suggests first."""
-    suggested = _suggested(kernel, target)
-    return tuple(dict.fromkeys((suggested.name, *(tile.name for tile in _candidates(kernel, target)))))
-
-
-def _candidates(kernel: Contract, target: Target) -> tuple[Tile, ...]:
     precision = tensor_precision(kernel, target)
+    suggested = _suggested(kernel, precision)
+    return tuple(dict.fromkeys((suggested.name, *(tile.name for tile in _candidates(kernel, precision)))))
+
+
+def _candidates(kernel: Contract, precision: str) -> tuple[Tile, ...]:
     if precision:
         return tuple(_with_precision(tile, precision) for tile in TENSOR_TILES)
     return (WIDE, SMALL) if kernel.dtype.itemsize == 8 else (LARGE, TALL, MEDIUM, SMALL, THIN, FLAT)
 
 
-def _suggested(kernel: Contract, target: Target) -> Tile:
-    return _tile(math.prod(kernel.batch), kernel.m, kernel.n, kernel.dtype, tensor_precision(kernel, target))
+def _suggested(kernel: Contract, precision: str) -> Tile:
+    return _tile(math.prod(kernel.batch), kernel.m, kernel.n, kernel.dtype, precision)
 
 
-def _tile_of(kernel: Contract, target: Target) -> Tile:
-    if not kernel.tile:
-        return _suggested(kernel, target)
-    return next(tile for tile in _candidates(kernel, target) if tile.name == kernel.tile)
+def _tile_of(kernel: Contract, target: Target, is_alone: bool) -> Tile:
+    precision = tensor_precision(kernel, target, is_alone)
+    if not kernel.tile or is_alone:
+        return _suggested(kernel, precision)
+    return next(tile for tile in _candidates(kernel, precision) if tile.name == kernel.tile)
 
 
 def _with_precision(tile: Tile, precision: str) -> Tile:
@@ -121,9 +142,9 @@ def _is_filled(tile: Tile, batch: int, m: int, n: int) -> bool:
     return 2 * m >= tile.rows and 2 * n >= tile.columns and tile.count(batch, m, n) >= ENOUGH_TILES
 
 
-def _chunks(tiles: int, length: int) -> int:
+def _chunks(tiles: int, length: int, is_alone: bool) -> int:
     """Return in how many parts sums of that length are cut, for results of so many tiles."""
-    if tiles >= FEW_TILES:
+    if tiles >= FEW_TILES or is_alone:
         return 1
     return max(1, min(length // LEAST_CHUNK, MULTIPROCESSORS // max(tiles, 1), MOST_CHUNKS))
 
@@ -169,11 +190,13 @@ class ProductView:
         return "" if self.stage == "combine" else f"pg::product_shared<{self.type}, pg::{self.tile.name}>"
 
 
-def contract_views(kernel: Contract, dtypes: Sequence[DType], scratch: int, target: Target) -> tuple[ProductView, ...]:
+def contract_views(
+    kernel: Contract, dtypes: Sequence[DType], scratch: int, target: Target, is_alone: bool
+) -> tuple[ProductView, ...]:
     """Return the bodies of a product: one, or two where its sums are cut into chunks."""
     batch = math.prod(kernel.batch)
-    tile = _tile_of(kernel, target)
-    chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k)
+    tile = _tile_of(kernel, target, is_alone)
+    chunks = _chunks(tile.count(batch, kernel.m, kernel.n), kernel.k, is_alone)
     stages = ("whole",) if chunks == 1 else ("chunks", "combine")
     return tuple(_product_view(kernel, dtypes, scratch, tile, chunks, stage) for stage in stages)
 
@@ -240,12 +263,14 @@ LEAST_POSITIONS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ConvForm:
-    """How a convolution is summed: by tiles of a product, or directly, ``channels`` of the output by each thread."""
+    """How a convolution is summed: by tiles of a product, or directly, ``channels`` of the output by each thread or an
+    element of the weight's gradient by ``threads`` of them."""
 
     tile: Tile | None
     channels: int
     chunks: int
     units: int
+    threads: int = BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,22 +312,29 @@ def shape_text(s: ConvShape) -> str:
     return f"{{{', '.join(map(str, (s.N, s.C, s.H, s.W, s.O, s.KH, s.KW, *geometry)))}}}"
 
 
-def _conv2d_form(kernel: Conv2d, target: Target) -> ConvForm:
+def _direct_bytes(kernel: Conv2d, channels: int) -> int:
+    """Return convolution.h's conv2d_direct_shared."""
     s = kernel.shape
-    precision = tensor_precision(kernel, target)
-    inputs, outputs = s.C // s.groups, s.O // s.groups
-    channels = next(n for n in (1, 2, 4, 8) if n >= min(outputs, FEW_CHANNELS))
+    inputs = s.C // s.groups
     rows = 7 * s.stride_h + (s.KH - 1) * s.dilation_h + 1
     columns = 31 * s.stride_w + (s.KW - 1) * s.dilation_w + 1
-    piece = kernel.dtype.itemsize * (inputs * s.KH * s.KW * channels + inputs * rows * columns)
+    return max(kernel.dtype.itemsize, 4) * (inputs * s.KH * s.KW * channels + inputs * rows * columns)
+
+
+def _conv2d_form(kernel: Conv2d, target: Target, is_alone: bool) -> ConvForm:
+    s = kernel.shape
+    precision = tensor_precision(kernel, target, is_alone)
+    inputs, outputs = s.C // s.groups, s.O // s.groups
+    channels = next(n for n in (1, 2, 4, 8) if n >= min(outputs, FEW_CHANNELS))
+    piece = _direct_bytes(kernel, channels)
     is_direct = inputs <= FEW_CHANNELS and outputs <= FEW_CHANNELS and piece <= SHARED_BYTES
     positions = s.N * s.OH * s.OW
     if kernel.kind == "grad_weight":
         tile = None if is_direct else _tile(s.groups, outputs, inputs * s.KH * s.KW, kernel.dtype, precision)
         tiles = s.weight_elements if tile is None else tile.count(s.groups, outputs, inputs * s.KH * s.KW)
         wanted = -(-4 * MULTIPROCESSORS // max(tiles, 1))
-        chunks = max(1, min(positions // LEAST_POSITIONS, wanted, MOST_POSITION_CHUNKS))
-        return ConvForm(tile, channels, chunks, tiles * chunks)
+        chunks = 1 if is_alone else max(1, min(positions // LEAST_POSITIONS, wanted, MOST_POSITION_CHUNKS))
+        return ConvForm(tile, channels, chunks, tiles * chunks, WARP if is_alone else BLOCK)
     if kernel.kind == "grad_input":
         if is_direct:
             return ConvForm(None, channels, 1, -(-s.N * s.C * s.H * s.W // BLOCK))
@@ -315,10 +347,13 @@ def _conv2d_form(kernel: Conv2d, target: Target) -> ConvForm:
     return ConvForm(tile, channels, 1, tile.count(s.groups, outputs, positions))
 
 
-def conv2d_views(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, target: Target) -> tuple[ConvBodyView, ...]:
+def conv2d_views(
+    kernel: Conv2d, dtypes: Sequence[DType], scratch: int, target: Target, is_alone: bool
+) -> tuple[ConvBodyView, ...]:
     """Return the bodies of a convolution: one, or the chunk sums of a weight's gradient and what combines them."""
-    stages = ("chunks", "combine") if kernel.kind == "grad_weight" else ("whole",)
-    return tuple(_conv2d_view(kernel, dtypes, scratch, stage, _conv2d_form(kernel, target)) for stage in stages)
+    form = _conv2d_form(kernel, target, is_alone)
+    stages = ("whole",) if form.chunks == 1 else ("chunks", "combine")
+    return tuple(_conv2d_view(kernel, dtypes, scratch, stage, form) for stage in stages)
 
 
 def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, stage: str, form: ConvForm) -> ConvBodyView:

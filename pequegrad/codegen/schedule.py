@@ -73,7 +73,8 @@ Product = tuple[int, int, int, int]
 class Choices:
     """What a plan is cut by, where measuring may know better than the cost model; the defaults are the model's own.
 
-    ``block_bytes``: what a block of samples may keep alive; 0: no blocks. ``samples_last``: whether, in
+    ``block_bytes``: what a block of samples may keep alive in a cache; 0: no blocks at all. ``block_samples``: of a device,
+    the samples of a block, wherever that fits; None: as many as pay, if any. ``samples_last``: whether, in
     steps without blocks, images may lie with their samples innermost. ``is_shared``: whether workers share the step.
     ``weight_chunks``: most chunks of samples for the gradient of a convolution's weight. ``recomputed``: the longest chain
     of cheap applications that every user computes for itself. ``launch``: how a device starts a step, as
@@ -83,6 +84,7 @@ class Choices:
     """
 
     block_bytes: int = BLOCK_BYTES
+    block_samples: int | None = None
     samples_last: bool = True
     is_shared: bool | None = None
     weight_chunks: int = MOST_WEIGHT_CHUNKS
@@ -106,10 +108,10 @@ _FUNCTION_COST = {
     "uniform": 0.8, "normal": 1.6, "randint": 1.0,
 }  # fmt: skip
 _ARITHMETIC_COST = 0.05
-_BYTE_COST = 0.04
+BYTE_COST = 0.04
 _MULTIPLY_ADD_COST = 0.012
 _KERNEL_COST = 150.0
-_CALL_COST = 100.0
+CALL_COST = 100.0
 
 
 def product_of(kernel: Contract) -> Product:
@@ -151,45 +153,6 @@ def chunks(outer: int, inner: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     best = max((n for n in range(1, MOST_CHUNKS + 1) if total % n == 0), default=1)
     return (best, total // best) if best >= FEWEST_CHUNKS else None
-
-
-def block_chunks(count: int) -> int:
-    """Return in how many chunks ``count`` blocks are dealt out."""
-    return min(count, MOST_BLOCK_CHUNKS)
-
-
-def block_size(
-    units: int,
-    rows: int,
-    live: int,
-    moved: int,
-    shared: int,
-    private: int,
-    calls: int,
-    multiple: int,
-    kept: int = BLOCK_BYTES,
-) -> tuple[int, float]:
-    """Return the samples of a block, and the nanoseconds that running ``calls`` kernels block by block saves.
-
-    ``live``: the bytes of a sample that are alive at once; ``rows``: of a sample in the kernel that has fewest.
-    ``moved``: the bytes of all samples that would stay in cache; ``shared``: those that every block reads again;
-    ``private``: the sums of a chunk. ``multiple``: a block is this many samples, or a multiple of it, where it can be.
-    ``kept``: what a block may keep alive.
-    """
-    if units * live <= CACHE_BYTES:
-        return units, 0.0
-    sizes = [
-        size
-        for size in range(1, units // FEWEST_BLOCKS + 1)
-        if units % size == 0 and size * live <= 2 * kept and size * rows >= LEAST_BLOCK_ROWS
-    ]
-    if not sizes:
-        return units, 0.0
-    size = max((size for size in sizes if size % multiple == 0), default=max(sizes))
-    count = units // size
-    saved = _BYTE_COST * moved * (1 - kept / max(units * live, 1))
-    extra = _BYTE_COST * (count * shared + 2 * block_chunks(count) * private) + _CALL_COST * count * calls
-    return size, saved - extra
 
 
 # --- traffic and cost of kernels --------------------------------------------------------------------------------
@@ -327,7 +290,7 @@ def multiply_adds(kernel: Kernel) -> int:
 def cost(kernel: Kernel, plan: StepPlan) -> float:
     """Return the nanoseconds that a kernel takes on one core."""
     read, written = traffic(kernel, plan)
-    total = _KERNEL_COST + _BYTE_COST * (read + written) + _MULTIPLY_ADD_COST * multiply_adds(kernel)
+    total = _KERNEL_COST + BYTE_COST * (read + written) + _MULTIPLY_ADD_COST * multiply_adds(kernel)
     if isinstance(kernel, Attention):
         total += math.prod(kernel.batch) * kernel.pairs * (_FUNCTION_COST["exp"] + _ARITHMETIC_COST)
     size = math.prod(domain(kernel))

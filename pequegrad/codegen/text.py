@@ -17,6 +17,7 @@ from .plan import Kernel, StepPlan
 def format_plan(plan: StepPlan) -> str:
     """Return the text of a plan: buffers, then phases with their kernels, one record a line."""
     own = f"+{plan.local_bytes} a worker" if plan.local_bytes else ""
+    own += f"+{plan.shared_bytes} shared" if plan.shared_bytes else ""
     lines = [f"plan {plan.name} workers={plan.workers} arena={plan.arena_bytes}{own} slots={list(plan.slots)}"]
     for number, buffer in enumerate(plan.buffers):
         lines.append(f"  buffer {number} {_text(buffer)}")

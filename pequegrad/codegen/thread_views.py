@@ -166,20 +166,23 @@ class SideBySideRowView:
 RowBody = GroupedRowView | SideBySideRowView
 
 
-def views_of(dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
+def views_of(
+    dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int, target: Target, is_alone: bool
+) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
-    ``dtypes``: of the plan's buffers; ``number``: the kernel's place in the plan;
-    ``scratch``: byte offset of its chunk sums in the arena, or -1.
+    ``dtypes``: of the plan's buffers; ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk
+    sums in the arena, or -1. ``is_alone``: one block of threads runs the kernel, as on a block of samples, and it has one
+    body.
     """
     if isinstance(kernel, Map):
         return (_map_view(kernel, dtypes),)
     if isinstance(kernel, Row):
-        return (_row_view(kernel, dtypes),)
+        return (_row_view(kernel, dtypes, is_alone),)
     if isinstance(kernel, Contract):
-        return contract_views(kernel, dtypes, scratch, target)
+        return contract_views(kernel, dtypes, scratch, target, is_alone)
     if isinstance(kernel, Conv2d):
-        return conv2d_views(kernel, dtypes, scratch, target)
+        return conv2d_views(kernel, dtypes, scratch, target, is_alone)
     if isinstance(kernel, Window):
         return (_window_view(kernel, dtypes),)
     if isinstance(kernel, Index):
@@ -326,7 +329,7 @@ def _until_the_end(stages: Sequence[StageView]) -> tuple[tuple[StageView, ...], 
     return kept, (*shared[-1], *per_row)
 
 
-def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
+def _row_view(kernel: Row, dtypes: Sequence[DType], is_alone: bool) -> RowBody:
     extents = kernel.outer + kernel.inner
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
     writer = KernelWriter(dtypes, indices, extents, kernel.lane_axis)
@@ -367,7 +370,8 @@ def _row_view(kernel: Row, dtypes: Sequence[DType]) -> RowBody:
     if not kernel.lanes_are_rows:
         rows = math.prod(kernel.outer)
         unit, decode = counted(_decoded(indices[:split], kernel.outer, readers))
-        threads = BLOCK if count > LONG_ROW or (rows < MANY_ROWS and count > BLOCK) else WARP
+        many, long = (BLOCK_WARPS, math.inf) if is_alone else (MANY_ROWS, LONG_ROW)
+        threads = BLOCK if count > long or (rows < many and count > BLOCK) else WARP
         kept: tuple[Parameter, ...] = ()
         if count <= threads * MOST_KEPT:
             common, kept = _kept_in_registers(kernel, common)

@@ -258,10 +258,13 @@ class AttentionView(LaneView):
     outputs: tuple[MatrixView, ...]
 
 
-def views_of(dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int, target: Target) -> tuple[Any, ...]:
+def views_of(
+    dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int, target: Target, is_alone: bool
+) -> tuple[Any, ...]:
     """Return the records that the template of the kernel's family takes, one per body; bodies have a barrier between.
 
-    ``dtypes``: of the plan's buffers; ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk sums, or -1.
+    ``dtypes``: of the plan's buffers; ``number``: the kernel's place in the plan; ``scratch``: byte offset of its chunk
+    sums, or -1. ``is_alone``: one worker runs the kernel, as on a block of samples; the text is the same.
     """
     if isinstance(kernel, Map):
         return (_map_view(kernel, dtypes),)
@@ -282,8 +285,8 @@ def views_of(dtypes: Sequence[DType], kernel: Kernel, number: int, scratch: int,
     raise CompilerBug(f"no template for {type(kernel).__name__}")
 
 
-def scratch_bytes(kernel: Kernel, target: Target) -> int:
-    """Return the bytes of arena that a kernel's chunk sums take."""
+def scratch_bytes(kernel: Kernel, target: Target, is_alone: bool) -> int:
+    """Return the bytes of arena that a kernel's chunk sums take, as many where one worker ``is_alone``."""
     if isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
         return kernel.shape.weight_chunks * kernel.shape.weight_elements * kernel.dtype.itemsize
     return 0

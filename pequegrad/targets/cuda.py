@@ -66,9 +66,16 @@ ARCHITECTURES = (
     "sm_121",
 )
 
+# Of shared memory that one block of threads can have, where it asks (the programming guide's table of compute
+# capabilities); of others SHARED_KIB.
+SHARED_KIB_OF = {"sm_75": 64, "sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_110": 227}
+SHARED_KIB = 99
+
 # Their tensor cores know neither tf32 nor bf16.
 WITHOUT_TENSOR_CORES = ("sm_75",)
 
+# The simulator's multiprocessor has as much shared memory.
+SIMULATED = "sm_90"
 _SIMULATOR = InstructionSet(name="simulator", machine=ANY_MACHINE, lanes=1, features=frozenset(), flags=())
 
 
@@ -84,16 +91,21 @@ def cuda_target(architecture: str) -> Target:
         features=frozenset(),
         flags=(f"-gencode=arch=compute_{number},code={architecture}",),
     )
-    return _target("cuda", NVCC_FLAGS, (*LINK_FLAGS, *NVCC_LINK_FLAGS), machine_code, "nvcc")
+    return _target("cuda", NVCC_FLAGS, (*LINK_FLAGS, *NVCC_LINK_FLAGS), machine_code, "nvcc", architecture)
 
 
 def simulator_target() -> Target:
     """Return the target that runs the CUDA source on the processor, each of its threads a fibre."""
-    return _target("cuda-sim", SIMULATOR_FLAGS, (*LINK_FLAGS, "-lpthread"), _SIMULATOR, "cxx")
+    return _target("cuda-sim", SIMULATOR_FLAGS, (*LINK_FLAGS, "-lpthread"), _SIMULATOR, "cxx", SIMULATED)
 
 
 def _target(
-    name: str, flags: tuple[str, ...], link_flags: tuple[str, ...], machine_code: InstructionSet, compiler: str
+    name: str,
+    flags: tuple[str, ...],
+    link_flags: tuple[str, ...],
+    machine_code: InstructionSet,
+    compiler: str,
+    architecture: str,
 ) -> Target:
     return Target(
         name=name,
@@ -114,5 +126,6 @@ def _target(
         most_pointers=MOST_POINTERS,
         has_tensor_cores=machine_code.name not in WITHOUT_TENSOR_CORES,
         has_clock=False,
-        has_blocks=False,
+        has_blocks=True,
+        shared_bytes=1024 * SHARED_KIB_OF.get(architecture, SHARED_KIB),
     )

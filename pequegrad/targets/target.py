@@ -45,7 +45,8 @@ class Target:
     the binding and the link are always the C++ compiler's. ``headers``: what each kernel family includes.
     ``most_pointers``: parameters that one launch can take. ``has_tensor_cores``: for products in tf32 and bf16.
     ``has_clock``: whether its steps can be timed kernel by kernel.
-    ``has_blocks``: kernels that follow each other on blocks of samples become one phase, for the sake of caches.
+    ``has_blocks``: kernels that follow each other on blocks of samples become one phase, for the sake of caches or, with
+    ``shared_bytes`` of shared memory for each block of threads, of those.
     ``parts``: a source of the runtime that is compiled once, with a step's flags, and linked with all steps ("": none);
     ``parts_flags`` tell a step that it need not compile these parts itself.
     ``launch``: "graph" (a node for each phase), "cooperative" (one kernel) or "auto"; of execution "threads" alone.
@@ -70,6 +71,7 @@ class Target:
     has_tensor_cores: bool
     has_clock: bool
     has_blocks: bool
+    shared_bytes: int = 0
     parts: str = ""
     parts_flags: tuple[str, ...] = ()
     launch: str = "auto"

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(PG_BLOCK) conv_grad_input(const float* dy, con
 }
 __global__ void __launch_bounds__(PG_BLOCK) conv_grad_weight(const float* x, const float* dy, float* partials) {
   PG_CONV;
-  pg::conv2d_grad_weight<float, pg::product_tile_32>(whole_grid(), s, 8, x, dy, partials);
+  pg::conv2d_grad_weight_chunks<float, pg::product_tile_32>(whole_grid(), s, 8, x, dy, partials);
 }
 __global__ void __launch_bounds__(PG_BLOCK) conv_forward_tf32(const float* x, const float* w, float* y) {
   PG_CONV;

@@ -29,10 +29,10 @@ template <int How> __global__ void __launch_bounds__(PG_BLOCK) grad_input_kernel
 }
 template <int How>
 __global__ void __launch_bounds__(PG_BLOCK) grad_weight_kernel(pg::conv2d_shape s, long chunks, const float* x, const float* dy, float* partials) {
-  if constexpr (How == by_wide_tile) pg::conv2d_grad_weight<float, pg::product_tile_16x128>(whole_grid(), s, chunks, x, dy, partials);
-  else if constexpr (How == by_small_tile) pg::conv2d_grad_weight<float, pg::product_tile_32>(whole_grid(), s, chunks, x, dy, partials);
-  else if constexpr (How == by_tensor_cores) pg::conv2d_grad_weight<float, tensor_tile>(whole_grid(), s, chunks, x, dy, partials);
-  else pg::conv2d_grad_weight_direct<float>(whole_grid(), s, chunks, x, dy, partials);
+  if constexpr (How == by_wide_tile) pg::conv2d_grad_weight_chunks<float, pg::product_tile_16x128>(whole_grid(), s, chunks, x, dy, partials);
+  else if constexpr (How == by_small_tile) pg::conv2d_grad_weight_chunks<float, pg::product_tile_32>(whole_grid(), s, chunks, x, dy, partials);
+  else if constexpr (How == by_tensor_cores) pg::conv2d_grad_weight_chunks<float, tensor_tile>(whole_grid(), s, chunks, x, dy, partials);
+  else pg::conv2d_grad_weight_direct_chunks<float>(whole_grid(), s, chunks, x, dy, partials);
 }
 __global__ void __launch_bounds__(PG_BLOCK) combine_weight_kernel(pg::conv2d_shape s, long chunks, const float* partials, long run, float* dw) {
   pg::conv2d_combine_weight<float>(whole_grid(), s, chunks, partials, run,

@@ -6,6 +6,7 @@
 // The micro-kernels are functions of their own, shared by all epilogues: they leave a tile in L1 that the epilogue reads
 // back, a store and a load beside K multiply-adds. Six distinct epilogues compile in 0.7 s.
 #pragma once
+#include "cut.h"
 #include "vec.h"
 
 namespace pg {
@@ -34,9 +35,6 @@ PG_INLINE void share(long total, long grain, int worker, int workers, long& begi
   begin = begin < total ? begin : total;
   end = end < total ? end : total;
 }
-
-// Part i of `count` parts of n, all within one of each other.
-PG_INLINE long even_cut(long n, long count, long i) { return n / count * i + (i < n % count ? i : n % count); }
 
 // ---- micro-kernel -------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@
 // of product.h by m = O / groups (forward, gradient of the weight) or C / groups (gradient of the input).
 #pragma once
 #include "product.h"
+#include "reduce.h"
 
 namespace pg {
 
@@ -189,11 +190,23 @@ __device__ __forceinline__ void conv2d_grad_input(const part& part, const conv2d
   }
 }
 
+// dw, flat in (O, C / groups, KH, KW), seen as rows of `run` elements: epilogue(row, column, value).
+// Units: groups * tiles of (O / groups) x (C / groups * KH * KW).
+template <class T, class Tile, class Epilogue>
+__device__ __forceinline__ void conv2d_grad_weight(const part& part, const conv2d_shape& s, const T* x, const T* dy, long run, Epilogue&& epilogue) {
+  const long K = conv2d_sum_length(s), per_group = s.O / s.groups;
+  product<T, Tile>(part, s.groups, per_group, K, s.N * s.OH * s.OW, conv2d_gradient_rows<T>{s, dy}, conv2d_taps<T>{s, x},
+                   [&](long group, long row, long column, value_of<T> value) {
+                     const long at = (group * per_group + row) * K + column;
+                     epilogue(at / run, at % run, value);
+                   });
+}
+
 // The sums of each of `chunks` parts of all samples' positions, into partials[chunk][O][C / groups][KH][KW].
 // Units: chunks * groups * tiles of (O / groups) x (C / groups * KH * KW). Then conv2d_combine_weight, a body of its own.
 template <class T, class Tile>
-__device__ __forceinline__ void conv2d_grad_weight(const part& part, const conv2d_shape& s, long chunks, const T* x, const T* dy,
-                                                   value_of<T>* partials) {
+__device__ __forceinline__ void conv2d_grad_weight_chunks(const part& part, const conv2d_shape& s, long chunks, const T* x, const T* dy,
+                                                          value_of<T>* partials) {
   product_chunks<T, Tile>(part, s.groups, s.O / s.groups, conv2d_sum_length(s), s.N * s.OH * s.OW, chunks, conv2d_gradient_rows<T>{s, dy},
                           conv2d_taps<T>{s, x}, partials);
 }
@@ -299,38 +312,43 @@ __device__ __forceinline__ void conv2d_grad_input_direct(const part& part, const
   }
 }
 
-// conv2d_grad_weight where a group has few channels: a block sums one element of one chunk; each thread every 256th
-// position, then the threads by halves. Units: chunks * O * C / groups * KH * KW.
-template <class T>
-__device__ __forceinline__ void conv2d_grad_weight_direct(const part& part, const conv2d_shape& s, long chunks, const T* x, const T* dy,
-                                                          value_of<T>* partials) {
+// Sums of one element of dw each, by a block or, with Threads = 32, by each of its warps: each thread every Threads-th
+// position, then the threads together; handed over as sum(unit, value) once. Units: chunks * O * C / groups * KH * KW.
+template <int Threads, class T, class Sum>
+__device__ __forceinline__ void conv2d_weight_sums(const part& part, const conv2d_shape& s, long chunks, const T* x, const T* dy, Sum&& sum) {
   typedef value_of<T> value;
-  PG_SHARED(value, share, PG_BLOCK);
+  enum { groups = PG_BLOCK / Threads };
   const long K = conv2d_sum_length(s), elements = s.O * K;
   const conv2d_taps<T> taps = {s, x};
   const conv2d_gradient_rows<T> rows = {s, dy};
-  const int thread = threadIdx.x;
-  for (long unit = part.block; unit < chunks * elements; unit += part.blocks) {
+  const int thread = threadIdx.x % Threads;
+  for (long unit = long(part.block) * groups + threadIdx.x / Threads; unit < chunks * elements; unit += long(part.blocks) * groups) {
     const long chunk = unit / elements, o = unit % elements / K, group = o / (s.O / s.groups);
-    const k_range range = k_range_of(s.N * s.OH * s.OW, chunks, chunk, PG_BLOCK);
+    const k_range range = k_range_of(s.N * s.OH * s.OW, chunks, chunk, Threads);
     const auto tap = taps.line_of(group, unit % K);
     const auto row = rows.line_of(group, o % (s.O / s.groups));
-    value sum = value(0);
-    for (long k = range.begin + thread; k < range.end; k += PG_BLOCK) {
+    auto mine = accumulate_sum<T>::start();
+    for (long k = range.begin + thread; k < range.end; k += Threads) {
       value left[1], right[1];
       rows.read(row, k, left);
       taps.read(tap, k, right);
-      sum = multiply_add(left[0], right[0], sum);
+      mine.add(multiply_add(left[0], right[0], value(0)));
     }
-    share[thread] = sum;
-    __syncthreads();
-    for (int half = PG_BLOCK / 2; half > 0; half /= 2) {
-      if (thread < half) share[thread] = value(share[thread] + share[thread + half]);
-      __syncthreads();
-    }
-    if (thread == 0) store(partials + unit, value(share[0]));
-    __syncthreads();
+    mine = combine_row<Threads>(mine);
+    if (thread == 0) sum(unit, mine.finish());
   }
+}
+
+// conv2d_grad_weight and conv2d_grad_weight_chunks where a group has few channels.
+template <class T, int Threads, class Epilogue>
+__device__ __forceinline__ void conv2d_grad_weight_direct(const part& part, const conv2d_shape& s, const T* x, const T* dy, long run,
+                                                          Epilogue&& epilogue) {
+  conv2d_weight_sums<Threads>(part, s, 1, x, dy, [&](long unit, value_of<T> value) { epilogue(unit / run, unit % run, value); });
+}
+template <class T>
+__device__ __forceinline__ void conv2d_grad_weight_direct_chunks(const part& part, const conv2d_shape& s, long chunks, const T* x, const T* dy,
+                                                                 value_of<T>* partials) {
+  conv2d_weight_sums<PG_BLOCK>(part, s, chunks, x, dy, [&](long unit, value_of<T> value) { store(partials + unit, value); });
 }
 
 }  // namespace pg

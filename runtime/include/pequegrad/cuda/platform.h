@@ -8,6 +8,7 @@
 
 #if defined(__CUDACC__)
 
+#define PG_APART __noinline__  // of a function that is not inlined
 #define PG_SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #define PG_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(1024) unsigned char pg_dynamic_shared[]; \

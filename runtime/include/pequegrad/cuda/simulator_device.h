@@ -148,6 +148,7 @@ template <class T, class F> T atomic_update(T* target, F update) {
 
 }  // namespace pg_sim
 
+#define PG_APART __attribute__((noinline))
 #define PG_SHARED(T, name, count) \
   static int name##_site;         \
   const pg_sim::SharedArray<T> name = pg_sim::shared_array<T>(name##_site, (count), #name)

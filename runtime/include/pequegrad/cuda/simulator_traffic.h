@@ -81,6 +81,14 @@ inline void note_shared(const void* address, unsigned bytes) {
   running.thread->shared.push_back({reinterpret_cast<std::uintptr_t>(address), bytes});
 }
 
+// Whether an address lies in the shared memory of the running thread's block.
+inline bool is_shared(const void* address) {
+  const char* const p = static_cast<const char*>(address);
+  for (const Allocation& a : running.thread->block->shared)
+    if (a.data && p >= a.data && p < a.data + a.bytes) return true;
+  return false;
+}
+
 // Fails unless a thread may write where no allocation of the device lies: in pinned and in shared memory, on its own stack.
 inline void check_elsewhere(const void* address, unsigned bytes) {
   if (machine.pinned.find(address)) return;
@@ -120,6 +128,13 @@ PG_SIM_NO_TSAN inline void preempt_sometimes() {
   yield();
 }
 
+// Counts an access of the device's memory or, where a block of samples keeps what it is to reach, of shared memory.
+inline void note_access(std::vector<Access> Thread::* list, const void* address, int bytes) {
+  if (!running.count_traffic) return;
+  const Access access{reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)};
+  (running.thread->*(is_shared(address) ? &Thread::shared : list)).push_back(access);
+}
+
 }  // namespace pg_sim
 
 // For accesses of shared memory that do not go through operator[] of a PG_SHARED array, vectors above all.
@@ -130,9 +145,7 @@ inline void pg_sim_note_load(const void* address, int bytes) {
   {
     const pg_sim::Quiet quiet;
     pg_sim::check_global(address, static_cast<unsigned>(bytes), false);
-    if (pg_sim::running.count_traffic)
-      pg_sim::running.thread->loads.push_back(
-          {reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
+    pg_sim::note_access(&pg_sim::Thread::loads, address, bytes);
   }
   pg_sim::preempt_sometimes();
 }
@@ -140,9 +153,7 @@ inline void pg_sim_note_store(const void* address, int bytes) {
   {
     const pg_sim::Quiet quiet;
     pg_sim::check_global(address, static_cast<unsigned>(bytes), true);
-    if (pg_sim::running.count_traffic)
-      pg_sim::running.thread->stores.push_back(
-          {reinterpret_cast<std::uintptr_t>(address), static_cast<unsigned>(bytes)});
+    pg_sim::note_access(&pg_sim::Thread::stores, address, bytes);
   }
   pg_sim::preempt_sometimes();
 }
