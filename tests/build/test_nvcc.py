@@ -9,6 +9,7 @@ import pytest
 from pequegrad import targets
 from pequegrad.build import cache
 from pequegrad.codegen.emit import render
+from pequegrad.codegen.launch import SHARED_BYTES
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.text import format_plan
 from pequegrad.passes import run_pipeline
@@ -20,13 +21,15 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is n
 
 
 @pytest.mark.parametrize("launch", ["graph", "cooperative"])
-@pytest.mark.parametrize(("net", "architecture"), [(net, "sm_90") for net in NETS] + [("convnet", "sm_80")])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("net", NETS)
 def test_whole_steps_compile_without_spills(net, architecture, launch):
     target = targets.get("cuda", architecture=architecture).with_launch(launch)
     plan = lower(run_pipeline(NETS[net]().graph), target, 2)
     key = cache.make_key(format_plan(plan), target, name=plan.name)
     built = cache.get_or_build(key, lambda: render(plan, target), target, is_for_here=False)
     assert {kernel.architecture for kernel in built.kernels} == {architecture}
+    assert all(0 < kernel.registers <= 255 and kernel.shared <= SHARED_BYTES for kernel in built.kernels)
     of_the_step = [kernel for kernel in built.kernels if "loop_state" not in kernel.name]  # not of `run_many`
     assert (len(of_the_step) == 1) == (launch == "cooperative")
     assert not [kernel for kernel in built.kernels if kernel.spill_stores or kernel.spill_loads]
