@@ -656,7 +656,7 @@ def _to_array(data: Any, copy: bool, dtype: DType | None = None) -> Any:
         with np.errstate(all="ignore"):  # a number too large for the dtype becomes inf, or wraps, as in torch
             return array.astype(dtype.numpy, copy=False)
     if array.dtype.kind not in "biuf" and array.dtype not in [d.numpy for d in DTYPES]:
-        raise DTypeError(f"Tensor: data must be numbers. Got {type(data).__name__} of dtype {array.dtype}.")
+        raise DTypeError(f"Tensor: data must be real numbers. Got {type(data).__name__} of dtype {array.dtype}.")
     if is_python and array.dtype == np.float64 and not _has_numpy_float64(data):
         return array.astype(np.float32)
     widened = _WIDENED.get(array.dtype.name)

@@ -46,13 +46,13 @@ def test_lists_of_tensors_become_one_tensor():
 @pytest.mark.parametrize(
     ("data", "error", "words"),
     [
-        ("text", DTypeError, "must be numbers"),
-        (["a"], DTypeError, "must be numbers"),
-        (None, DTypeError, "must be numbers"),
-        (1j, DTypeError, "must be numbers"),
+        ("text", DTypeError, "must be real numbers"),
+        (["a"], DTypeError, "must be real numbers"),
+        (None, DTypeError, "must be real numbers"),
+        (1j, DTypeError, "must be real numbers"),
         ([[1, 2], [3]], ShapeError, "ragged"),
         (2**70, DTypeError, "does not fit into int64"),
-        ({1: 2}, DTypeError, "must be numbers"),
+        ({1: 2}, DTypeError, "must be real numbers"),
     ],
 )
 def test_data_that_are_no_numbers_are_refused(data, error, words):

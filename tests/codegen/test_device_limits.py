@@ -8,14 +8,16 @@ import re
 import numpy as np
 import pytest
 
+import pequegrad as pg
 from pequegrad import targets
+from pequegrad.build import cache
 from pequegrad.codegen.emit import render
 from pequegrad.codegen.launch import BLOCK
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.schedule import Choices
 from pequegrad.codegen.thread_views import MOST_KEPT
 from pequegrad.dtypes import float64
-from pequegrad.errors import NotCompilable
+from pequegrad.errors import DTypeError, NotCompilable
 from pequegrad.nn import functional
 from pequegrad.ops.core import REGISTRY, TensorSpec
 from pequegrad.passes import run_pipeline
@@ -40,6 +42,14 @@ def test_a_dtype_that_a_target_lacks_is_refused_with_the_users_line_and_what_it_
         NotCompilable, match=rf"^train.py:12: exp: target '{name}' has no float64\. It has bool, float32\.$"
     ):
         lower(builder.build(), target)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_complex_array_is_refused_with_the_users_line_before_anything_is_compiled(strict, monkeypatch):
+    monkeypatch.setattr(cache, "get_or_build", None)
+    step = pg.compile(lambda x: x * 2, target="cuda-sim", strict=strict)
+    with pytest.raises(DTypeError, match=r"test_device_limits\.py:\d+: Tensor: .*real numbers\. Got .* complex64"):
+        step(np.ones(3, np.complex64))
 
 
 def sums(count: int) -> Batch:
