@@ -150,10 +150,8 @@ def place(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple
         else:
             return "cuda", None
     if options.cuda_sim:
-        print(
-            f"The step is compiled as CUDA and runs in the simulator, each thread in turn: slow, so {SIMULATED_STEPS} steps "
-            "unless --steps says otherwise."
-        )
+        few = "." if options.steps else f": {SIMULATED_STEPS} steps, unless --steps says otherwise."
+        print(f"The step is compiled as CUDA and runs in the simulator, each thread in turn, which is slow{few}")
     return "cpu", "cuda-sim" if options.cuda_sim else None
 
 

@@ -81,10 +81,13 @@ def test_the_simulator_takes_the_same_road_as_the_processor(example):
 
 
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU")
-def test_cuda_goes_on_in_the_simulator_where_both_are_asked_for():
-    done = run("mlp_mnist", "--cuda", "--cuda-sim", "--steps", "1", "--batch-size", "8")
+@pytest.mark.parametrize(("options", "steps"), [(("--steps", "2"), 2), ((), 5)], ids=["asked for", "few"])
+def test_cuda_goes_on_in_the_simulator_where_both_are_asked_for(options, steps):
+    done = run("mlp_mnist", "--cuda", "--cuda-sim", "--batch-size", "8", *options)
     assert done.returncode == 0, done.stderr
     assert re.search(r"--cuda: .*(CuPy|no GPU was found)", done.stdout) and "simulator" in done.stdout
+    assert f"in all: {steps} steps" in done.stdout
+    assert ("5 steps, unless --steps says otherwise" in done.stdout) == (not options)
 
 
 def test_missing_data_is_an_error_that_names_the_file(tmp_path):
