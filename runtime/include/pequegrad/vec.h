@@ -87,6 +87,12 @@ template <class To, class From> PG_INLINE vec<To> convert(vec<From> x) {
     vec<i32> widened;
     widened.part[0] = __builtin_convertvector(__builtin_convertvector(x.part[0], halfway), lanes<i32>::native);
     return convert<To>(widened);
+#if !defined(__AVX512F__)
+  } else if constexpr (!is_float<From> && sizeof(typename from::element) == 4 && sizeof(typename to::element) == 1) {
+    // The same downwards, but where one instruction does it all.
+    typedef u16 halfway __attribute__((vector_size(2 * PG_LANES)));
+    r.part[0] = __builtin_convertvector(__builtin_convertvector(x.part[0], halfway), typename to::native);
+#endif
   } else if constexpr (int(to::parts) == int(from::parts)) {
     PG_EACH_PART(To) r.part[p] = __builtin_convertvector(x.part[p], typename to::native);
   } else if constexpr (to::parts == 2) {
