@@ -5,7 +5,8 @@ Invariant: a plan depends on the graph, the target and the options alone, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from .codegen import emit, schedule
 from .codegen.lower import lower, memory_report
@@ -50,16 +51,27 @@ def make_plan(traced: Graph, target: Target, workers: int, precision: str = "fp3
         return best
     cost, nbytes = plan_cost(best.plan), arena_bytes(best.plan)
     least = 1.0
-    for segments in SEGMENTS:
-        smaller = recompute_values(graph, segments).verify()
-        if any(node.is_recomputed for node in smaller.nodes):
-            tried = Planned(smaller, lower(smaller, target, workers, precision))
-            longer = plan_cost(tried.plan) / cost
-            # A percent of memory is worth a percent of time.
-            score = longer * arena_bytes(tried.plan) / max(nbytes, 1)
-            if score < least and longer <= MOST_COST:
-                best, least = tried, score
+    for tried in _smaller(best, target, workers, precision):
+        longer = plan_cost(tried.plan) / cost
+        # A percent of memory is worth a percent of time.
+        score = longer * arena_bytes(tried.plan) / max(nbytes, 1)
+        if score < least and longer <= MOST_COST:
+            best, least = tried, score
     return best
+
+
+def _smaller(usual: Planned, target: Target, workers: int, precision: str) -> Iterator[Planned]:
+    """Yield plans that may need less memory: with values computed again and, since the sums of many chunks of blocks may be
+    larger than all that blocks spare, without blocks of samples."""
+    manners = [schedule.MODEL]
+    if any(phase.blocks is not None for phase in usual.plan.phases):
+        manners.append(replace(schedule.MODEL, block_bytes=0))
+        yield Planned(usual.graph, lower(usual.graph, target, workers, precision, manners[-1]))
+    for segments in SEGMENTS:
+        again = recompute_values(usual.graph, segments).verify()
+        if any(node.is_recomputed for node in again.nodes):
+            for manner in manners:
+                yield Planned(again, lower(again, target, workers, precision, manner))
 
 
 def arena_bytes(plan: StepPlan) -> int:
