@@ -226,7 +226,7 @@ def _run_conv2d(kernel: Conv2d, memory: _Memory) -> None:
     right = (s.OW - 1) * s.stride_w + s.dilation_w * (s.KW - 1) + 1 - s.W - s.pad_w
     params: dict[str, Any] = {
         "stride": (s.stride_h, s.stride_w), "dilation": (s.dilation_h, s.dilation_w), "groups": s.groups,
-        "padding": (s.pad_h, max(bottom, 0), s.pad_w, max(right, 0)),
+        "padding": (s.pad_h, bottom, s.pad_w, right),
     }  # fmt: skip
     if kernel.kind == "forward":
         name, first, second = "conv2d", x, w
@@ -261,7 +261,7 @@ def _run_window(kernel: Window, memory: _Memory) -> None:
     right = (s.OW - 1) * s.stride_w + s.dilation_w * (s.KW - 1) + 1 - s.W - s.pad_w
     params: dict[str, Any] = {
         "kernel": (s.KH, s.KW), "stride": (s.stride_h, s.stride_w),
-        "padding": (s.pad_h, max(bottom, 0), s.pad_w, max(right, 0)),
+        "padding": (s.pad_h, bottom, s.pad_w, right),
     }  # fmt: skip
     if kernel.kind.startswith("avg"):
         params["count_include_pad"] = s.count_include_pad

@@ -167,6 +167,11 @@ class Op:
     reduction: ClassVar[bool] = False
     is_constant: ClassVar[bool] = False
     """True for ops without inputs whose result depends on parameters alone."""
+    planes: ClassVar[tuple[str, ...]] = ()
+    """For ops of windows: what the last two of four dimensions are of each operand, then of each result: "image", "windows"
+    or "kernel". Where a result is "image" or "kernel", the first operand that is "windows" is the gradient; without it, zero."""
+    has_positions: ClassVar[bool] = False
+    """Whether an operand or a result says which element of a window it was."""
 
     @staticmethod
     def infer(*specs: TensorSpec, **params: Any) -> TensorSpec | tuple[TensorSpec, ...]:

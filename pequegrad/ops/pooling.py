@@ -17,7 +17,7 @@ from .contraction import matmul
 from .core import Family, Op, Sample, TensorSpec, as_tensor, bind
 from .movement import reshape
 from .sharding import Mapped, Sharding, shard_aligned
-from .window import Border, Pair, bordered, output_size, pair, window_views
+from .window import Border, Pair, bordered, bordered_size, output_size, pair, window_views
 
 
 def _shard_planes(inputs: Any) -> Sharding | None:
@@ -59,6 +59,8 @@ class MaxPool2d(_Pooling):
 
     name = "max_pool2d"
     lowering = Family("max_pool2d")
+    planes = ("image", "windows", "windows")
+    has_positions = True
 
     @staticmethod
     def call(
@@ -127,6 +129,8 @@ class WindowTake(_Pooling):
 
     name = "window_take"
     lowering = Family("window_take")
+    planes = ("image", "windows", "windows")
+    has_positions = True
 
     @staticmethod
     def call(x: Any, positions: Any, kernel: Pair, stride: Pair, padding: Border, dilation: Pair) -> Any:
@@ -171,6 +175,8 @@ class WindowPut(_Pooling):
 
     name = "window_put"
     lowering = Family("window_put")
+    planes = ("windows", "windows", "image")
+    has_positions = True
 
     @staticmethod
     def call(g: Any, positions: Any, size: Pair, kernel: Pair, stride: Pair, padding: Border, dilation: Pair) -> Any:
@@ -190,9 +196,9 @@ class WindowPut(_Pooling):
         xp: Any, g: Any, positions: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any,
         taps: bool = False,
     ) -> Any:  # fmt: skip
-        top, bottom, left, right = padding
+        top, _, left, _ = padding
         wide = xp.float32 if g.dtype.itemsize == 2 else g.dtype
-        image = xp.zeros((*g.shape[:2], size[0] + top + bottom, size[1] + left + right), wide)
+        image = xp.zeros((*g.shape[:2], *bordered_size(size, padding)), wide)
         out = g.shape[2:]
         places = _places(xp, size, out, kernel, stride, padding, dilation, taps)
         # At one position within the window, no two windows meet: plain adds, no scatter.
@@ -223,6 +229,7 @@ class AvgPool2d(_Pooling):
 
     name = "avg_pool2d"
     lowering = Family("avg_pool2d")
+    planes = ("image", "windows")
 
     @staticmethod
     def call(
@@ -296,6 +303,7 @@ class AvgPool2dGrad(_Pooling):
 
     name = "avg_pool2d_grad"
     lowering = Family("avg_pool2d_grad")
+    planes = ("windows", "image")
 
     @staticmethod
     def call(g: Any, size: Pair, kernel: Pair, stride: Pair, padding: Border, count_include_pad: bool = True) -> Any:
@@ -313,12 +321,12 @@ class AvgPool2dGrad(_Pooling):
 
     @staticmethod
     def numpy(xp: Any, g: Any, *, size: Pair, kernel: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
-        top, bottom, left, right = padding
+        top, _, left, _ = padding
         out = g.shape[2:]
         wide = g.astype(xp.float32) if g.dtype.itemsize == 2 else g
         divisors = AvgPool2d.divisors(xp, size, kernel, stride, padding, out, count_include_pad)
         share = (wide / divisors).astype(wide.dtype)
-        image = xp.zeros((*g.shape[:2], size[0] + top + bottom, size[1] + left + right), wide.dtype)
+        image = xp.zeros((*g.shape[:2], *bordered_size(size, padding)), wide.dtype)
         for _, _, seen in window_views(image, kernel, stride, (1, 1), out):
             seen += share
         return xp.ascontiguousarray(image[..., top : top + size[0], left : left + size[1]]).astype(g.dtype, copy=False)

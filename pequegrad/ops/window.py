@@ -1,8 +1,8 @@
 """Convolution and pooling over the last two dimensions of (N, C, H, W), and their transposes.
 
-Invariant: geometry is in the parameters as pairs (height, width), padding as (top, bottom, left, right). An op
-that scatters (a gradient) is the exact transpose of one that gathers, and each is the other's vjp: second
-derivatives follow.
+Invariant: geometry is in the parameters as pairs (height, width), padding as (top, bottom, left, right). A negative
+bottom or right, which only passes set, leaves so much of the image out of the windows. An op that scatters (a gradient)
+is the exact transpose of one that gathers, and each is the other's vjp: second derivatives follow.
 """
 
 from __future__ import annotations
@@ -61,11 +61,17 @@ def window_views(padded: Any, kernel: Pair, stride: Pair, dilation: Pair, out: P
             yield i, j, padded[..., rows, columns]
 
 
+def bordered_size(size: Pair, padding: Border) -> Pair:
+    """Return (height, width) of an image and its border."""
+    top, bottom, left, right = (max(width, 0) for width in padding)
+    return size[0] + top + bottom, size[1] + left + right
+
+
 def bordered(xp: Any, x: Any, padding: Border, value: Any = 0) -> Any:
     """Return ``x`` with a border of ``value`` around its last two dimensions; itself where there is none."""
-    if not any(padding):
+    top, bottom, left, right = (max(width, 0) for width in padding)
+    if not (top or bottom or left or right):
         return x
-    top, bottom, left, right = padding
     height, width = x.shape[-2:]
     result = xp.full((*x.shape[:-2], height + top + bottom, width + left + right), value, x.dtype)
     result[..., top : top + height, left : left + width] = x
@@ -117,6 +123,7 @@ class Conv2d(_Convolution):
 
     name = "conv2d"
     lowering = Family("conv2d")
+    planes = ("image", "kernel", "windows")
 
     @staticmethod
     def call(
@@ -188,6 +195,7 @@ class Conv2dGradInput(_Convolution):
 
     name = "conv2d_grad_input"
     lowering = Family("conv2d_grad_input")
+    planes = ("windows", "kernel", "image")
 
     @staticmethod
     def call(
@@ -217,8 +225,8 @@ class Conv2dGradInput(_Convolution):
         weights = _widened(xp, w).reshape(groups, out_channels // groups, math.prod(w.shape[1:]))
         spread = xp.matmul(weights.transpose(0, 2, 1), cls.matrix(xp, _widened(xp, g), groups))
         spread = spread.reshape(channels, *kernel, batch, *out)
-        top, bottom, left, right = padding
-        image = xp.zeros((channels, batch, size[0] + top + bottom, size[1] + left + right), spread.dtype)
+        top, _, left, _ = padding
+        image = xp.zeros((channels, batch, *bordered_size(size, padding)), spread.dtype)
         for i, j, seen in window_views(image, kernel, stride, dilation, tuple(out)):
             seen += spread[:, i, j]
         inner = image[:, :, top : top + size[0], left : left + size[1]].transpose(1, 0, 2, 3)
@@ -254,6 +262,7 @@ class Conv2dGradWeight(_Convolution):
 
     name = "conv2d_grad_weight"
     lowering = Family("conv2d_grad_weight")
+    planes = ("image", "windows", "kernel")
 
     @staticmethod
     def call(

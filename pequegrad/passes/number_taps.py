@@ -1,4 +1,4 @@
-"""Positions of greatest elements that only other window ops read become numbers of taps: one byte each, not eight."""
+"""Positions of greatest elements that nobody reads but other window ops become numbers of taps: one byte each, not eight."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _with_taps(node: Node, outputs: tuple[Value, ...]) -> Node:
 def _can_be_numbered(pool: Node, readers: Sequence[Node]) -> bool:
     params = dict(pool.params)
     kernel, image = params["kernel"], pool.inputs[0].shape[2:]
-    if params.get("taps") or not readers or kernel[0] * kernel[1] > MOST_TAPS:
+    if params.get("taps") or kernel[0] * kernel[1] > MOST_TAPS:
         return False
     for node in readers:
         if node.op not in READERS or node.inputs[0] in pool.outputs[1:]:

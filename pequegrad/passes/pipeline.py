@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..trace.graph import Graph
 from .base import Observer, Pass, run_passes
+from .crop_to_what_is_read import crop_to_what_is_read
 from .fold_constants import fold_constants
 from .merge_common_subexpressions import merge_common_subexpressions
 from .number_taps import number_taps
@@ -18,7 +19,12 @@ PIPELINE = (
     Pass("simplify_algebra", simplify_algebra, "before the merging of equals: it makes more of them equal"),
     Pass("merge_common_subexpressions", merge_common_subexpressions, "after all that rewrites operands"),
     Pass("remove_dead_code_again", remove_dead_code, "the others leave nodes that nobody reads any more"),
-    Pass("number_taps", number_taps, "last: nobody may be left who reads positions and is not read himself"),
+    Pass("number_taps", number_taps, "late: nobody may be left who reads positions and is not read himself"),
+    Pass(
+        "crop_to_what_is_read",
+        crop_to_what_is_read,
+        "after number_taps: positions in a plane would hold its width fast",
+    ),
 )
 
 

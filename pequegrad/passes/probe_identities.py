@@ -45,10 +45,7 @@ def given_back(op: type[Op], params: Params, numbers: tuple[Any, ...], dtypes: t
 
     ``numbers``: the text of each operand that is a constant, None for the others.
     """
-    arrays = [
-        probes(dtype, salt) if text is None else np.full(PROBES, _number(text), dtype.numpy)
-        for salt, (text, dtype) in enumerate(zip(numbers, dtypes, strict=True))
-    ]
+    arrays = _operands(numbers, dtypes)
     try:
         with np.errstate(all="ignore"):
             out = np.asarray(op.numpy(np, *arrays, **dict(params)), result.numpy)
@@ -61,6 +58,18 @@ def given_back(op: type[Op], params: Params, numbers: tuple[Any, ...], dtypes: t
 
 
 @functools.lru_cache(maxsize=1024)
+def gives_zero(op: type[Op], params: Params, numbers: tuple[Any, ...], dtypes: tuple[DType, ...]) -> bool:
+    """Whether an application gives 0 for these ``numbers`` (texts, or None) and whatever finite ones the others are."""
+    arrays = _operands(numbers, dtypes)
+    try:
+        with np.errstate(all="ignore"):
+            out = op.numpy(np, *[np.where(np.isfinite(array), array, 1) for array in arrays], **dict(params))
+    except ZeroDivisionError:
+        return False
+    return bool((np.asarray(out) == 0).all())
+
+
+@functools.lru_cache(maxsize=1024)
 def undoes(
     first: type[Op], first_params: Params, second: type[Op], second_params: Params, dtypes: tuple[DType, ...]
 ) -> bool:
@@ -70,6 +79,14 @@ def undoes(
         between = np.asarray(first.numpy(np, x, **dict(first_params)), dtypes[1].numpy)
         out = np.asarray(second.numpy(np, between, **dict(second_params)), dtypes[0].numpy)
     return _are_same(out, x)
+
+
+def _operands(numbers: tuple[Any, ...], dtypes: tuple[DType, ...]) -> list[np.ndarray]:
+    """Return an array for each operand: its number where it has one, else probes."""
+    return [
+        probes(dtype, salt) if text is None else np.full(PROBES, _number(text), dtype.numpy)
+        for salt, (text, dtype) in enumerate(zip(numbers, dtypes, strict=True))
+    ]
 
 
 def _number(text: str) -> bool | int | float:
