@@ -8,6 +8,7 @@ from .crop_to_what_is_read import crop_to_what_is_read
 from .fold_constants import fold_constants
 from .merge_common_subexpressions import merge_common_subexpressions
 from .number_taps import number_taps
+from .pool_before_relu import pool_before_relu
 from .remove_dead_code import remove_dead_code
 from .simplify_algebra import simplify_algebra
 
@@ -19,6 +20,7 @@ PIPELINE = (
     Pass("simplify_algebra", simplify_algebra, "before the merging of equals: it makes more of them equal"),
     Pass("merge_common_subexpressions", merge_common_subexpressions, "after all that rewrites operands"),
     Pass("remove_dead_code_again", remove_dead_code, "the others leave nodes that nobody reads any more"),
+    Pass("pool_before_relu", pool_before_relu, "after merging: one mask, and no reader that is not read himself"),
     Pass("number_taps", number_taps, "late: nobody may be left who reads positions and is not read himself"),
     Pass(
         "crop_to_what_is_read",
