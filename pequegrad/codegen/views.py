@@ -28,11 +28,13 @@ from .plan import (
     ConvShape,
     Index,
     Kernel,
+    Load,
     Map,
     PoolShape,
     Row,
     Scan,
     Statement,
+    Store,
     Window,
 )
 from .rendering import Address, KernelWriter, Line, Pointer, Variable
@@ -43,6 +45,9 @@ SHARES_PER_AXIS = 32
 LEAST_SHARE = 64
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
+# What a product changes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
+# Adam's three: 48 MiB 10 % faster when asked for ahead, 3.8 MiB 1 to 6 %, 1.9 MiB 3 % slower.
+NEAR_BYTES = 2 << 20
 # window.h's names, where they differ from the kind's.
 WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
 # A name that no emitted text contains otherwise: the function's own, put in once equal bodies are known.
@@ -176,6 +181,16 @@ class ContractView(LaneView):
     b_strides: tuple[int, int]
     parameters: tuple[Parameter, ...]
     lines: tuple[Line, ...]
+    far_updates: tuple[UpdateView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateView:
+    """A matrix that a product's epilogue changes: where one of the batch begins, bytes from row to row and of an element."""
+
+    start: Address
+    row_bytes: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,6 +521,21 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
         (kernel.b.strides[rank], kernel.b.strides[rank + 1]),
         parameters_of(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
         tuple(lines),
+        _far_updates(kernel, writer, batch_indices),
+    )
+
+
+def _far_updates(kernel: Contract, writer: KernelWriter, batch_indices: tuple[str, ...]) -> tuple[UpdateView, ...]:
+    """Return what a product's epilogue changes row by row, where all that is more than caches near a core keep."""
+    rank = len(batch_indices)
+    loaded = {s.access for s in kernel.epilogue if isinstance(s, Load)}
+    changed = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Store) and s.access in loaded)
+    sizes = {access: writer.buffer_dtypes[access.buffer].itemsize for access in changed if access.strides[rank + 1] == 1}
+    rows = {access: size for access, size in sizes.items() if size <= kernel.dtype.itemsize}
+    if math.prod(kernel.batch) * kernel.m * kernel.n * sum(rows.values()) <= NEAR_BYTES:
+        return ()
+    return tuple(
+        UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size) for access, size in rows.items()
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import platform
 import sys
+from pathlib import Path
 
 from .target import ANY_MACHINE, InstructionSet, Target
 
@@ -29,6 +30,9 @@ BINDING_FLAGS = ("-std=c++17", "-O1", "-DNDEBUG", "-fPIC", "-fvisibility=hidden"
 # -Bsymbolic: all steps define pg_step_run, and a process that loads with RTLD_GLOBAL would run the first one
 # for all.
 LINK_FLAGS = ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared", "-Wl,-Bsymbolic")
+
+# types.h's own PG_L2_KIB.
+LEAST_L2_KIB = 512
 
 DTYPES = frozenset({"bool", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64"})
 
@@ -119,6 +123,16 @@ def _cpuinfo_fields() -> dict[str, str]:
         return {}
 
 
+@functools.lru_cache(maxsize=1)
+def _l2_kib() -> int:
+    """KiB of L2 that each core has; without Linux's files, what most have at least."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+    except OSError:
+        return LEAST_L2_KIB
+    return max(LEAST_L2_KIB, int(size[:-1])) if size[:-1].isdigit() and size.endswith("K") else LEAST_L2_KIB
+
+
 def _native_instruction_set(machine: str, features: frozenset[str]) -> InstructionSet:
     return next(candidate for candidate in INSTRUCTION_SETS if candidate.runs_on(machine, features))
 
@@ -127,7 +141,8 @@ def _native_flags(machine: str) -> tuple[str, ...]:
     # Without /proc/cpuinfo (macOS) the features are assumed, so the flags name the assumed set and nothing
     # above it.
     if machine in ("x86_64", "aarch64") and _cpuinfo_fields():
-        return ("-march=native", f"-DPG_LANES={_native_instruction_set(machine, host_features()).lanes}")
+        lanes = _native_instruction_set(machine, host_features()).lanes
+        return ("-march=native", f"-DPG_LANES={lanes}", f"-DPG_L2_KIB={_l2_kib()}")
     return _native_instruction_set(machine, host_features()).flags
 
 

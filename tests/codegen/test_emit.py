@@ -187,3 +187,27 @@ def test_a_negative_number_after_a_minus_stays_one():
     number = batch.apply("full", [], shape=(), value=-1.5, dtype=x.dtype)
     batch.expect("negated", batch.apply("mul", [x, *batch.apply("neg", number)]))
     assert batch.failures(target_for("native")) == []
+
+
+def two_layers(width: int) -> Traced:
+    """Weights of width by 512 and 512 by width, with a momentum beside each."""
+    manual_seed(0)
+    random = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(width, 512), nn.Tanh(), nn.Linear(512, width))
+    x, y = (random.standard_normal((16, width)).astype(np.float32) for _ in range(2))
+    return nets.training_step(model, optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y, functional.mse_loss)
+
+
+def test_large_matrices_that_an_epilogue_changes_are_asked_for_ahead():
+    target = targets.get("cpp")
+    for width, is_asked in ((64, False), (768, True)):
+        traced = two_layers(width)
+        graph = run_pipeline(traced.graph)
+        text = render(lower(graph, target, 2), target)
+        # A weight and a momentum of 768 by 512 are 3 MiB.
+        found = re.findall(r"gemm_update updates\[\] = \{(.*)\};", text)
+        calls = re.findall(r"^  \}, updates, (\d)\);$", text, re.MULTILINE)
+        assert len(found) == len(calls) and all(row.count(", 4}") == 2 for row in found) and set(calls) <= {"2"}
+        assert bool(found) == is_asked
+        got = Compiled(graph, target).run(traced.arrays, 2)
+        compare(run_graph(graph, traced.arrays), got, f"width {width}")

@@ -23,19 +23,20 @@ def lanes(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
-def build(lanes: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
-    """Return a function that compiles `<name>.cpp` of this folder for `lanes` and loads it."""
+def build(lanes: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ctypes.CDLL]:
+    """Return a function that compiles `<name>.cpp` of this folder for `lanes`, with more flags if given, and loads it."""
     folder = tmp_path_factory.mktemp(f"lanes{lanes}")
     march = WIDTHS[lanes][0] if platform.machine() in ("x86_64", "AMD64") else "-O2"
-    loaded: dict[str, ctypes.CDLL] = {}
+    loaded: dict[tuple[str, ...], ctypes.CDLL] = {}
 
-    def load(name: str) -> ctypes.CDLL:
-        if name not in loaded:
-            library = folder / f"{name}.so"
+    def load(name: str, *flags: str) -> ctypes.CDLL:
+        if (name, *flags) not in loaded:
+            library = folder / f"{name}{len(loaded)}.so"
             compile_cpp(
                 [
                     *FLAGS,
                     march,
+                    *flags,
                     f"-DPG_LANES={lanes}",
                     f"-I{INCLUDE}",
                     "-shared",
@@ -44,7 +45,7 @@ def build(lanes: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
                     str(library),
                 ]
             )
-            loaded[name] = ctypes.CDLL(str(library))
-        return loaded[name]
+            loaded[name, *flags] = ctypes.CDLL(str(library))
+        return loaded[name, *flags]
 
     return load

@@ -6,8 +6,11 @@ using namespace pg;
 #define GEMM(T)                                                                                                            \
   EXPORT long scratch_##T(long rows, long K) { return gemm_scratch<T>(rows, K); }                                          \
   EXPORT void gemm_##T(const long* size, const T* a, long a_row, long a_col, const T* b, long b_row, long b_col, T* c,     \
-                       T* scratch, int workers, int* touched) {                                                            \
+                       T* scratch, int workers, int* touched, int updates) {                                               \
     const long M = size[0], N = size[1], K = size[2];                                                                      \
+    gemm_update update[8];                                                                                                 \
+    for (int i = 0; i < 8; ++i)                                                                                            \
+      update[i] = i % 2 ? gemm_update{touched, N * long(sizeof(int)), sizeof(int)} : gemm_update{c, N * long(sizeof(T)), sizeof(T)}; \
     for (int w = 0; w < workers; ++w) {                                                                                    \
       long row_begin, row_end, col_begin, col_end;                                                                         \
       gemm_share(M, N, w, workers, 1, row_begin, row_end, col_begin, col_end);                                             \
@@ -15,7 +18,8 @@ using namespace pg;
               [&](long row, long col, vec<T> sum, long count) {                                                            \
                 store(c + row * N + col, sum, count);                                                                      \
                 for (long i = 0; i < count; ++i) ++touched[row * N + col + i];                                             \
-              });                                                                                                          \
+              },                                                                                                           \
+              update, updates);                                                                                            \
     }                                                                                                                      \
   }
 GEMM(f32) GEMM(f64)

@@ -14,12 +14,12 @@ SIZES = [
 ]  # fmt: skip
 
 
-def scratch_bytes(rows: int, depth: int, itemsize: int, lanes: int, tile_rows: int, width: int) -> int:
+def scratch_bytes(rows: int, depth: int, itemsize: int, lanes: int, tile_rows: int, width: int, l2: int) -> int:
     """The formula that gemm.h documents."""
-    blocks = max(1, -(-depth // (1536 // itemsize)))
+    blocks = max(1, -(-depth // ((2048 if l2 >= 1 << 20 else 1536) // itemsize)))
     block = -(-depth // blocks)
     block += -block % lanes
-    columns = min(512, 262144 // itemsize // max(block, 1)) // width * width
+    columns = min(512, l2 // 2 // itemsize // max(block, 1)) // width * width
     kept = -(-rows // max(1, -(-rows // 1024)))
     elements = block * columns + 8 * tile_rows * (block + lanes) + (kept if blocks > 1 else tile_rows) * columns
     return -(-elements * itemsize // 64) * 64
@@ -34,7 +34,7 @@ def operand(random: np.random.Generator, shape: tuple[int, int], order: str, dty
     return whole[1 : shape[0] + 1, 2 : 2 + 2 * shape[1] : 2]  # neither stride is one
 
 
-def product(library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
+def product(library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int, updates: int = 0) -> tuple[np.ndarray, np.ndarray]:
     (m, k), n = a.shape, b.shape[1]
     name = "f32" if a.dtype == np.float32 else "f64"
     scratch_of = getattr(library, f"scratch_{name}")
@@ -43,7 +43,7 @@ def product(library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int) ->
     tile = np.zeros(4, np.int64)
     library.tile_of(ctypes.c_void_p(tile.ctypes.data))
     rows, width = tile[:2] if name == "f32" else tile[2:]
-    assert size == scratch_bytes(m, k, a.itemsize, library.lanes, int(rows), int(width))
+    assert size == scratch_bytes(m, k, a.itemsize, library.lanes, int(rows), int(width), library.l2)
     guarded = np.full(size + 128, 0xAB, np.uint8)
     start = -guarded.ctypes.data % 64
     c, touched = np.full((m, n), np.nan, a.dtype), np.zeros((m, n), np.int32)
@@ -51,16 +51,16 @@ def product(library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int) ->
     strides = [ctypes.c_long(s // a.itemsize) for s in (*a.strides, *b.strides)]
     getattr(library, f"gemm_{name}")(
         (ctypes.c_long * 3)(m, n, k), pointer[0], *strides[:2], pointer[1], *strides[2:], pointer[2], pointer[3],
-        workers, ctypes.c_void_p(touched.ctypes.data),
+        workers, ctypes.c_void_p(touched.ctypes.data), updates,
     )  # fmt: skip
     assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + size :] == 0xAB), "wrote outside its scratch"
     return c, touched
 
 
-@pytest.fixture
-def library(build, lanes: int) -> ctypes.CDLL:
-    probe = build("gemm_probe")
-    probe.lanes = lanes
+@pytest.fixture(params=[512, 1024], ids=lambda kib: f"l2_{kib}")
+def library(build, lanes: int, request: pytest.FixtureRequest) -> ctypes.CDLL:
+    probe = build("gemm_probe", f"-DPG_L2_KIB={request.param}")
+    probe.lanes, probe.l2 = lanes, request.param << 10
     return probe
 
 
@@ -74,6 +74,18 @@ def test_product_equals_numpy_for_every_stride_order(library, orders: str, dtype
         assert np.all(touched == 1), "the epilogue must see each element once"
         # Multiples of 1/64 of this size add up without rounding in either type.
         np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64), err_msg=str((m, n, k)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lines_asked_for_ahead_change_no_bit_and_reach_not_too_far(library, dtype: type) -> None:
+    random = np.random.default_rng(12)
+    for m, n, k in [(64, 200, 784), (17, 1, 33), (53, 700, 130), (8, 48, 64), (40, 97, 1030)]:
+        a, b = (random.normal(size=shape).astype(dtype) for shape in ((m, k), (k, n)))
+        plain, _ = product(library, a, b, 2)
+        # Seven are more than are followed: the rest is left alone.
+        for updates in (1, 2, 7):
+            ahead, touched = product(library, a, b, 2, updates)
+            assert np.all(touched == 1) and np.array_equal(plain, ahead)
 
 
 def test_bits_do_not_depend_on_the_shares(library) -> None:

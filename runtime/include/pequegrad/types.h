@@ -12,6 +12,11 @@
 #error "PG_LANES must be 1, 4, 8 or 16"
 #endif
 
+// The L2 cache of each core: what small processors have, unless the flags know better.
+#ifndef PG_L2_KIB
+#define PG_L2_KIB 512
+#endif
+
 #define PG_UNROLL _Pragma("GCC unroll 16")
 
 // Stops the compiler from loading an unaligned value again for every use of it.
