@@ -530,12 +530,15 @@ def _far_updates(kernel: Contract, writer: KernelWriter, batch_indices: tuple[st
     rank = len(batch_indices)
     loaded = {s.access for s in kernel.epilogue if isinstance(s, Load)}
     changed = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Store) and s.access in loaded)
-    sizes = {access: writer.buffer_dtypes[access.buffer].itemsize for access in changed if access.strides[rank + 1] == 1}
+    sizes = {
+        access: writer.buffer_dtypes[access.buffer].itemsize for access in changed if access.strides[rank + 1] == 1
+    }
     rows = {access: size for access, size in sizes.items() if size <= kernel.dtype.itemsize}
     if math.prod(kernel.batch) * kernel.m * kernel.n * sum(rows.values()) <= NEAR_BYTES:
         return ()
     return tuple(
-        UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size) for access, size in rows.items()
+        UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size)
+        for access, size in rows.items()
     )
 
 

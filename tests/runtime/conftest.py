@@ -45,7 +45,7 @@ def build(lanes: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
                     str(library),
                 ]
             )
-            loaded[name, *flags] = ctypes.CDLL(str(library))
-        return loaded[name, *flags]
+            loaded[(name, *flags)] = ctypes.CDLL(str(library))
+        return loaded[(name, *flags)]
 
     return load

@@ -34,7 +34,9 @@ def operand(random: np.random.Generator, shape: tuple[int, int], order: str, dty
     return whole[1 : shape[0] + 1, 2 : 2 + 2 * shape[1] : 2]  # neither stride is one
 
 
-def product(library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int, updates: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def product(
+    library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int, updates: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     (m, k), n = a.shape, b.shape[1]
     name = "f32" if a.dtype == np.float32 else "f64"
     scratch_of = getattr(library, f"scratch_{name}")

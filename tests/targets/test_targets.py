@@ -19,7 +19,9 @@ def test_the_native_target_has_instructions_that_the_processor_has():
     assert f"-DPG_LANES={target.lanes}" in target.compile_flags
 
 
-@pytest.mark.parametrize(("text", "kib"), [("1024K\n", 1024), ("2048K\n", 2048), ("256K\n", 512), ("2M\n", 512), ("\n", 512)])
+@pytest.mark.parametrize(
+    ("text", "kib"), [("1024K\n", 1024), ("2048K\n", 2048), ("256K\n", 512), ("2M\n", 512), ("\n", 512)]
+)
 def test_the_size_of_l2_is_what_linux_says_and_never_less_than_the_kernels_assume(monkeypatch, text, kib):
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     assert cpp._l2_kib.__wrapped__() == kib
