@@ -71,7 +71,7 @@ def test_forward_and_backward_of_a_convnet_are_one_phase_that_fits_in_shared_mem
     plan = planned(optimized(nets.convnet(512)), architecture)
     (blocks,) = blocks_of(plan)
     assert blocks.count * blocks.size == 512 and blocks.chunks > 100
-    assert len(plan.phases) < 6 and sum(len(phase.kernels) for phase in plan.phases if phase.blocks) == 19
+    assert len(plan.phases) < 6 and sum(len(phase.kernels) for phase in plan.phases if phase.blocks) == 21
     assert 0 < plan.shared_bytes < 1024 * kib and not plan.local_bytes
     assert f"+{plan.shared_bytes} shared" in format_plan(plan)
 
@@ -90,7 +90,7 @@ def test_an_architecture_with_too_little_shared_memory_gets_phases():
 def test_no_blocks_where_they_are_switched_off_or_do_not_fit():
     traced = optimized(nets.convnet(512))
     assert not blocks_of(planned(traced, choices=Choices(block_bytes=0)))
-    assert not blocks_of(planned(traced, choices=Choices(block_samples=8)))
+    assert not blocks_of(planned(traced, choices=Choices(block_samples=16)))
 
 
 # --- whether they are right ---------------------------------------------------------------------------------------
@@ -157,10 +157,10 @@ def without_barrier_between_blocks(text: str) -> str:
 @pytest.mark.parametrize(
     ("make", "edit"),
     [
-        (nets.convnet, without_barrier_before(r"conv2d[1-9]\d*_conv2d_le")),
+        (nets.convnet, without_barrier_before(r"conv2d[1-9]\d*_conv2d_add")),
         (pooled, without_barrier_between_blocks),
     ],
-    ids=["after pooling", "between blocks"],
+    ids=["before a convolution", "between blocks"],
 )
 def test_the_simulator_sees_a_barrier_that_is_missing_in_a_block(make, edit, monkeypatch):
     monkeypatch.setattr(block_sizes, "MULTIPROCESSORS", 2)
@@ -241,7 +241,7 @@ def test_what_stays_in_a_block_is_no_traffic_of_the_device_and_its_phases_no_lau
     # Weights are read, and shares of their gradients written, for each block: here of one sample. Lower is better: then
     # renew the numbers.
     sectors = [[count["load_sectors"], count["store_sectors"]] for count in (apart, together)]
-    assert sectors == [[380462, 55396], [200013, 14258]]
+    assert sectors == [[404956, 39372], [200013, 14258]]
 
 
 @LAUNCHES

@@ -119,12 +119,12 @@ def test_convolutions_pooling_and_what_lies_between_have_their_samples_innermost
     convolutions = [kernel for kernel in kernels if isinstance(kernel, Conv2d)]
     assert len(convolutions) == 5
     assert all(kernel.shape.N == 1 for kernel in convolutions)
-    assert {kernel.shape.lanes for kernel in kernels if isinstance(kernel, Conv2d | Window)} == {16}
-    # The images, which the caller gives, are copied once for the forward pass and the weight's gradient.
-    assert [kernel.origin.ops for kernel in kernels if isinstance(kernel, Map)] == [("copy",)]
+    assert {kernel.shape.lanes for kernel in kernels if isinstance(kernel, Conv2d | Window)} == {32}
+    # The images, which the caller gives, are copied once for the forward pass and the weight's gradient; relu follows pooling.
+    assert [kernel.origin.ops for kernel in kernels if isinstance(kernel, Map)] == [("copy",), *[("relu", "le")] * 2]
     softmax = next(kernel for kernel in kernels if isinstance(kernel, Row) and len(kernel.stages) > 1)
     assert softmax.lanes_are_rows
-    assert {kernel.n for kernel in kernels if isinstance(kernel, Contract)} == {16, 400}
+    assert {kernel.n for kernel in kernels if isinstance(kernel, Contract)} == {32, 400}
 
 
 def test_what_no_vector_gains_from_stays():
