@@ -46,7 +46,8 @@ LEAST_SHARE = 64
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
 # What a product changes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
-# Adam's three: 48 MiB 10 % faster when asked for ahead, 3.8 MiB 1 to 6 %, 1.9 MiB 3 % slower.
+# Adam's three, on two cores with 1 MiB of L2 each: asked for ahead, 48 MiB are 10 % faster, 3.8 MiB 1 to 6 %; whole steps whose
+# matrices have 0.6 to 0.8 MiB were no faster beyond their noise.
 NEAR_BYTES = 2 << 20
 # window.h's names, where they differ from the kind's.
 WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}

@@ -22,6 +22,15 @@ class Pass:
     reason: str
 
 
+def readers_of(graph: Graph) -> dict[Value, list[Node]]:
+    """Return the nodes that read each value, in their order, once for each operand that it is; none for what nobody reads."""
+    readers: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            readers.setdefault(value, []).append(node)
+    return readers
+
+
 Observer = Callable[[str, Graph, float], None]
 """Called after each pass with its name, its result and the seconds that it took."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..ops.core import Expression, Reduction, TensorSpec
 from ..trace.graph import Graph, Node, Value
 from .base import Rewriter
-from .fold_constants import constant_of
+from .fold_constants import number_of
 from .probe_identities import gives_zero
 
 Box = tuple[int, ...]
@@ -68,16 +68,15 @@ class _Cropping:
         return self.filled.get(value, value.shape)
 
     def _find_zeros(self) -> None:
-        zeros = Rewriter(self.graph)
+        made_by = {value: node for node in self.graph.nodes for value in node.outputs}
         for node in self.graph.nodes:
-            zeros.keep(node)
             result, first = node.outputs[0], node.inputs[0] if node.inputs else None
             box: Box | None = None
             if node.op.planes and node.op.planes[-1] == "image" and first is not None:
                 box = (*result.shape[:2], *_reach(node, self._filled(first)[2:]))
             elif any(value in self.filled for value in node.inputs) and _is_pointwise(node):
                 numbers = tuple(
-                    "0" if value in self.filled else None if (c := constant_of(zeros, value)) is None else repr(c)
+                    "0" if value in self.filled else None if (c := number_of(made_by.get(value))) is None else repr(c)
                     for value in node.inputs
                 )
                 dtypes = tuple(value.dtype for value in node.inputs)

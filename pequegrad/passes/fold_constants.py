@@ -30,7 +30,11 @@ def fold_constants(graph: Graph) -> Graph:
 
 def constant_of(rewriter: Rewriter, value: Value) -> Any:
     """Return the Python number that ``value`` has everywhere, or None."""
-    node = rewriter.made_by.get(rewriter.value(value))
+    return number_of(rewriter.made_by.get(rewriter.value(value)))
+
+
+def number_of(node: Node | None) -> Any:
+    """Return the Python number that all elements of what ``node`` makes are, or None."""
     return dict(node.params).get("value") if node is not None and node.op.is_constant else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ops.core import REGISTRY
 from ..trace.graph import Graph, Node, Value
-from .base import Rewriter
+from .base import Rewriter, readers_of
 
 POOL = REGISTRY["max_pool2d"]
 READERS = (REGISTRY["window_take"], REGISTRY["window_put"])
@@ -17,10 +17,7 @@ MOST_TAPS = 256
 
 def number_taps(graph: Graph) -> Graph:
     """Return the graph with tap numbers in place of positions in the plane, where only ops of the same windows read them."""
-    readers: dict[Value, list[Node]] = {}
-    for node in graph.nodes:
-        for value in node.inputs:
-            readers.setdefault(value, []).append(node)
+    readers = readers_of(graph)
     kept = {output.value for output in graph.outputs}
     numbered: set[Value] = set()
     rewriter = Rewriter(graph)

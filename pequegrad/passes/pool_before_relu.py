@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ..ops.core import REGISTRY
 from ..trace.graph import Graph, Node, Value
-from .base import Rewriter
-from .fold_constants import constant_of
+from .base import Rewriter, readers_of
+from .fold_constants import number_of
 
 RELU, POOL, PUT = REGISTRY["relu"], REGISTRY["max_pool2d"], REGISTRY["window_put"]
 LESS_EQUAL, WHERE = REGISTRY["le"], REGISTRY["where"]
@@ -77,12 +77,8 @@ class _Search:
 
     def __init__(self, graph: Graph) -> None:
         self.kept = {output.value for output in graph.outputs}
-        self.readers: dict[Value, list[Node]] = {}
-        self.constants = Rewriter(graph)
-        for node in graph.nodes:
-            self.constants.keep(node)
-            for value in node.inputs:
-                self.readers.setdefault(value, []).append(node)
+        self.readers = readers_of(graph)
+        self.made_by = {value: node for node in graph.nodes for value in node.outputs}
 
     def match(self, relu: Node) -> tuple[Node, list[_Gradient]] | None:
         """Return the pooling of a relu's values and the gradients that pass both, where nobody else reads the values."""
@@ -92,17 +88,17 @@ class _Search:
             return None
         (pool,) = pools
         masks = [node for node in readers if node is not pool]
-        gradients = [_Gradient(mask, *passed) for mask in masks for passed in self._passing(mask)]
+        gradients: list[_Gradient] = []
+        for mask in masks:
+            for where in self.readers.get(mask.outputs[0], []):
+                put = self.made_by.get(where.inputs[-1])
+                if put is None or not self._is_gradient(gradient := _Gradient(mask, put, where), pool):
+                    return None
+                gradients.append(gradient)
         puts = [gradient.put for gradient in gradients]
         inner = (relu.outputs[0], pool.outputs[1], *(node.outputs[0] for node in (*masks, *puts)))
-        is_masked = all(self._is_gradient(gradient, pool) for gradient in gradients)
-        is_known = is_masked and self.readers.get(pool.outputs[1], []) == puts and self.kept.isdisjoint(inner)
+        is_known = self.readers.get(pool.outputs[1], []) == puts and self.kept.isdisjoint(inner)
         return (pool, gradients) if is_known else None
-
-    def _passing(self, mask: Node) -> list[tuple[Node, Node]]:
-        """Return (what made its last operand, reader) for each reader of a mask; the mask itself where nothing did."""
-        readers = self.readers.get(mask.outputs[0], [])
-        return [(self.constants.made_by.get(node.inputs[-1], mask), node) for node in readers]
 
     def _is_gradient(self, gradient: _Gradient, pool: Node) -> bool:
         """Whether ``gradient`` is where(le(y, 0), 0, window_put(g, positions)) of the pool's own windows of y."""
@@ -118,7 +114,7 @@ class _Search:
         )
 
     def _is_zero(self, value: Value) -> bool:
-        return value.shape == () and repr(constant_of(self.constants, value)) in ("0", "0.0")
+        return value.shape == () and repr(number_of(self.made_by.get(value))) in ("0", "0.0")
 
 
 def _sees_image(pool: Node) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def _l2_kib() -> int:
         size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
     except OSError:
         return LEAST_L2_KIB
-    return max(LEAST_L2_KIB, int(size[:-1])) if size[:-1].isdigit() and size.endswith("K") else LEAST_L2_KIB
+    found = re.fullmatch(r"(\d+)K", size)
+    return max(LEAST_L2_KIB, int(found[1])) if found else LEAST_L2_KIB
 
 
 def _native_instruction_set(machine: str, features: frozenset[str]) -> InstructionSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pequegrad import grad
+from pequegrad import grad, where
 from pequegrad.nn import functional as F
 from pequegrad.passes import run_pipeline
 from pequegrad.trace.interpreter import run_graph
@@ -58,6 +58,29 @@ def test_values_and_gradients_are_equal_with_ties_zeros_nan_and_infinities(geome
             np.testing.assert_allclose(got, right, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_values_and_gradients_are_those_of_torch(geometry):
+    torch = pytest.importorskip("torch")
+    x = special()
+    x[~np.isfinite(x)] = 1
+    weights = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    traced = trace(step_of(geometry), x, weights)
+    got = Compiled(run_pipeline(traced.graph), target_for("native")).run(traced.arrays, 1)
+    image = torch.tensor(x, requires_grad=True)
+    y = torch.nn.functional.max_pool2d(torch.relu(image), **geometry)
+    (y * torch.tensor(weights)[:, :, : y.shape[2], : y.shape[3]]).sum().backward()
+    for found, right in zip(got, (y.detach().numpy(), image.grad.numpy()), strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-6, atol=1e-6)
+
+
+def test_only_a_zero_may_have_another_sign():
+    traced = trace(step_of({"kernel_size": 2}), special(), np.ones_like(special()))
+    before = run_graph(traced.graph, traced.arrays)[0]
+    after = run_graph(run_pipeline(traced.graph), traced.arrays)[0]
+    differs = np.signbit(before) != np.signbit(after)
+    assert np.all(after[differs] == 0) and np.all(before[differs] == 0)
+
+
 def test_a_relu_whose_values_or_mask_others_need_stays_before_the_pooling():
     def leaves(x, _):
         y = F.relu(x)
@@ -74,7 +97,19 @@ def test_a_relu_whose_values_or_mask_others_need_stays_before_the_pooling():
         y = F.relu(x.requires_grad_())
         return grad((F.max_pool2d(y, 2) * weights[:, :, :4, :5]).sum(), [x, y])
 
-    for step in (leaves, is_pooled_twice, positions_leave, gradient_between_leaves):
+    def mask_leaves(x, weights):
+        y = F.relu(x.requires_grad_())
+        pooled = F.max_pool2d(y, 2)
+        return y <= 0, grad((pooled * weights[:, :, :4, :5]).sum(), [x])[0]
+
+    def mask_chooses_elsewhere(x, weights):
+        y = F.relu(x.requires_grad_())
+        pooled = F.max_pool2d(y, 2)
+        chosen = where(y <= 0, x.detach(), weights)
+        return chosen, grad((pooled * weights[:, :, :4, :5]).sum(), [x])[0]
+
+    steps = (leaves, is_pooled_twice, positions_leave, gradient_between_leaves, mask_leaves, mask_chooses_elsewhere)
+    for step in steps:
         names = order(run_pipeline(trace(step, special(), special()).graph))
         assert names[:2] == ["relu", "max_pool2d"], step.__name__
 

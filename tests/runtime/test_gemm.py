@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+import re
 
 import numpy as np
 import pytest
+
+from tests.runtime.native import FLAGS, HERE, INCLUDE, WIDTHS, compile_cpp
 
 SIZES = [
     (1, 1, 1), (0, 5, 3), (5, 0, 3), (5, 7, 0), (1, 200, 17), (17, 1, 33), (9, 50, 10), (128, 10, 200), (64, 200, 784),
@@ -88,6 +92,18 @@ def test_lines_asked_for_ahead_change_no_bit_and_reach_not_too_far(library, dtyp
         for updates in (1, 2, 7):
             ahead, touched = product(library, a, b, 2, updates)
             assert np.all(touched == 1) and np.array_equal(plain, ahead)
+
+
+def test_the_compiler_leaves_asking_ahead_in_the_kernel(lanes: int, tmp_path) -> None:
+    """g++ takes what only prefetches for what does nothing, and dropped it from the sums until it was inlined at once."""
+    assembly = tmp_path / "probe.s"
+    march = WIDTHS[lanes][0] if platform.machine() in ("x86_64", "AMD64") else "-O2"
+    compile_cpp(
+        [*FLAGS, march, f"-DPG_LANES={lanes}", f"-I{INCLUDE}", "-S", str(HERE / "gemm_probe.cpp"), "-o", str(assembly)]
+    )
+    bodies = re.findall(r"^\w*gemm_kernel_ahead\w*:\n(.*?)^\s*\.size", assembly.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(bodies) == 2, "float and double"
+    assert all(re.search(r"\bprefetch|\bprfm\b", body) for body in bodies)
 
 
 def test_bits_do_not_depend_on_the_shares(library) -> None:

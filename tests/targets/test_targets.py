@@ -20,7 +20,8 @@ def test_the_native_target_has_instructions_that_the_processor_has():
 
 
 @pytest.mark.parametrize(
-    ("text", "kib"), [("1024K\n", 1024), ("2048K\n", 2048), ("256K\n", 512), ("2M\n", 512), ("\n", 512)]
+    ("text", "kib"),
+    [("1024K\n", 1024), ("2048K\n", 2048), ("256K\n", 512), ("2M\n", 512), ("1048576\n", 512), ("\n", 512)],
 )
 def test_the_size_of_l2_is_what_linux_says_and_never_less_than_the_kernels_assume(monkeypatch, text, kib):
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
