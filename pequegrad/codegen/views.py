@@ -195,10 +195,21 @@ class UpdateView:
 
 
 @dataclass(frozen=True, slots=True)
+class ArrayView:
+    """An array that a convolution's epilogue reads or writes: bytes from image to image, channel to channel, and of an element."""
+
+    start: Address
+    image_bytes: int
+    plane_bytes: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Conv2dView(LaneView):
     """A convolution or a gradient of one. ``form``: how the names of its functions begin; ``partials``: byte offset of
     the weight gradient's chunks, or -1; ``run``: elements of a weight gradient that its epilogue walks as one,
-    ``decode``: the indices of such a run."""
+    ``decode``: the indices of such a run; ``far_arrays``: what an epilogue reads and writes, where that is too large to be
+    near."""
 
     head: KernelHead
     form: str
@@ -212,6 +223,7 @@ class Conv2dView(LaneView):
     decode: tuple[Loop, ...]
     parameters: tuple[Parameter, ...]
     lines: tuple[Line, ...]
+    far_arrays: tuple[ArrayView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -576,8 +588,23 @@ def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2
             lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long"
         )
     form = "conv2d_vectors" if shape.lanes > 1 else "conv2d"
+    far_arrays = _far_arrays(kernel, writer) if shape.lanes > 1 and kernel.kind != "grad_weight" else ()
     return Conv2dView(
-        head_of(kernel, writer), form, kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters, tuple(lines)
+        head_of(kernel, writer), form, kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters,
+        tuple(lines), far_arrays,
+    )  # fmt: skip
+
+
+def _far_arrays(kernel: Conv2d, writer: KernelWriter) -> tuple[ArrayView, ...]:
+    """Return what a convolution's epilogue reads and writes element by element, where all that is more than caches near a
+    core keep."""
+    found = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Load | Store) and s.access.strides[2] == 1)
+    sizes = {access: writer.buffer_dtypes[access.buffer].itemsize for access in found}
+    if math.prod(conv_domain(kernel)) * sum(sizes.values()) <= NEAR_BYTES:
+        return ()
+    return tuple(
+        ArrayView(operand(writer, access, ()), access.strides[0] * size, access.strides[1] * size, size)
+        for access, size in sizes.items()
     )
 
 

@@ -211,3 +211,24 @@ def test_large_matrices_that_an_epilogue_changes_are_asked_for_ahead():
         assert bool(found) == is_asked
         got = Compiled(graph, target).run(traced.arrays, 2)
         compare(run_graph(graph, traced.arrays), got, f"width {width}")
+
+
+def test_large_results_of_a_convolution_are_asked_for_ahead():
+    target = targets.get("cpp")
+    for extent, is_asked in ((6, False), (26, True)):
+        manual_seed(0)
+        random = np.random.default_rng(0)
+        layers = nn.Conv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 18, 3, padding=1)
+        model = nn.Sequential(*layers, nn.BatchNorm2d(18), nn.Flatten(), nn.Linear(18 * extent * extent, 3))
+        x, y = random.standard_normal((48, 3, extent, extent)).astype(np.float32), random.integers(0, 3, 48)
+        traced = nets.training_step(model, optim.SGD(model.parameters(), lr=0.1), x, y, functional.cross_entropy)
+        graph = run_pipeline(traced.graph)
+        text = render(lower(graph, target, 2), target)
+        assert text.count("pg::conv2d_vectors_") > 3
+        # 48 samples of 20 channels of 26 by 26 are 2.5 MiB; the gradient of the second convolution reads a mask, too.
+        found = re.findall(r"conv2d_array arrays\[\] = \{(.*)\};", text)
+        calls = re.findall(r"^  \}, arrays, (\d)\);$", text, re.MULTILINE)
+        assert [row.count("{") for row in found] == [int(count) for count in calls]
+        assert sorted(calls) == (["1", "1", "2"] if is_asked else [])
+        got = Compiled(graph, target).run(traced.arrays, 2)
+        compare(run_graph(graph, traced.arrays), got, f"{extent} by {extent}", rtol=1e-5)

@@ -65,8 +65,8 @@ def apart(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 4, 1, 2, 3).reshape(-1, *images.shape[1:4])
 
 
-def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int, beside: int = 1):
-    """Run a shape, with ``beside`` samples side by side for each of its samples."""
+def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int, beside: int = 1, is_asked: bool = False):
+    """Run a shape, with ``beside`` samples side by side for each of its samples; ``is_asked``: results are asked for ahead."""
     n, c, h, w, o, kh, kw, stride, pad, dilation, groups = shape
     out_h = (h + 2 * pad[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     out_w = (w + 2 * pad[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
@@ -93,6 +93,7 @@ def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int, beside: i
         ctypes.c_void_p(guarded.ctypes.data + start),
         workers,
         ctypes.c_void_p(touched.ctypes.data),
+        int(is_asked),
     )
     assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + scratch_bytes :] == 0xAB), (
         "wrote outside its scratch"
@@ -113,6 +114,19 @@ def test_convolution_and_its_gradients_equal_numpy(build, lanes: int, shape: tup
     for name, got, want in zip(("y", "dx", "dw"), results, expected):
         bound = (2e-5 if dtype == np.float32 else 1e-12) * max(1.0, np.abs(want).max(initial=0.0))
         np.testing.assert_allclose(got, want, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES[-6:], ids=str)
+def test_more_copied_rows_and_lines_asked_for_ahead_change_no_bit(build, lanes: int, shape: tuple, dtype: type) -> None:
+    beside = 5 * max(lanes, 2)
+    plain, _, _ = run(build("conv_probe", "-DPG_L2_KIB=512"), shape, dtype, workers=2, beside=beside)
+    for library in (build("conv_probe", "-DPG_L2_KIB=512"), build("conv_probe", "-DPG_L2_KIB=1024")):
+        asked, _, touched = run(library, shape, dtype, workers=2, beside=beside, is_asked=True)
+        assert np.all(touched == 1)
+        # Chunks of the weight's gradient, and so its sums, are the same.
+        for a, b in zip(plain, asked):
+            assert np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])

@@ -14,8 +14,11 @@
 
 namespace pg {
 
-// Bytes of copied rows that leave room beside them in an L2 of 512 KiB.
-constexpr long conv2d_staged_bytes = 131072;
+// Bytes of an operand that stays in L2 by itself, and of copied rows that leave room in it for what lies beside them: weights
+// and results. With 1 MiB, 16 channels of 32 by 32 and 64 samples, 387 KiB of copies of all lanes were 5 to 15 % faster than
+// 98 KiB of a quarter of them.
+constexpr long conv2d_resident_bytes = 262144;
+constexpr long conv2d_staged_bytes = PG_L2_KIB >= 1024 ? 458752 : 131072;
 
 // A length cut into the fewest parts of at most `most`, all within one of each other.
 struct conv2d_parts {
@@ -90,7 +93,7 @@ template <class T> inline conv2d_staging conv2d_staging_of(const conv2d_shape& s
   // Two tiles of the results' channels pay for a copy, unless the whole operand stays in L2 by itself.
   const bool is_shared = m.out_channels >= 2 * gemm_tile<T>::rows && m.in_channels * s.KH * s.KW > 64;
   conv2d_staging r = {false, s.lanes, m.in_h, m.in_w * s.lanes, plane, 0};
-  if (!is_shared || m.in_channels * plane * size <= 2 * conv2d_staged_bytes) return r;
+  if (!is_shared || m.in_channels * plane * size <= conv2d_resident_bytes) return r;
   for (long parts = 1; parts * PG_LANES <= s.lanes; ++parts) {
     if (s.lanes % (parts * PG_LANES)) continue;
     const long span = s.lanes / parts, row = conv2d_odd_lines(columns * span, size), channel = conv2d_odd_lines(rows * row, size);
@@ -192,6 +195,37 @@ template <class T> PG_NOINLINE void conv2d_vectors_stage(const conv2d_plan<T>& p
   }
 }
 
+// An array that an epilogue reads or writes at each result: element (n, channel, position) lies `size` bytes long at
+// start + n * image + channel * plane + position * size.
+struct conv2d_array {
+  const void* start;
+  long image, plane, size;
+};
+
+// Those that are too large to be near, for the results from `position` of image n on, of channels from `channel` on.
+struct conv2d_ahead {
+  const conv2d_array* arrays;
+  int count;
+  long n, channel, position;
+};
+
+// Asks for the lines of `rows` channels under vectors first … first + length - 1 of a run of columns. Not inlined, it would be
+// taken for what has no effect, and left out.
+template <class T>
+PG_INLINE void conv2d_vectors_ask(const conv2d_plan<T>& plan, const conv2d_ahead& ahead, long first, long length, long rows) {
+  for (int i = 0; i < ahead.count; ++i) {
+    const conv2d_array& array = ahead.arrays[i];
+    const char* const start = static_cast<const char*>(array.start) + ahead.n * array.image + ahead.channel * array.plane;
+    for (long v = first; v < first + length; ++v) {
+      const long lane = v * PG_LANES, place = lane / plan.at.span * plan.step() * plan.s.lanes + lane % plan.at.span;
+      const char* line = start + (ahead.position + place) * array.size;
+      // Of the vectors in a line the first one asks.
+      if (reinterpret_cast<unsigned long>(line) % 64 >= (unsigned long)(PG_LANES * array.size)) continue;
+      for (long r = 0; r < rows; ++r, line += array.plane) __builtin_prefetch(line, 1, 2);
+    }
+  }
+}
+
 // Vectors of a row that are summed before the epilogue sees them, so that it walks each array by more than a few.
 enum { conv2d_strip = 32 };
 
@@ -234,10 +268,10 @@ template <class T> PG_NOINLINE void conv2d_vectors_row(const conv2d_plan<T>& pla
 }
 
 // sums[r][v] of `rows` channels from first_row on, for `length` vectors from `strip` on of a run of columns; rows of sums are
-// a whole strip apart.
+// a whole strip apart. What `ahead` names comes meanwhile.
 template <class T>
 PG_NOINLINE void conv2d_vectors_strip(const conv2d_plan<T>& plan, const conv2d_row<T>& row, const conv2d_columns& here, long strip,
-                                      long length, long first_row, long rows, T* sums) {
+                                      long length, long first_row, long rows, T* sums, const conv2d_ahead& ahead) {
   const long channels = plan.m.in_channels, wide = plan.across.count(here.part), begin = plan.first_tap(row.part, here.part);
   const bool is_empty = row.top >= row.bottom || here.first >= here.last, is_whole = here.first == 0 && here.last == wide;
   const conv2d_parts parts(length, gemm_tile<T>::vectors);
@@ -245,6 +279,7 @@ PG_NOINLINE void conv2d_vectors_strip(const conv2d_plan<T>& plan, const conv2d_r
                                               gemm_kernel_for<T, true>(int(rows), int(parts.base) + 1)};
   for (long p = 0; p < parts.count; ++p) {
     const long first = parts.first(p) * PG_LANES;
+    if (ahead.count > 0) conv2d_vectors_ask(plan, ahead, strip + parts.first(p), parts.length(p), rows);
     if (is_empty) {
       for (long r = 0; r < rows; ++r)
         for (long v = 0; v < parts.length(p); ++v) store_plain(sums + (r * conv2d_strip + v) * PG_LANES + first, vec<T>{});
@@ -264,7 +299,7 @@ PG_NOINLINE void conv2d_vectors_strip(const conv2d_plan<T>& plan, const conv2d_r
 
 template <class T, class Epilogue>
 PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
-                                  Epilogue&& epilogue) {
+                                  Epilogue&& epilogue, const conv2d_array* arrays, int count) {
   const conv2d_plan<T> plan(s, is_forward);
   const conv2d_sum& m = plan.m;
   const conv2d_staging& at = plan.at;
@@ -303,7 +338,9 @@ PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const 
         const long length = vectors - strip < conv2d_strip ? vectors - strip : long(conv2d_strip);
         for (long t = 0; t < down.count; ++t) {
           const long first_row = down.first(t), rows = down.length(t);
-          conv2d_vectors_strip(plan, row, columns[i], strip, length, first_row, rows, sums);
+          const conv2d_ahead ahead = {arrays, count, n, g * m.out_channels + first_row,
+                                      (h * m.out_w + columns[i].column) * s.lanes + block * at.span};
+          conv2d_vectors_strip(plan, row, columns[i], strip, length, first_row, rows, sums, ahead);
           for (long r = 0; r < rows; ++r) {
             const T* sum = sums + r * conv2d_strip * PG_LANES;
             long column = columns[i].column + strip * PG_LANES / at.span * step, lane = strip * PG_LANES % at.span;
@@ -320,16 +357,19 @@ PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const 
   }
 }
 
-// y = conv(x, w), handed over as epilogue(n, output channel, position, vec<T>, count).
+// y = conv(x, w), handed over as epilogue(n, output channel, position, vec<T>, count). `arrays`: what the epilogue reads and
+// writes where that is too large to be near.
 template <class T, class Epilogue>
-void conv2d_vectors_forward(const conv2d_shape& s, const T* x, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue) {
-  conv2d_vectors_sum(s, true, x, w, scratch, worker, workers, epilogue);
+void conv2d_vectors_forward(const conv2d_shape& s, const T* x, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue,
+                            const conv2d_array* arrays = nullptr, int count = 0) {
+  conv2d_vectors_sum(s, true, x, w, scratch, worker, workers, epilogue, arrays, count);
 }
 
-// dx, handed over as epilogue(n, input channel, position, vec<T>, count).
+// dx, handed over as epilogue(n, input channel, position, vec<T>, count); `arrays` as above.
 template <class T, class Epilogue>
-void conv2d_vectors_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue) {
-  conv2d_vectors_sum(s, false, dy, w, scratch, worker, workers, epilogue);
+void conv2d_vectors_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratch, int worker, int workers, Epilogue&& epilogue,
+                               const conv2d_array* arrays = nullptr, int count = 0) {
+  conv2d_vectors_sum(s, false, dy, w, scratch, worker, workers, epilogue, arrays, count);
 }
 
 // ---- gradient of the weight ---------------------------------------------------------------------------------------------
@@ -419,7 +459,7 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
   PART void conv2d_vectors_stage<float>(const conv2d_plan<float>&, const float*, long, float*);                             \
   PART void conv2d_vectors_row<float>(const conv2d_plan<float>&, long, conv2d_row<float>&, long*);                          \
   PART void conv2d_vectors_strip<float>(const conv2d_plan<float>&, const conv2d_row<float>&, const conv2d_columns&, long,   \
-                                        long, long, long, float*);                                                          \
+                                        long, long, long, float*, const conv2d_ahead&);                                                          \
   PART void conv2d_vectors_weight_rows<float>(const conv2d_shape&, const float*, const float*, long, long, const long*, float*);
 #if defined(PG_PARTS_APART)
 PG_CONV_VECTORS_PARTS(extern template)
