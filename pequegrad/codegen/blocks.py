@@ -40,12 +40,21 @@ from .plan import (
 from .slices import Cut, Reach, after_sum, cuts, part_of, reaches, storing, summed_shape, sums_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Ordered:
-    """A kernel, and the phase that it had: two of one phase do not wait for each other."""
+    """A kernel, and the phase that it had: two of one phase do not wait for each other. ``reads``, ``writes`` and
+    ``touches`` are the buffers that it does that to, the latter in the order in which it first does."""
 
     kernel: Kernel
     phase: int
+    reads: frozenset[int] = field(init=False)
+    writes: frozenset[int] = field(init=False)
+    touches: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        reads, writes = schedule.reads_and_writes(self.kernel)
+        self.reads, self.writes = _buffers(reads), _buffers(writes)
+        self.touches = tuple(dict.fromkeys([access.buffer for access in reads + writes]))
 
 
 Arrange = Callable[[Sequence[Ordered], Sequence[Buffer]], tuple[Phase, ...]]
@@ -160,7 +169,6 @@ def _grow(kernels: Sequence[Ordered], units: int, buffers: Sequence[Buffer]) -> 
                 continue
             chosen = cut, found
             break
-        reads, writes = (_buffers(side) for side in schedule.reads_and_writes(item.kernel))
         if chosen is not None:
             cut, found = chosen
             run.members.append((item, cut))
@@ -174,14 +182,15 @@ def _grow(kernels: Sequence[Ordered], units: int, buffers: Sequence[Buffer]) -> 
                 late_reads |= _buffers(s.access for s in after_sum(item.kernel) if isinstance(s, Load))
                 late_writes |= _buffers(s.access for s in after_sum(item.kernel) if isinstance(s, Store))
             continue
+        earlier = (late_reads, late_writes, run.pitches, read_before)
         waits = (
-            reads & (late_writes | run.pitches.keys())
-            or writes & (late_reads | late_writes | run.pitches.keys() | read_before.keys())
-            or (has_index and any(_is_passed(buffers[b]) for b in writes))
+            not (item.reads.isdisjoint(late_writes) and item.reads.isdisjoint(run.pitches))
+            or not all(item.writes.isdisjoint(touched) for touched in earlier)
+            or (has_index and any(_is_passed(buffers[b]) for b in item.writes))
         )
         if waits:
-            late_reads |= reads
-            late_writes |= writes
+            late_reads |= item.reads
+            late_writes |= item.writes
     return run
 
 
@@ -225,8 +234,8 @@ def _is_private(kernel: Kernel, cut: Cut) -> bool:
     return isinstance(kernel, Row) or nbytes <= schedule.PRIVATE_BYTES
 
 
-def _buffers(accesses: Iterable[Access]) -> set[int]:
-    return {access.buffer for access in accesses}
+def _buffers(accesses: Iterable[Access]) -> frozenset[int]:
+    return frozenset([access.buffer for access in accesses])
 
 
 def _needed_before(kernels: Sequence[Ordered], run: Run) -> set[int]:
@@ -238,14 +247,14 @@ def _needed_before(kernels: Sequence[Ordered], run: Run) -> set[int]:
     for item in reversed(kernels):
         if id(item) in cut_of:
             found = reaches(item.kernel, cut_of[id(item)], run.units) or ()
-            its_reads, its_writes = ({r.buffer for r in found if r.is_write == which} for which in (False, True))
-        else:
-            its_reads, its_writes = (_buffers(side) for side in schedule.reads_and_writes(item.kernel))
-            if not (its_writes & (reads | writes) or its_reads & writes):
-                continue
-            before.add(id(item))
-        reads |= its_reads
-        writes |= its_writes
+            reads.update(r.buffer for r in found if not r.is_write)
+            writes.update(r.buffer for r in found if r.is_write)
+            continue
+        if item.writes.isdisjoint(reads) and item.writes.isdisjoint(writes) and item.reads.isdisjoint(writes):
+            continue
+        before.add(id(item))
+        reads |= item.reads
+        writes |= item.writes
     return before
 
 
@@ -263,7 +272,7 @@ def _levelled(kernels: Sequence[Ordered], buffers: Sequence[Buffer]) -> tuple[Ph
     checked = -1
     levels: list[list[Kernel]] = []
     for item in kernels:
-        reads, writes = (_buffers(side) for side in schedule.reads_and_writes(item.kernel))
+        reads, writes = item.reads, item.writes
         known = [writers.get(b, ()) for b in reads | writes] + [readers.get(b, ()) for b in writes]
         level = 1 + max((at for uses in known for at, phase in uses if phase != item.phase), default=-1)
         if any(_is_passed(buffers[b]) for b in writes):
@@ -288,12 +297,12 @@ def _local_buffers(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffe
     outside: set[int] = set()
     for item in kernels:
         if id(item) not in members:
-            outside.update(schedule.buffers_of(item.kernel))
+            outside.update(item.touches)
     life: dict[int, tuple[int, int]] = {}
     for number, (item, cut) in enumerate(run.members):
         if cut.is_sum:
             outside.update(s.access.buffer for s in after_sum(item.kernel) if isinstance(s, Load | Store))
-        for buffer in schedule.buffers_of(item.kernel):
+        for buffer in item.touches:
             life[buffer] = (life.get(buffer, (number, number))[0], number)
     return {
         b: ends for b, ends in life.items() if b in run.pitches and buffers[b].scope == "arena" and b not in outside
@@ -311,7 +320,7 @@ def _demand(run: Run, kernels: Sequence[Ordered], buffers: Sequence[Buffer], lan
     for item, cut in run.members:
         if cut.is_sum and not isinstance(item.kernel, Row):
             private += math.prod(summed_shape(item.kernel)) * 4
-        others.update(b for b in schedule.buffers_of(item.kernel) if b not in local)
+        others.update(b for b in item.touches if b not in local)
         for r in reaches(item.kernel, cut, run.units) or ():
             nbytes = buffers[r.buffer].dtype.itemsize * (r.high - r.low + 1)
             touched += run.units * nbytes if r.shift else nbytes

@@ -110,6 +110,7 @@ class Fuser:
         """Whether what comes now is computed once more: it may not join what is computed only once, which runs early."""
         self.groups: list[Group] = []
         self._row_readers: dict[Value, list[Group]] = {}
+        self._numbers: dict[Item, tuple[Value, ...] | None] = {}
         self._order = 0
 
     # --- what is read ---------------------------------------------------------------------------------------------
@@ -138,17 +139,40 @@ class Fuser:
                 place = self.place(value)
                 yield place.root, None, place.offset
             return
-        tags = None if item.kind == "reduce" else group.tags(item.level)
         for value in item.inputs:
-            place = self.place(value)
-            strides = strides_over(group.axes, item.shape, place.broadcast(item.shape), tags)
-            yield from self._leaves(group, place.root, strides, place.offset)
+            yield from self._reads_of(group, item, value)
+
+    def roots(self, group: Group, item: Item) -> Iterator[Value]:
+        """Yield the root of each of `reads`: without strides, which only what is computed anew in each user needs."""
+        for value in item.inputs:
+            root = self.place(value).root
+            free = self.free.get(root)
+            if item.kind == "anchor":
+                yield root
+            elif free is None:
+                if self._is_loaded(group, root):
+                    yield root
+            elif (parts := self._made_of(free)) is not None:
+                yield from [part for part in parts if self._is_loaded(group, part)]
+            else:
+                yield from [part for part, _, _ in self._reads_of(group, item, value)]
+
+    def _reads_of(self, group: Group, item: Item, value: Value) -> Iterator[tuple[Value, tuple[int, ...], int]]:
+        place, shape = self.place(value), item.shape
+        tags = None if item.kind == "reduce" else group.tags(item.level)
+        strides = strides_over(group.axes, shape, place.broadcast(shape), tags)
+        return self._leaves(group, place.root, strides, place.offset)
+
+    def _is_loaded(self, group: Group, root: Value) -> bool:
+        """Whether a group has to load what lies at ``root``, which it cannot compute for itself."""
+        if root in self.literals:
+            return False
+        own = self.items.get(root)
+        return own is None or live(own.group) is not group
 
     def _leaves(
         self, group: Group, root: Value, strides: tuple[int, ...], offset: int
     ) -> Iterator[tuple[Value, tuple[int, ...], int]]:
-        if root in self.literals:
-            return
         item = self.free.get(root)
         if item is not None:
             parts = self.inlined(group.axes, item, strides, offset)
@@ -156,8 +180,7 @@ class Fuser:
                 for part, part_strides, part_offset in parts:
                     yield from self._leaves(group, part, part_strides, part_offset)
                 return
-        own = self.items.get(root)
-        if own is None or live(own.group) is not group:
+        if self._is_loaded(group, root):
             yield root, strides, offset
 
     def inlined(
@@ -189,11 +212,29 @@ class Fuser:
         """Return what `inlined` does, for a single number, which is the same wherever it is read."""
         still = (0,) * len(axes)
         places = [self.place(value) for value in item.inputs]
-        for place in places:
-            free = self.free.get(place.root)
-            if free is not None and self.inlined(axes, free, still, place.offset) is None:
-                return None
+        if self._made_of(item) is None:
+            for place in places:
+                free = self.free.get(place.root)
+                if free is not None and self.inlined(axes, free, still, place.offset) is None:
+                    return None
         return [(place.root, still, place.offset) for place in places]
+
+    def _made_of(self, item: Item) -> tuple[Value, ...] | None:
+        """Return what a free number is made of in the end, once for each time; None where that is not numbers alone."""
+        if item not in self._numbers:
+            self._numbers[item] = None if item.output.shape else self._parts_of(item)
+        return self._numbers[item]
+
+    def _parts_of(self, item: Item) -> tuple[Value, ...] | None:
+        found: list[Value] = []
+        for value in item.inputs:
+            root = self.place(value).root
+            free = self.free.get(root)
+            parts = (root,) if free is None else self._made_of(free)
+            if parts is None:
+                return None
+            found += parts
+        return tuple(found)
 
     # --- the graph of groups --------------------------------------------------------------------------------------
 
@@ -234,7 +275,7 @@ class Fuser:
                 self.items[output] = item
             else:
                 self.writers.setdefault(root, []).append(item)
-        for root, _, _ in self.reads(group, item):
+        for root in self.roots(group, item):
             for producer in self.producers(root):
                 self.add_edge(producer, group)
             if group.kind == "row":
@@ -433,7 +474,7 @@ class Fuser:
             if self._fits_reduction(group, axes, item):
                 if before == "map":
                     for member in group.items:
-                        for root, _, _ in self.reads(group, member):
+                        for root in self.roots(group, member):
                             self._row_readers.setdefault(root, []).append(group)
                 self.append(group, item)
                 return

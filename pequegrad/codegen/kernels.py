@@ -6,6 +6,7 @@ kernel may read at an index what it overwrites there.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -56,6 +57,12 @@ def expression_of(item: Item) -> str:
     if isinstance(lowering, Family) and lowering.name == "random":
         return GENERATORS[getattr(item.op, "kind", "")]
     raise CompilerBug(f"op {item.op.name} has no expression")
+
+
+@functools.cache
+def _asks_for_its_place(text: str) -> bool:
+    """Whether an expression reads the index of its element."""
+    return any(f"{{{word}}}" in text for word in POSITIONS)
 
 
 class Body:
@@ -110,14 +117,10 @@ class Body:
 
     def _compute(self, item: Item, arguments: tuple[int, ...], index: Access) -> int:
         text = expression_of(item)
-        needs_index = any(f"{{{word}}}" in text for word in POSITIONS)
         dst = self.kernel.new_variable()
-        dtypes = tuple(value.dtype for value in item.inputs)
-        self.statements.append(
-            Compute(
-                dst, item.output.dtype, item.op, arguments, dtypes, item.params, text, index if needs_index else None
-            )
-        )
+        dtypes = tuple([value.dtype for value in item.inputs])
+        place = index if _asks_for_its_place(text) else None
+        self.statements.append(Compute(dst, item.output.dtype, item.op, arguments, dtypes, item.params, text, place))
         return dst
 
     def _literal(self, root: Value) -> int:

@@ -48,7 +48,7 @@ def legalize(graph: Graph) -> Graph:
     rewriter = _Rewriter()
     for node in graph.nodes:
         rewriter.node = node
-        inputs = tuple(rewriter.value(value) for value in node.inputs)
+        inputs = tuple([rewriter.found.get(value, value) for value in node.inputs])
         new = _legal_form(rewriter, node, inputs)
         if new is None:
             rewriter.nodes.append(node.reading(inputs))
@@ -61,9 +61,9 @@ def legalize(graph: Graph) -> Graph:
 def _legal_form(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
     if node.op.is_constant:
         return None
-    if all(value.spec.size == 0 for value in node.outputs):
+    if all(0 in value.shape for value in node.outputs):
         return tuple(r.full(value, 0) for value in node.outputs)
-    if inputs and len(node.outputs) == 1 and all(value.spec.size == 0 for value in inputs):
+    if inputs and len(node.outputs) == 1 and all(0 in value.shape for value in inputs):
         # Sums and products over nothing: one number everywhere, whatever the op.
         empty = [np.zeros(value.shape, value.dtype.numpy) for value in inputs]
         result = np.asarray(node.op.numpy(np, *empty, **dict(node.params)), node.outputs[0].dtype.numpy)

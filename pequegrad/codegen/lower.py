@@ -448,7 +448,7 @@ class _Lowering:
         for groups in levels:
             for group in groups:
                 for item in group.items:
-                    stored.update(root for root, _, _ in self.fuser.reads(group, item))
+                    stored.update(self.fuser.roots(group, item))
         late = {root for root, (kind, _) in self._homes.items() if kind == "input"}
         counter = itertools.count()
         phases = []

@@ -76,7 +76,7 @@ class Binder:
     def _find_readers(self) -> None:
         for group in self.fuser.live_groups():
             for item in group.items:
-                for root, _, _ in self.fuser.reads(group, item):
+                for root in self.fuser.roots(group, item):
                     if root in self._updated:
                         readers = self._readers.setdefault(root, [])
                         if group not in readers:
@@ -118,7 +118,7 @@ class Binder:
         fuser.prepare(axes, item)
         group = fuser.new_group("map", axes)
         fuser.append(group, item)
-        for root, _, _ in fuser.reads(group, item):
+        for root in fuser.roots(group, item):
             if root in self._updated:
                 self._readers.setdefault(root, []).append(group)
         return group
@@ -150,9 +150,10 @@ class Binder:
         tags = ("outer",) if is_row else None
         stored = strides_over(group.axes, writer.output.shape, self.fuser.place(writer.output).strides, tags)
         for item in group.items:
-            for root, strides, offset in self.fuser.reads(group, item):
-                if root is target and (strides != stored or offset):
-                    return False
+            if target in self.fuser.roots(group, item):
+                for root, strides, offset in self.fuser.reads(group, item):
+                    if root is target and (strides != stored or offset):
+                        return False
         return True
 
     def _order(self, group: Group, target: Value) -> None:

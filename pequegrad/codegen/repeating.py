@@ -67,8 +67,8 @@ def _parted(graph: Graph) -> tuple[list[Node], list[Node]]:
     late_values: set[Value] = set()
     made_early: set[Value] = set()
     for node in graph.nodes:
-        is_alone = not node.is_backward or (_is_cheap(node) and any(value in made_early for value in node.inputs))
-        is_early = is_alone and not any(value in late_values for value in node.inputs)
+        is_alone = not node.is_backward or (_is_cheap(node) and not made_early.isdisjoint(node.inputs))
+        is_early = is_alone and late_values.isdisjoint(node.inputs)
         (early if is_early else late).append(node)
         if not node.op.is_constant:
             (made_early if is_early else late_values).update(node.outputs)
@@ -144,7 +144,7 @@ def _rebuilt(graph: Graph, late: frozenset[Node], chains: dict[Value, list[Node]
     needed = {output.value for output in graph.outputs}
     living = []
     for node in reversed(nodes):
-        if not node.op.pure or any(value in needed for value in node.outputs):
+        if not node.op.pure or not needed.isdisjoint(node.outputs):
             living.append(node)
             needed.update(node.inputs)
     return Graph(graph.inputs, tuple(reversed(living)), graph.outputs, graph.name)

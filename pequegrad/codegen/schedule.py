@@ -6,6 +6,7 @@ Costs are estimates in nanoseconds on one core (2.5 GHz and more, AVX-512), good
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -134,8 +135,13 @@ def op_cost(op: type[Op]) -> float:
     """Return nanoseconds an element of an op that has an expression."""
     if not isinstance(op.lowering, Expression):
         return _ARITHMETIC_COST
-    calls = re.findall(r"pg::(\w+)", op.lowering.text)
-    return _ARITHMETIC_COST + sum(_FUNCTION_COST.get(name, 0.0) for name in calls)
+    return _ARITHMETIC_COST + _calls_cost(op.lowering.text)
+
+
+@functools.cache
+def _calls_cost(text: str) -> float:
+    """Return nanoseconds an element of the functions that an expression calls."""
+    return sum(_FUNCTION_COST.get(name, 0.0) for name in re.findall(r"pg::(\w+)", text))
 
 
 def is_cheap(op: type[Op]) -> bool:

@@ -6,9 +6,9 @@ Invariant: equal texts render to equal sources; no path but a source file's last
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
-from ..dtypes import DType
 from ..ops.core import Op
 from ..trace.graph import Location, format_param
 from .plan import Kernel, StepPlan
@@ -36,7 +36,7 @@ def _kernel_lines(kernel: Kernel) -> list[str]:
         value = getattr(kernel, item.name)
         if item.name in ("name", "origin"):
             continue
-        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        if isinstance(value, tuple) and value and _fields_of(type(value[0])) is not None:  # type: ignore[arg-type]
             lines.append(f"      {item.name}:")
             lines.extend(f"        {_text(part)}" for part in value)
         else:
@@ -45,15 +45,22 @@ def _kernel_lines(kernel: Kernel) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Location):
+    kind = type(value)
+    if kind is int:
+        return repr(value)
+    if kind is tuple:
+        return "[" + ",".join([_text(part) for part in value]) + "]"
+    fields = _fields_of(kind)  # type: ignore[arg-type]
+    if fields is not None:
+        return f"{kind.__name__}({' '.join([f'{name}={_text(getattr(value, name))}' for name in fields])})"
+    if kind is Location:
         return str(value)
-    if isinstance(value, DType):
-        return value.name
     if isinstance(value, type) and issubclass(value, Op):
         return value.name
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = " ".join(f"{f.name}={_text(getattr(value, f.name))}" for f in dataclasses.fields(value))
-        return f"{type(value).__name__}({fields})"
-    if isinstance(value, tuple):
-        return "[" + ",".join(_text(part) for part in value) + "]"
     return format_param(value)
+
+
+@functools.cache
+def _fields_of(kind: type) -> tuple[str, ...] | None:
+    """Return the names of a dataclass's fields; None for another class."""
+    return tuple([f.name for f in dataclasses.fields(kind)]) if dataclasses.is_dataclass(kind) else None

@@ -64,10 +64,8 @@ class Rewriter:
 
     def keep(self, node: Node) -> None:
         """Add a node with its operands looked up."""
-        inputs = tuple([self.value(value) for value in node.inputs])
-        if inputs != node.inputs:
-            node = node.reading(inputs)
-        self._add(node)
+        replaced = self._replaced
+        self._add(node.reading(tuple([replaced.get(value, value) for value in node.inputs])))
 
     def apply(self, op: type[Op], inputs: tuple[Value, ...], like: Node, **params: object) -> Value:
         """Add an application that stands at the place of ``like``; return its only result."""

@@ -17,6 +17,8 @@ MOST_TAPS = 256
 
 def number_taps(graph: Graph) -> Graph:
     """Return the graph with tap numbers in place of positions in the plane, where only ops of the same windows read them."""
+    if not any(node.op is POOL for node in graph.nodes):
+        return graph
     readers = readers_of(graph)
     kept = {output.value for output in graph.outputs}
     numbered: set[Value] = set()

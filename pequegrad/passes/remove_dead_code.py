@@ -10,7 +10,7 @@ def remove_dead_code(graph: Graph) -> Graph:
     needed = {output.value for output in graph.outputs}
     kept = []
     for node in reversed(graph.nodes):
-        if not node.op.pure or any(value in needed for value in node.outputs):
+        if not node.op.pure or not needed.isdisjoint(node.outputs):
             kept.append(node)
             needed.update(node.inputs)
     return Graph(graph.inputs, tuple(reversed(kept)), graph.outputs, graph.name)

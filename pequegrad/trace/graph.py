@@ -51,8 +51,10 @@ class Node:
     """Whether it does once more what an earlier node did: to be run as late as its users allow."""
 
     def reading(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...] | None = None) -> Node:
-        """Return the same application to other operands, with new results where ``outputs`` are given."""
+        """Return the same application to other operands, with new results where ``outputs`` are given; itself where nothing is new."""
         made = self.outputs if outputs is None else outputs
+        if inputs == self.inputs and made == self.outputs:
+            return self
         return Node(self.op, inputs, self.params, made, self.location, self.is_backward, self.is_recomputed)
 
     def check_rule(self, where: str) -> None:
@@ -97,20 +99,24 @@ class Graph:
         """Return this graph, or raise CompilerBug naming the node that breaks the invariant.
 
         ``before``: a verified graph; nodes that are also in it are not asked for their rule again."""
+        if self is before:
+            return self
         known = frozenset() if before is None else frozenset(before.nodes)
         defined = {item.value for item in self.inputs}
         if len(defined) != len(self.inputs):
             raise CompilerBug("graph: an input value stands twice")
+        count = len(defined)
         for i, node in enumerate(self.nodes):
-            for value in node.inputs:
-                if value not in defined:
-                    raise CompilerBug(f"graph: node {i} {node.op.name}: an input {value.spec} is not defined before it")
+            if not defined.issuperset(node.inputs):
+                missing = next(value for value in node.inputs if value not in defined)
+                raise CompilerBug(f"graph: node {i} {node.op.name}: an input {missing.spec} is not defined before it")
             if node not in known:
                 node.check_rule(f"graph: node {i} {node.op.name}")
-            for value in node.outputs:
-                if value in defined:
-                    raise CompilerBug(f"graph: node {i} {node.op.name}: result {value.spec} is defined twice")
-                defined.add(value)
+            defined.update(node.outputs)
+            count += len(node.outputs)
+            if len(defined) != count:
+                specs = ", ".join(str(value.spec) for value in node.outputs)
+                raise CompilerBug(f"graph: node {i} {node.op.name}: a result, of {specs}, is defined twice")
         states = {item.value for item in self.inputs if item.role == "state"}
         updated: set[Value] = set()
         for output in self.outputs:
