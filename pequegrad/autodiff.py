@@ -57,22 +57,23 @@ def backward(
             present = leaves.get(id(edge))
             leaves[id(edge)] = (edge, gradient if present is None else present[1] + gradient)
 
+    interpreter = context.interpreter
     with grad_mode(create_graph), _same_device_after():
         for output, gradient in zip(outputs, gradients, strict=True):
             arrive(output.edge(), gradient)
         visited = []
-        while heap:
-            _, node = heapq.heappop(heap)
-            grads = pending.pop(node)
-            visited.append(node)
-            # What a gradient is padded with must lie where it lies itself.
-            if arrays.device_types:
-                context.device = next(gradient.device for gradient in grads if gradient is not None)
-            assert node.op.vjp is not None
-            interpreter = context.interpreter
-            with interpreter.at(node.location), interpreter.unwatched(node.op.vjp):
-                for edge, spec, gradient in _through(node, grads):
-                    arrive(edge, _fit(gradient, spec))
+        with interpreter.unwatched():
+            while heap:
+                _, node = heapq.heappop(heap)
+                grads = pending.pop(node)
+                visited.append(node)
+                # What a gradient is padded with must lie where it lies itself.
+                if arrays.device_types:
+                    context.device = next(gradient.device for gradient in grads if gradient is not None)
+                assert node.op.vjp is not None
+                with interpreter.at(node.location), interpreter.watched(node.op.vjp):
+                    for edge, spec, gradient in _through(node, grads):
+                        arrive(edge, _fit(gradient, spec))
         if not (retain_graph or create_graph):
             for node in visited:
                 node.free()

@@ -92,7 +92,9 @@ class Tensor:
     def _init(self, storage: Storage, spec: TensorSpec, payload: Any, view: ViewOf | None = None) -> None:
         self.storage = storage
         self.spec = spec
-        self._array = payload if isinstance(payload, np.ndarray) else arrays.own_device_array(payload)
+        self._array = payload if isinstance(payload, np.ndarray) else None
+        if arrays.device_types and self._array is None:
+            self._array = arrays.own_device_array(payload)
         self._payload = payload
         self._payload_version = context.interpreter.version(storage)
         self._view = view

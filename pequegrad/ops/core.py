@@ -42,8 +42,8 @@ class TensorSpec(Record):
     # Made, compared and hashed for every op that runs: without the loops of the base class.
 
     def __init__(self, shape: tuple[int, ...], dtype: DType) -> None:
-        object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "dtype", dtype)
+        _set_shape(self, shape)
+        _set_dtype(self, dtype)
 
     def __eq__(self, other: Any) -> bool:
         return type(other) is TensorSpec and self.shape == other.shape and self.dtype is other.dtype
@@ -67,6 +67,9 @@ class TensorSpec(Record):
     def __str__(self) -> str:
         return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
 
+
+_set_shape = vars(TensorSpec)["shape"].__set__
+_set_dtype = vars(TensorSpec)["dtype"].__set__
 
 # --- how an op reaches machine code: data, read by codegen/lower.py -------------------------------------------
 
@@ -346,6 +349,10 @@ class Interpreter:
         """Say that nothing but ours runs inside as long as ``functions`` are ours: then nobody need look for the user's."""
         return _NOTHING
 
+    def watched(self, function: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+        """Inside `unwatched`, let look again while ``function`` runs, if it is the user's."""
+        return _NOTHING
+
 
 def refuse_nans(op: type[Op], inputs: tuple[Any, ...], outputs: Sequence[Any]) -> None:
     """Raise NotANumberError if a result has NaN, and say whether it came in with an input."""
@@ -561,7 +568,7 @@ def bind(op: type[Op], *inputs: Any, **params: Any) -> Any:
         outputs = (_tensor_type._view_of(inputs[0], op, params, payloads[0], out_specs[0]),)
     else:
         outputs = tuple([_tensor_type._wrap(payload, spec) for payload, spec in zip(payloads, out_specs, strict=True)])
-    if context.is_grad_enabled and op.vjp is not None and any(tensor.requires_grad for tensor in inputs):
+    if context.is_grad_enabled and op.vjp is not None and True in [tensor.requires_grad for tensor in inputs]:
         record(op, inputs, params, outputs)
     return outputs[0] if is_single else outputs
 
@@ -585,19 +592,19 @@ def record(op: type[Op], inputs: tuple[Any, ...], params: dict[str, Any], output
         op=op,
         params=params,
         inputs=inputs,
-        input_specs=tuple(tensor.spec for tensor in inputs),
-        versions=tuple(interpreter.version(tensor.storage) for tensor in inputs),
-        storages=tuple(tensor.storage for tensor in inputs),
-        edges=tuple(tensor.edge() for tensor in inputs),
-        output_specs=tuple(tensor.spec for tensor in outputs),
+        input_specs=tuple([tensor.spec for tensor in inputs]),
+        versions=tuple([interpreter.version(tensor.storage) for tensor in inputs]),
+        storages=tuple([tensor.storage for tensor in inputs]),
+        edges=tuple([tensor.edge() for tensor in inputs]),
+        output_specs=tuple([tensor.spec for tensor in outputs]),
         location=interpreter.location(),
     )
     for i, output in enumerate(outputs):
         if output.dtype.is_floating_point:
             output.link(node, i)
     # The saved results must not keep the tape alive through themselves: they are light aliases.
-    node.outputs = tuple(output.saved_alias() for output in outputs)
-    node.output_versions = tuple(interpreter.version(output.storage) for output in outputs)
+    node.outputs = tuple([output.saved_alias() for output in outputs])
+    node.output_versions = tuple([interpreter.version(output.storage) for output in outputs])
 
 
 # --- arguments ------------------------------------------------------------------------------------------------
@@ -620,6 +627,10 @@ def operands(*values: Any, kind: str = "any", who: str = "") -> tuple[Any, ...]:
 
     ``kind="float"`` promotes integers on to float32, for functions like exp and true division.
     """
+    dtypes = {value.spec.dtype if isinstance(value, _tensor_type) else None for value in values}
+    only = dtypes.pop() if len(dtypes) == 1 else None
+    if only is not None and (kind != "float" or only.is_floating_point):
+        return values  # what most applications are given: there is nothing to promote
     standings: list[tuple[DType, int | None]] = []
     for value in values:
         if isinstance(value, _tensor_type):
@@ -656,6 +667,8 @@ def broadcast_shapes(*shapes: tuple[int, ...], who: str = "broadcast") -> tuple[
     """Return the common shape, or raise ShapeError that names both."""
     if shapes and shapes.count(shapes[0]) == len(shapes):
         return tuple(shapes[0])
+    if len(shapes) == 2 and not all(shapes):
+        return tuple(shapes[0] or shapes[1])
     result: list[int] = []
     for shape in shapes:
         if len(shape) > len(result):

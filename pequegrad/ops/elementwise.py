@@ -25,7 +25,9 @@ class Elementwise(Op):
 
     @classmethod
     def infer(cls, *specs: TensorSpec, **params: Any) -> TensorSpec:
-        return TensorSpec(broadcast_shapes(*(spec.shape for spec in specs), who=cls.name), specs[0].dtype)
+        first = specs[0]
+        shape = broadcast_shapes(*[spec.shape for spec in specs], who=cls.name)
+        return first if shape == first.shape else TensorSpec(shape, first.dtype)
 
     @staticmethod
     def shard(inputs: Any, specs: Any, **params: Any) -> Sharding | None:

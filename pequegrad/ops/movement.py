@@ -31,7 +31,7 @@ def shape_argument(shape: tuple[Any, ...], who: str) -> tuple[int, ...]:
     for extent in shape:
         if not isinstance(extent, int | np.integer) or isinstance(extent, bool):
             raise DTypeError(f"{who}: a shape is made of ints. Got {extent!r} in {shape}.")
-    return tuple(int(extent) for extent in shape)
+    return tuple([int(extent) for extent in shape])
 
 
 class Reshape(ViewOp):
@@ -50,7 +50,7 @@ class Reshape(ViewOp):
             known = math.prod(extent for extent in wanted if extent != -1)
             if known and size % known == 0:
                 wanted = tuple(size // known if extent == -1 else extent for extent in wanted)
-        if math.prod(wanted) != size or any(extent < 0 for extent in wanted):
+        if math.prod(wanted) != size or min(wanted, default=0) < 0:
             raise ShapeError(
                 f"reshape: shape {x.shape} has {size} elements, which do not fit into {shape_argument(shape, 'reshape')}."
             )

@@ -70,7 +70,7 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
             watch = Watch(function, tracer)
             before = before or watch
             try:
-                first = _record(function, call, name, keep_grads, pinned, tracer, watch)
+                first = _record(function, call, name, keep_grads, pinned, tracer, watch, is_for_comparison=True)
             except Exception:
                 # Perhaps only since an argument and a captured tensor, which are one, were two in the trace.
                 if tracer.entangled <= pinned:
@@ -155,13 +155,24 @@ def _record(
     pinned: Collection[int],
     tracer: Tracer,
     watch: Watch,
+    *,
+    is_for_comparison: bool = False,
 ) -> Trace:
     def run(standins: Any) -> Any:
         args, kwargs = call.rebuild(standins)
         with watch.watching():
             return function(*args, **kwargs)
 
-    return record_call(run, call.tensors, call.names(), name=name, keep_grads=keep_grads, pinned=pinned, tracer=tracer)
+    return record_call(
+        run,
+        call.tensors,
+        call.names(),
+        name=name,
+        keep_grads=keep_grads,
+        pinned=pinned,
+        tracer=tracer,
+        is_for_comparison=is_for_comparison,
+    )
 
 
 def _aliased_arguments(trace: Trace, call: Call) -> frozenset[int]:

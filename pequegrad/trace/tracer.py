@@ -82,6 +82,8 @@ class Tracer(Interpreter):
         self._made: dict[int, weakref.ref[Storage]] = {}
         self._new_states: list[tuple[Any, Any]] = []
         self._location: Location | None = None
+        self.watcher: Any = None
+        """What looks for the user's code, where it has been told that none runs."""
 
     # --- what enters ----------------------------------------------------------------------------------------
 
@@ -164,7 +166,8 @@ class Tracer(Interpreter):
         location = self.location()
         outputs = tuple([Value(spec) for spec in specs])
         is_backward = self._location is not None
-        self.builder.nodes.append(Node(op, inputs, tuple(sorted(params.items())), outputs, location, is_backward))
+        ordered = tuple(sorted(params.items())) if params else ()
+        self.builder.nodes.append(Node(op, inputs, ordered, outputs, location, is_backward))
         for value in outputs:
             self.places[value] = location
         return outputs
@@ -215,7 +218,10 @@ class Tracer(Interpreter):
         return _At(self, location)
 
     def unwatched(self, *functions: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-        return _Unwatched() if all(map(is_ours, functions)) else super().unwatched()
+        return _Unwatched(self) if all(map(is_ours, functions)) else super().unwatched()
+
+    def watched(self, function: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+        return super().watched(function) if is_ours(function) else _Watched(self)
 
     # --- writes ---------------------------------------------------------------------------------------------
 
@@ -380,14 +386,29 @@ class _At:
 class _Unwatched(contextlib.AbstractContextManager[None]):
     """Stops the watch of this thread inside a ``with`` block: under it, Python takes twice the time for all code."""
 
-    __slots__ = ("_before",)
+    __slots__ = ("_before", "_tracer")
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
 
     def __enter__(self) -> None:
         self._before = sys.gettrace()
+        if self._before is not None:
+            self._tracer.watcher = self._before
         sys.settrace(None)
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._before)
+
+
+class _Watched(_Unwatched):
+    """Goes on with the watch inside a ``with`` block, where it has been stopped."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._tracer.watcher)
 
 
 def current_tracer() -> Tracer | None:

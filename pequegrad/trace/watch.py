@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import ctypes
 import datetime
 import functools
 import gc
@@ -56,6 +57,8 @@ _ATTRGETTER = (
 )
 _ITERATOR = f"this line uses an iterator from outside: {FROZEN_ITERATOR}"
 _NO_LINE = Line((), (), False)
+_TWISTER_BYTES = 4 * 624 + 4
+"""Of a Mersenne twister: its words, and how many of them are drawn."""
 _CLOCKS = frozenset(
     {time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns}
     | {time.process_time, time.process_time_ns, time.localtime, time.gmtime, os.urandom}
@@ -80,7 +83,9 @@ class Watch:
         self._problem: str | None = None
         self._drawn: Location | None = None
         self._last: Location | None = None
-        self._random_state = _global_random_state()
+        self._first_state = _global_random_state()
+        self._read_state = _global_random_state if _keeps_a_normal(self._first_state) else _quick_random_state
+        self._random_state = self._read_state()
         self._saved_states = (random.getstate(), np.random.get_state())
         self._saved_generators: dict[int, tuple[Any, Any]] = {}
 
@@ -100,6 +105,8 @@ class Watch:
         finally:
             sys.settrace(before)
             self._check_random()
+            if self._drawn is None and _global_random_state() != self._first_state:
+                self._drawn = self._last
             problem = self._callees.finish()
             self._problem = self._problem or problem
             self._keep_stores()
@@ -310,7 +317,7 @@ class Watch:
     def _check_random(self) -> None:
         if self._drawn is not None:
             return
-        now = _global_random_state()
+        now = self._read_state()
         is_drawn = now != self._random_state
         self._random_state = now
         is_drawn = is_drawn or any(random_state(source) != state for source, state, _ in self._generators.values())
@@ -399,6 +406,19 @@ def _is_library(value: Any) -> bool:
 def _global_random_state() -> tuple[Any, Any]:
     state: Any = np.random.get_state()
     return hash(random.getstate()), (state[2], hash(state[1].tobytes()), state[3])
+
+
+def _keeps_a_normal(state: tuple[Any, Any]) -> bool:
+    """Whether NumPy would give a normal number that it has kept from a pair, which changes nothing else of its state."""
+    return bool(state[1][2])
+
+
+def _quick_random_state() -> tuple[Any, Any]:
+    """Return what changes with each draw while no normal number is kept, for every line: NumPy takes 0.1 ms to say it."""
+    generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    if type(generator) is not np.random.MT19937:
+        return _global_random_state()
+    return hash(random.getstate()), ctypes.string_at(generator.ctypes.state_address, _TWISTER_BYTES)
 
 
 def _get_state(source: Any) -> Any:

@@ -13,7 +13,8 @@ import pytest
 import pequegrad.nn.functional as F
 from pequegrad import Tensor, nn, optim
 from pequegrad.errors import AutogradError, TraceError
-from pequegrad.ops.core import grad_mode
+from pequegrad.ops.core import REGISTRY, Expression, Sample, bind, grad_mode
+from pequegrad.ops.elementwise import Elementwise
 from pequegrad.ops.random import manual_seed, rand
 
 from .conftest import make_model, make_step, state_of
@@ -54,6 +55,31 @@ def test_changed_global_number_takes_effect(traced, monkeypatch):
     check(function, X, [3, 6])
     monkeypatch.setattr(sys.modules[__name__], "SCALE", 2.0)
     check(function, X, [2, 4])
+    assert function.cache_info().steps == 2
+
+
+def test_changed_global_number_of_a_gradient_rule_takes_effect(traced, monkeypatch):
+    class Scaled(Elementwise):
+        """Its operand, and for the gradient a number of the user's."""
+
+        name = "scaled_for_a_test"
+        lowering = Expression("{0}")
+        call = staticmethod(lambda x: bind(Scaled, x))
+        numpy = staticmethod(lambda xp, x: x)
+        vjp = staticmethod(lambda saved, g: (g * SCALE,))
+        samples = staticmethod(lambda: [Sample((WEIGHTS,))])
+
+    monkeypatch.delitem(REGISTRY, "scaled_for_a_test")
+
+    def work(x):
+        x = x.detach().requires_grad_()
+        Scaled.call(x * 1.5).sum().backward()
+        return x.grad
+
+    function = traced(work)
+    check(function, X, [3, 3])
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
+    check(function, X, [4.5, 4.5])
     assert function.cache_info().steps == 2
 
 
@@ -340,6 +366,19 @@ def test_python_and_numpy_random_numbers_raise_and_keep_their_state(traced, draw
         traced(step)(X)
     assert "test_frozen.py" in str(error.value)
     assert repr((random.getstate(), np.random.get_state())) == states
+
+
+def test_a_normal_number_that_numpy_has_kept_from_a_pair_is_a_draw_too(traced):
+    np.random.seed(0)
+    np.random.standard_normal()  # of a pair, whose other number is given next without a change to the twister
+
+    def step(x):
+        return x + np.random.standard_normal()
+
+    states = repr(np.random.get_state())
+    with pytest.raises(TraceError, match="random numbers"):
+        traced(step)(X)
+    assert repr(np.random.get_state()) == states
 
 
 def test_own_numpy_generator_raises_with_the_line(traced):
