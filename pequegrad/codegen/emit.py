@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..dtypes import DType
 from ..ops.core import Family
 from ..targets import Target
 from . import thread_views, views
 from .launch import MOST_BLOCKS, is_cooperative
 from .plan import Blocks, Compute, Index, Kernel, StepPlan, Walk, statements
 from .rendering import Pointer
+from .text import likeness
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
@@ -167,12 +169,11 @@ def render(plan: StepPlan, target: Target, *, is_timed: bool = False) -> str:
 
 def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     """Return the record that the step's template shows."""
-    environment = _environment(target.template_folder)
+    bodies = _Bodies(tuple(buffer.dtype for buffer in plan.buffers), target)
     functions: dict[str, _Function] = {}
     phase_functions: dict[Any, str] = {}
     phases: list[PhaseView] = []
     number = 0
-    dtypes = tuple(buffer.dtype for buffer in plan.buffers)
     scratch = _scratch_offsets(plan, target)
     can_fail = False
     for phase in plan.phases:
@@ -180,18 +181,17 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
         for position, kernel in enumerate(phase.kernels):
             walks = phase.blocks.walks[position] if phase.blocks is not None else ()
             is_alone = phase.blocks is not None
-            parts = _VIEWS[target.execution].views_of(dtypes, kernel, number, scratch.get(number, -1), target, is_alone)
-            for at, part in enumerate(parts):
-                body = environment.get_template(f"{kernel.family}.j2").render(k=part)
-                known = functions.get(body)
+            comment = _said_of(kernel)
+            for at, body in enumerate(bodies.of(kernel, number, scratch.get(number, -1), is_alone)):
+                known = functions.get(body.text)
                 is_shared = known is not None
                 if known is None:
                     name = _unused(_identifier(kernel.name), [function.name for function in functions.values()])
-                    known = functions[body] = _Function(name, body.replace(part.head.name, name), {})
-                known.uses[part.head.comment] = None
+                    known = functions[body.text] = _Function(name, body.text.replace(views.OWN_NAME, name), {})
+                known.uses[comment] = None
                 if at == len(rounds):
                     rounds.append([])
-                rounds[at].append(_Part(known.name, part, kernel, number, is_shared, walks))
+                rounds[at].append(_Part(known.name, body, kernel, number, is_shared, walks))
             number += 1
         for parts_of_round in rounds:
             for launched in _launches(parts_of_round, target.most_pointers):
@@ -216,6 +216,51 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     )
 
 
+def _said_of(kernel: Kernel) -> tuple[str, ...]:
+    """Return the lines that say what a kernel computes, and where the user wrote it."""
+    origin = kernel.origin
+    where = ", ".join(str(location) for location in origin.locations)
+    what = f"{' '.join(origin.ops)} -> {origin.result}"
+    return (where, what) if where else (what,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What a kernel, or a part of it up to a barrier, does: its text, its parameters, and what it takes of a device."""
+
+    text: str
+    pointers: tuple[Pointer, ...]
+    blocks: int
+    shared: str
+
+    def moved(self, buffers: dict[int, int]) -> _Body:
+        """Return the body on other buffers."""
+        pointers = [dataclasses.replace(p, buffer=buffers.get(p.buffer, p.buffer)) for p in self.pointers]
+        return dataclasses.replace(self, pointers=tuple(pointers))
+
+
+class _Bodies:
+    """Renders the bodies of kernels: once for all that differ in nothing but their buffers and where they come from."""
+
+    def __init__(self, dtypes: tuple[DType, ...], target: Target) -> None:
+        self.dtypes, self.target = dtypes, target
+        self.known: dict[Any, tuple[tuple[int, ...], tuple[_Body, ...]]] = {}
+
+    def of(self, kernel: Kernel, number: int, scratch: int, is_alone: bool) -> tuple[_Body, ...]:
+        """Return the bodies of a kernel; arguments as of `views.views_of`."""
+        text, buffers = likeness(kernel)
+        place = number if isinstance(kernel, Index) else -1  # which a report of a wrong index names
+        key = text, tuple([self.dtypes[buffer] for buffer in buffers]), place, scratch, is_alone
+        known = self.known.get(key)
+        if known is None:
+            template = _environment(self.target.template_folder).get_template(f"{kernel.family}.j2")
+            parts = _VIEWS[self.target.execution].views_of(self.dtypes, kernel, number, scratch, self.target, is_alone)
+            bodies = [_Body(template.render(k=part), part.head.pointers, part.blocks, part.shared) for part in parts]
+            known = self.known[key] = buffers, tuple(bodies)
+        twin, bodies_of_twin = known
+        return tuple([body.moved(dict(zip(twin, buffers, strict=True))) for body in bodies_of_twin])
+
+
 @dataclass(frozen=True, slots=True)
 class _Function:
     """An emitted function. ``uses``: the comments of the kernels that it serves, each once, in order."""
@@ -230,7 +275,7 @@ class _Part:
     """A body that is called in a phase; ``is_shared``: an earlier call's function serves it too."""
 
     function: str
-    view: Any
+    body: _Body
     kernel: Kernel
     number: int
     is_shared: bool
@@ -242,10 +287,10 @@ def _launches(parts: list[_Part], most_pointers: int) -> list[list[_Part]]:
     launches: list[list[_Part]] = []
     pointers = 0
     for part in parts:
-        pointers += len(part.view.head.pointers)
+        pointers += len(part.body.pointers)
         if not launches or pointers > most_pointers:
             launches.append([])
-            pointers = len(part.view.head.pointers)
+            pointers = len(part.body.pointers)
         launches[-1].append(part)
     return launches
 
@@ -266,7 +311,7 @@ def _phase_view(
     for part, must_wait in zip(parts, waits, strict=True):
         walks = {walk.buffer: walk for walk in part.walks}
         texts, names = [], []
-        for pointer in part.view.head.pointers:
+        for pointer in part.body.pointers:
             text, moved = _pointer_text(plan, pointer), _moved(walks.get(pointer.buffer))
             texts.append(text + moved)
             names.append(_parameter(plan, text, pointer, parameters) + moved)
@@ -274,9 +319,9 @@ def _phase_view(
         can_fail = isinstance(part.kernel, Index)
         after = asked if blocks is None else 0
         calls.append(Call(part.function, tuple(texts), tuple(names), note, after, can_fail, part.number, must_wait))
-        asked += part.view.blocks
+        asked += part.body.blocks
     asked = blocks.chunks if blocks is not None else asked
-    shared = tuple(dict.fromkeys(part.view.shared for part in parts if part.view.shared))
+    shared = tuple(dict.fromkeys(part.body.shared for part in parts if part.body.shared))
     grid = _blocks_view(plan, blocks, parameters, shared, target) if blocks is not None else None
     identity = (
         is_guarded,
@@ -328,7 +373,7 @@ def _waits(plan: StepPlan, parts: list[_Part]) -> list[bool]:
     found = []
     touched: list[tuple[int, int, int, bool]] = []
     for part in parts:
-        places = [(*_place(plan, pointer), pointer.is_written) for pointer in part.view.head.pointers]
+        places = [(*_place(plan, pointer), pointer.is_written) for pointer in part.body.pointers]
         must_wait = any(
             here == there and low < end and begin < high and (is_written or was_written)
             for here, low, high, is_written in places

@@ -221,7 +221,7 @@ def _product_view(
     *a_batch, m_stride, a_k = kernel.a.strides
     *b_batch, b_k, n_stride = kernel.b.strides
     return ProductView(
-        head_of(kernel, writer),
+        head_of(writer),
         stage,
         f"pg::{kernel.dtype.c_name}",
         tile,
@@ -388,6 +388,6 @@ def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], scratch: int, stage: s
     length = s.C // s.groups * s.KH * s.KW
     width = next(w for w in (4, 2, 1) if w * kernel.dtype.itemsize <= 16 and length % w == 0 == kernel.b.offset % w)
     return ConvBodyView(
-        head_of(kernel, writer), kernel.kind, stage, f"pg::{kernel.dtype.c_name}", s, form, a, b, width,
+        head_of(writer), kernel.kind, stage, f"pg::{kernel.dtype.c_name}", s, form, a, b, width,
         run, decode, parameters, tuple(lines),
     )  # fmt: skip

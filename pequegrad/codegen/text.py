@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 from ..ops.core import Op
@@ -30,8 +31,25 @@ def format_plan(plan: StepPlan) -> str:
     return "\n".join(lines) + "\n"
 
 
+def likeness(kernel: Kernel) -> tuple[str, tuple[int, ...]]:
+    """Return the text of a kernel without name and origin, in which its accesses name buffers by the order in which they
+    come, and those buffers: kernels of one text differ in nothing else."""
+    numbers: dict[str, int] = {}
+    text = _BUFFER.sub(
+        lambda found: f"Access({numbers.setdefault(found[1], len(numbers))}", "\n".join(_field_lines(kernel))
+    )
+    return f"{kernel.family}{text}", tuple(map(int, numbers))
+
+
+_BUFFER = re.compile(r"Access\(buffer=(\d+)")
+
+
 def _kernel_lines(kernel: Kernel) -> list[str]:
-    lines = [f"    {kernel.family} {kernel.name}  # {kernel.origin}"]
+    return [f"    {kernel.family} {kernel.name}  # {kernel.origin}", *_field_lines(kernel)]
+
+
+def _field_lines(kernel: Kernel) -> list[str]:
+    lines: list[str] = []
     for item in dataclasses.fields(kernel):
         value = getattr(kernel, item.name)
         if item.name in ("name", "origin"):

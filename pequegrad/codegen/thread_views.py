@@ -221,7 +221,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     width = _width(extents, lines, [buffer_dtype.itemsize for buffer_dtype in dtypes], writer)
     if width == 1:
         unit, decode = counted(_decoded(indices, extents, lines))
-        return ElementView(head_of(kernel, writer), count, 1, unit, decode, indices[-1], False, (), tuple(lines), ())
+        return ElementView(head_of(writer), count, 1, unit, decode, indices[-1], False, (), tuple(lines), ())
     loads, lines, stores = _packed(lines, indices[-1], writer)
     # A vector's first index stands in for the last axis' own.
     places = (*indices[:-1], START)
@@ -234,7 +234,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     )
     reads_lane = any(line.reads(indices[-1]) for line in lines)
     return ElementView(
-        head_of(kernel, writer), count, width, "unit", decode, indices[-1], reads_lane, loads, tuple(lines), stores
+        head_of(writer), count, width, "unit", decode, indices[-1], reads_lane, loads, tuple(lines), stores
     )
 
 
@@ -364,7 +364,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], is_alone: bool) -> RowBody:
     if written & _pointers(writer.hoisted, False):  # then there is one row, and threads of others must not read
         common = (dataclasses.replace(common[0], before=(*writer.hoisted, *common[0].before)), *common[1:])
         writer.hoisted.clear()
-    head = head_of(kernel, writer)
+    head = head_of(writer)
     read = [line for stage in common for part in (stage.before, stage.inner, stage.after) for line in part]
     overwrites = bool(written & _pointers(read, False))
     if not kernel.lanes_are_rows:

@@ -76,10 +76,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class KernelHead:
-    """What all emitted kernels have: a name, comment lines, and typed pointers."""
+    """What all emitted kernels have: a name and typed pointers."""
 
     name: str
-    comment: tuple[str, ...]
     pointers: tuple[Pointer, ...]
     hoisted: tuple[Line, ...]
 
@@ -320,12 +319,8 @@ def scratch_bytes(kernel: Kernel, target: Target, is_alone: bool) -> int:
     return 0
 
 
-def head_of(kernel: Kernel, writer: KernelWriter) -> KernelHead:
-    origin = kernel.origin
-    where = ", ".join(str(location) for location in origin.locations)
-    what = f"{' '.join(origin.ops)} -> {origin.result}"
-    comment = (where, what) if where else (what,)
-    return KernelHead(OWN_NAME, comment, tuple(writer.pointers.values()), tuple(writer.hoisted))
+def head_of(writer: KernelWriter) -> KernelHead:
+    return KernelHead(OWN_NAME, tuple(writer.pointers.values()), tuple(writer.hoisted))
 
 
 def decoded(variables: Sequence[str], extents: Sequence[int], used: Iterable[Line | Address | str]) -> tuple[Loop, ...]:
@@ -386,7 +381,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     decode = decoded(indices[:-1], extents[:-1], lines)
     unit, decode = counted(decode) if chunks == 1 else ("unit", decode)
     return MapView(
-        head_of(kernel, writer),
+        head_of(writer),
         is_scalar,
         unit,
         rows,
@@ -459,7 +454,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
     )
     unit, decode = ("unit", decode) if kernel.lanes_are_rows else counted(decode)
     return RowView(
-        head_of(kernel, writer),
+        head_of(writer),
         unit,
         math.prod(extents[axis] for axis in outer_axes),
         decode,
@@ -519,7 +514,7 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
     batch = math.prod(kernel.batch)
     dtype = f"pg::{kernel.dtype.c_name}"
     return ContractView(
-        head_of(kernel, writer),
+        head_of(writer),
         dtype,
         kernel.n % lanes == 0,
         batch,
@@ -590,7 +585,7 @@ def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2
     form = "conv2d_vectors" if shape.lanes > 1 else "conv2d"
     far_arrays = _far_arrays(kernel, writer) if shape.lanes > 1 and kernel.kind != "grad_weight" else ()
     return Conv2dView(
-        head_of(kernel, writer), form, kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters,
+        head_of(writer), form, kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters,
         tuple(lines), far_arrays,
     )  # fmt: skip
 
@@ -643,7 +638,7 @@ def window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowView:
     function = WINDOW_FUNCTIONS.get(kernel.kind, kernel.kind)
     averages = kernel.kind.startswith("avg_pool2d")
     dtype = f"pg::{kernel.dtype.c_name}"
-    return WindowView(head_of(kernel, writer), function, averages, dtype, kernel.shape, inputs, outputs)
+    return WindowView(head_of(writer), function, averages, dtype, kernel.shape, inputs, outputs)
 
 
 def index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView:
@@ -652,14 +647,14 @@ def index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexView
     index = operand(writer, kernel.index, ())
     source = operand(writer, kernel.source, ()) if kernel.source is not None else None
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
-    return IndexView(head_of(kernel, writer), kernel.kind, number, kernel, table, index, out, source)
+    return IndexView(head_of(writer), kernel.kind, number, kernel, table, index, out, source)
 
 
 def scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
     writer = KernelWriter(dtypes, (), (), None)
     source = operand(writer, kernel.source, ())
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
-    return ScanView(head_of(kernel, writer), kernel, source, out)
+    return ScanView(head_of(writer), kernel, source, out)
 
 
 def attention_view(kernel: Attention, dtypes: Sequence[DType]) -> AttentionView:
@@ -676,7 +671,7 @@ def attention_view(kernel: Attention, dtypes: Sequence[DType]) -> AttentionView:
         writer.pointer(access.buffer, is_written=True)
     outputs = tuple(matrix(access, shape) for access, shape in zip(kernel.outputs, kernel.output_shapes, strict=True))
     return AttentionView(
-        head_of(kernel, writer),
+        head_of(writer),
         f"pg::{kernel.dtype.c_name}",
         literal(kernel.scale, kernel.dtype),
         math.prod(kernel.batch),
