@@ -1,8 +1,9 @@
 """Time how fast pequegrad starts: ``python -m benchmarks.startup``.
 
-Three questions, each answered by the median of several fresh processes: what `import pequegrad` takes beside
+Four questions, each answered by the median of several fresh processes: what `import pequegrad` takes beside
 `import numpy`; how long the first step takes with an empty cache, and with one that holds only the binding;
-and how soon a later process has its first loss, counted from the moment that numpy is there.
+how soon a later process has its first loss, counted from the moment that numpy is there; and how long it takes to trace,
+plan and write out the step of a transformer of many layers, before any compiler runs.
 
 Every timed process finds its bytecode cached, as an installed package's is: an environment that forbids
 writing it (PYTHONDONTWRITEBYTECODE) is overruled, and the first process of a kind is not counted.
@@ -44,6 +45,32 @@ step = peer.make_step(workload, batches, "default")
 peer.read(step(0))
 print(imported - start, time.perf_counter() - start)
 """
+
+
+# Prints the seconds from a call's arguments to the step's source.
+LOWERING_TIMER = """
+import dataclasses, sys, time
+import pequegrad
+from benchmarks.peers import make_optimizer
+from benchmarks.workloads import GPT
+workload = dataclasses.replace(GPT, depth=int(sys.argv[1]))
+model = workload.module(pequegrad)
+optimizer = make_optimizer(pequegrad, workload, model.parameters())
+batch = [pequegrad.from_numpy(part) for part in workload.batches(1)[0]]
+
+@pequegrad.compile
+def train_step(*batch):
+    optimizer.zero_grad()
+    loss = model(*batch)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+start = time.perf_counter()
+train_step.lower(*batch)
+print(time.perf_counter() - start)
+"""
+DEPTHS = (12, 48)
 
 
 def run_python(code: str, *arguments: str, threads: int = 1, cache_dir: str = "") -> list[float]:
@@ -91,6 +118,12 @@ def first_loss_seconds(workload: str, threads: int, repeats: int) -> dict[str, l
     return seconds
 
 
+def lowering_seconds(repeats: int) -> dict[int, list[float]]:
+    """Return the seconds from a call to the source of a transformer's step, by its layers."""
+    timed = {depth: [run_python(LOWERING_TIMER, str(depth))[0] for _ in range(repeats + 1)] for depth in DEPTHS}
+    return {depth: values[1:] for depth, values in timed.items()}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print a table, write JSON."""
     options = parse(arguments)
@@ -100,6 +133,11 @@ def main(arguments: list[str] | None = None) -> None:
     for module, values in imports.items():
         print(f"import {module:<10} {show(values)}")
     print(f"ratio             {ratio:.3f}")
+
+    lowering = lowering_seconds(options.repeats)
+    print("\nseconds to the source of a transformer's training step, before any compiler runs")
+    for depth, values in lowering.items():
+        print(f"{depth} layers  {show(values)}")
 
     losses = {name: first_loss_seconds(name, options.threads, options.repeats) for name in options.only}
     print("\nseconds from numpy's import to the first loss")
@@ -113,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": machine(),
         "threads": options.threads,
         "import_seconds": imports,
+        "lowering_seconds": lowering,
         "first_loss_seconds": losses,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -518,12 +518,14 @@ def merged(
         # A counter's lanes follow each other even along an axis of extent 1, where nothing else walks.
         alone = int(is_index and not any(access.strides))
         strides = tuple(access.strides[run[-1]] if run else alone for part in plan for run in part)
-        return replace(access, strides=strides)
+        return Access(access.buffer, strides, access.offset)
 
     result: list[Statement] = []
     for statement in statements:
-        if isinstance(statement, Load | Store):
-            result.append(replace(statement, access=walk(statement.access, False)))
+        if isinstance(statement, Load):
+            result.append(Load(statement.dst, statement.dtype, walk(statement.access, False)))
+        elif isinstance(statement, Store):
+            result.append(Store(statement.src, walk(statement.access, False)))
         elif statement.index is not None:
             result.append(replace(statement, index=walk(statement.index, "{first}" in statement.expression)))
         else:

@@ -23,7 +23,7 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
     levels: dict[Value, int] = {}
     users: dict[Value, list[Node]] = defaultdict(list)
     for node in graph.nodes:
-        level = max((levels.get(value, 0) for value in node.inputs), default=0) + _is_sweep(node.op)
+        level = max([levels.get(value, 0) for value in node.inputs], default=0) + _is_sweep(node.op)
         for value in node.outputs:
             levels[value] = level
         for value in node.inputs:
@@ -53,4 +53,7 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
 
 def _is_sweep(op: type[Op]) -> bool:
     """Whether a result's element needs more than the operands' elements at its own place."""
-    return not isinstance(op.lowering, Expression | View)
+    return not isinstance(op.lowering, _AT_ITS_PLACE)
+
+
+_AT_ITS_PLACE = (Expression, View)

@@ -120,19 +120,18 @@ class _Lowering:
     def _check(self, graph: Graph) -> None:
         literals: dict[Value, Any] = {}
         for node in graph.nodes:
-            where = f"{node.location}: " if node.location is not None else ""
             if isinstance(node.op.lowering, NotCompilable):
-                raise NotCompilable(f"{where}{node.op.name}: {node.op.lowering.reason}")
-            known = tuple(literals.get(value) for value in node.inputs)
+                raise NotCompilable(f"{_named(node)}: {node.op.lowering.reason}")
+            known = tuple([literals.get(value) for value in node.inputs])
             if node.op.is_constant or (node.op.view and node.inputs[0] in literals):
                 literals[node.outputs[0]] = known[0] if known else dict(node.params).get("value")
-            reason = node.op.refusal(tuple(value.spec for value in node.inputs), known)
+            reason = node.op.refusal(tuple([value.spec for value in node.inputs]), known)
             if reason is not None:
-                raise NotCompilable(f"{where}{node.op.name}: {reason}")
+                raise NotCompilable(f"{_named(node)}: {reason}")
             for value in (*node.inputs, *node.outputs):
                 if value.dtype.name not in self.target.dtypes:
                     raise NotCompilable(
-                        f"{where}{node.op.name}: target {self.target.name!r} has no {value.dtype.name}. "
+                        f"{_named(node)}: target {self.target.name!r} has no {value.dtype.name}. "
                         f"It has {', '.join(sorted(self.target.dtypes))}."
                     )
 
@@ -163,8 +162,7 @@ class _Lowering:
         elif isinstance(lowering, Family):
             place_family = _FAMILIES.get(lowering.name)
             if place_family is None:
-                where = f"{node.location}: " if node.location is not None else ""
-                raise NotCompilable(f"{where}{node.op.name}: kernel family {lowering.name!r} is not there yet")
+                raise NotCompilable(f"{_named(node)}: kernel family {lowering.name!r} is not there yet")
             place_family(self, item)
         else:
             raise NotCompilable(f"{node.op.name}: its lowering {lowering!r} is unknown")
@@ -472,6 +470,11 @@ class _Lowering:
             chunks = schedule.weight_chunks(kernel.shape, self.choices.weight_chunks)
             return dataclasses.replace(kernel, shape=dataclasses.replace(kernel.shape, weight_chunks=chunks))
         return kernel
+
+
+def _named(node: Node) -> str:
+    """Return what a refusal begins with: the user's line and the op."""
+    return f"{node.location}: {node.op.name}" if node.location is not None else node.op.name
 
 
 def _read_transposed(graph: Graph) -> set[Value]:
