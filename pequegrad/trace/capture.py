@@ -66,18 +66,19 @@ def capture(function: Callable[..., Any], call: Call, *, name: str, keep_grads: 
     before: Watch | None = None
     try:
         while True:
-            tracer = _ObservingTracer(name)
-            watch = Watch(function, tracer)
+            # Guards and snapshots are those of the second trace.
+            drafting = Tracer(name)
+            watch = Watch(function, drafting, is_guarding=False)
             before = before or watch
             try:
-                first = _record(function, call, name, keep_grads, pinned, tracer, watch, is_for_comparison=True)
+                first = _record(function, call, name, keep_grads, pinned, drafting, watch, is_for_comparison=True)
             except Exception:
                 # Perhaps only since an argument and a captured tensor, which are one, were two in the trace.
-                if tracer.entangled <= pinned:
+                if drafting.entangled <= pinned:
                     raise
-                pinned |= tracer.entangled
+                pinned |= drafting.entangled
                 continue
-            wanted = _aliased_arguments(first, call) | pinned | tracer.entangled
+            wanted = _aliased_arguments(first, call) | pinned | drafting.entangled
             if wanted == pinned:
                 break
             pinned = wanted

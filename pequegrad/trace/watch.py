@@ -68,8 +68,10 @@ _CLOCKS = frozenset(
 class Watch:
     """Sees one traced call. Use ``watching`` once, then ask."""
 
-    def __init__(self, function: Callable[..., Any], tracer: Tracer) -> None:
+    def __init__(self, function: Callable[..., Any], tracer: Tracer, *, is_guarding: bool = True) -> None:
+        """``is_guarding``: whether what was read is asked for afterwards, and not alone what was drawn."""
         self._tracer = tracer
+        self._is_guarding = is_guarding
         self._function = getattr(function, "__wrapped__", function)
         self._reads: dict[Any, Read | None] = {}
         self._written: set[tuple[int, Any]] = set()
@@ -107,9 +109,10 @@ class Watch:
             self._check_random()
             if self._drawn is None and _global_random_state() != self._first_state:
                 self._drawn = self._last
-            problem = self._callees.finish()
-            self._problem = self._problem or problem
-            self._keep_stores()
+            if self._is_guarding:
+                problem = self._callees.finish()
+                self._problem = self._problem or problem
+                self._keep_stores()
             # Kept only so that no id was used twice; among them are tensors of the trace.
             self._kept.clear()
             self._functions.clear()
@@ -125,7 +128,8 @@ class Watch:
             for name, value in frame.f_locals.items():
                 if is_random_source(value):
                     self._add(None, (), value, name, self._last, None)
-        self._callees.note(frame)
+        if self._is_guarding:
+            self._callees.note(frame)
         return self._on_event
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -307,7 +311,7 @@ class Watch:
         if key in self._reads:
             return
         try:
-            self._reads[key] = Read(root, steps, value, text, location)
+            self._reads[key] = Read(root, steps, value, text, location) if self._is_guarding else None
         except TooLarge as error:
             self._reads[key] = None
             self._problem = self._problem or (f"{location}: {text} is {error}: {TOO_MUCH}")
