@@ -16,7 +16,7 @@ from . import schedule
 
 
 def leaving_values(graph: Graph) -> frozenset[Value]:
-    """Return the values whose every use waits for a sum, and of which one operand is written for another reader.
+    """Return the values whose every use waits for a sum, and which are made of what is written for another reader.
 
     Only those that have as many bytes as that operand: a mask is less to write than what it is made of is to read again.
     """
@@ -41,14 +41,26 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
                 continue
             if all(waits or user.outputs[0] in outside for user, waits in zip(reading, waiting, strict=True)):
                 outside.add(value)
-    return frozenset(
-        node.outputs[0]
-        for node in graph.nodes
-        if node.outputs[0] in outside
-        and isinstance(node.op.lowering, Expression)
-        and schedule.is_cheap(node.op)
-        and any(value in written and value.spec.nbytes == node.outputs[0].spec.nbytes for value in node.inputs)
-    )
+    return _made_of_written(graph, outside, written)
+
+
+def _made_of_written(graph: Graph, outside: set[Value], written: set[Value]) -> frozenset[Value]:
+    """Return those of ``outside`` that a cheap application makes of written values, and of no result of a product or
+    convolution that would be written for them alone."""
+    alone: set[Value] = set()
+    found: set[Value] = set()
+    for node in graph.nodes:
+        if isinstance(node.op.lowering, Family):
+            alone.update(value for value in node.outputs if value not in written)
+        elif isinstance(node.op.lowering, Expression):
+            (value,) = node.outputs
+            is_beside = any(operand in alone for operand in node.inputs)
+            alike = any(operand in written and operand.spec.nbytes == value.spec.nbytes for operand in node.inputs)
+            if value in outside and schedule.is_cheap(node.op) and alike and not is_beside:
+                found.add(value)
+            elif is_beside and value not in written:
+                alone.add(value)
+    return frozenset(found)
 
 
 def _is_sweep(op: type[Op]) -> bool:

@@ -165,4 +165,16 @@ def _scan(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, .
     return (reversed_along(r.apply(node.op, reversed_along(x), **{**params, "reverse": False})),)
 
 
-_FORMS = {"gather": _gather, "scatter_add": _scatter_add, "scan": _scan}
+def _squared_deviations(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    """A sum of squares of differences."""
+    squares = r.apply(REGISTRY["square"], r.apply(REGISTRY["sub"], *inputs))
+    summed = Node(REGISTRY["sum"], (squares,), node.params, node.outputs)
+    return _legal_form(r, summed, (squares,)) or (r.apply(summed.op, squares, **dict(node.params)),)
+
+
+_FORMS = {
+    "gather": _gather,
+    "scatter_add": _scatter_add,
+    "scan": _scan,
+    "squared_deviations": _squared_deviations,
+}

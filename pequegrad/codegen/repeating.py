@@ -10,26 +10,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from ..ops.core import Expression
+from ..ops.core import Expression, Family, Reduction
 from ..trace.graph import Graph, Node, Value
 from . import schedule
+
+STATISTICS = 8
+"""What has so many times fewer bytes than a value that is made with it is kept for that: means and the like, of rows."""
 
 
 def repeat_cheap_values(graph: Graph, most: int = schedule.MOST_RECOMPUTED) -> Graph:
     """Return the graph in which late readers have cheap early values made again, by chains of ``most`` applications.
 
-    A value is early if it is of the forward pass, or made of such values alone. A value that nobody reads late is kept for
-    its sake if it is dear and two or more others can then be made again. What ``memory="small"`` has arranged stays.
+    A value is early if it is of the forward pass, or made of such values alone. One that is in memory for a sum or product,
+    such as what a norm is of, is kept in place of what is made of it. A value that nobody reads late is kept for its sake if
+    it is dear and two or more others can then be made again. What ``memory="small"`` has arranged stays.
     """
     if any(node.is_recomputed for node in graph.nodes):
         return graph
     early, late = _parted(graph)
-    makers = {value: node for node in early for value in node.outputs}
+    constants = [node for node in late if node.op.is_constant]
+    makers = {value: node for node in (*early, *constants) for value in node.outputs}
     pointwise, elsewhere = _read_late(late, makers)
     elsewhere.update(output.value for output in graph.outputs)
     # Those that others need in memory are kept anyway, and so are there to be made from.
     wanted = [value for value in makers if value in pointwise and value not in elsewhere]
-    chains, lacking = _chains(wanted, makers, elsewhere, most)
+    written = _written(early, makers)
+    chains, lacking = _chains(wanted, makers, elsewhere, written, most)
     asked = Counter(missing.pop() for missing in lacking if len(missing) == 1)
     dear = {
         value
@@ -37,12 +43,27 @@ def repeat_cheap_values(graph: Graph, most: int = schedule.MOST_RECOMPUTED) -> G
         if times > 1 and value in makers and isinstance(makers[value].op.lowering, Expression)
     }
     if dear:
-        chains, _ = _chains(wanted, makers, elsewhere | dear, most)
+        chains, _ = _chains(wanted, makers, elsewhere | dear, written, most)
     return _rebuilt(graph, frozenset(late), chains) if chains else graph
 
 
+def _written(early: Iterable[Node], makers: dict[Value, Node]) -> set[Value]:
+    """Return the early values that are in memory anyway: what products and other families read, and what sums read of them."""
+    beside: set[Value] = set()
+    found: set[Value] = set()
+    for node in early:
+        if isinstance(node.op.lowering, Family):
+            found.update(value for value in node.inputs if value in makers)
+            beside.update(node.outputs)
+        elif isinstance(node.op.lowering, Reduction):
+            found.update(value for value in node.inputs if value in beside)
+        elif isinstance(node.op.lowering, Expression) and any(value in beside for value in node.inputs):
+            beside.update(node.outputs)
+    return found
+
+
 def _chains(
-    wanted: Iterable[Value], makers: dict[Value, Node], anyway: set[Value], most: int
+    wanted: Iterable[Value], makers: dict[Value, Node], anyway: set[Value], written: set[Value], most: int
 ) -> tuple[dict[Value, list[Node]], list[set[Value]]]:
     """Return how each of the wanted values is made again, if it can, and for those that cannot what they lack."""
     kept = set(anyway)
@@ -52,8 +73,13 @@ def _chains(
         if value in kept:
             continue
         chain, missing = _chain(value, makers, kept) if _is_cheap(makers[value]) else ([], set())
-        if chain and not missing and len(chain) <= most:
+        # One other value, of not more bytes, is kept instead, and perhaps statistics of rows.
+        large = [operand for operand in missing if STATISTICS * operand.spec.nbytes > value.spec.nbytes]
+        is_exchanged = len(large) == 1 and large[0] in written and value not in written
+        is_exchanged = is_exchanged and large[0].spec.nbytes <= value.spec.nbytes
+        if chain and (not missing or is_exchanged) and len(chain) <= most:
             chains[value] = chain
+            kept.update(missing)
         else:
             kept.add(value)
             lacking.append(missing)

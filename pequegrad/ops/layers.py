@@ -20,6 +20,7 @@ from .gathering import Gather, as_index
 from .movement import reshape
 from .power import rsqrt, square
 from .random import dropout
+from .reduction import squared_deviations
 from .selection import clamp
 from .views import transpose, unsqueeze
 
@@ -44,9 +45,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 def normalized(x: Any, dims: tuple[int, ...], eps: float) -> tuple[Any, Any, Any]:
     """Return ``x`` shifted and scaled to mean 0 and variance 1 over ``dims``, with that mean and (biased) variance."""
     mean = x.mean(dims, keepdim=True)
-    centred = x - mean
-    variance = square(centred).mean(dims, keepdim=True)
-    return centred * rsqrt(variance + eps), mean, variance
+    variance = squared_deviations(x, mean, dims, keepdim=True) / math.prod(x.shape[dim] for dim in dims)
+    return (x - mean) * rsqrt(variance + eps), mean, variance
 
 
 def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:

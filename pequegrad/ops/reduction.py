@@ -13,10 +13,10 @@ import numpy as np
 
 from ..dtypes import as_dtype, bool_, int64, uint8
 from ..errors import DTypeError, ShapeError
-from .core import Op, Reduction, Sample, TensorSpec, as_tensor, bind, normalize_dims
+from .core import Family, Op, Reduction, Sample, TensorSpec, as_tensor, bind, normalize_dims
 from .elementwise import where, widened
 from .movement import expand, reshape
-from .sharding import Sharding, shard_reduction
+from .sharding import REPLICATED, Mapped, Sharding, shard_reduction
 
 
 def reduced_shape(shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bool) -> tuple[int, ...]:
@@ -147,6 +147,56 @@ class Sum(ReductionOp):
 
 
 sum = Sum.call
+
+
+class SquaredDeviations(Op):
+    """Sum along dimensions of squared distances from the mean, which comes beside the elements.
+
+    What the mean's own change would add to the gradient is a sum of deviations, zero: it has none, and there is no such sum.
+    """
+
+    name = "squared_deviations"
+    lowering = Family("squared_deviations")
+
+    @staticmethod
+    def call(x: Any, mean: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Return the sum over ``dim`` (None: all) of (x - mean)², where ``mean`` is that over ``dim`` with extent 1 there."""
+        return bind(SquaredDeviations, x, mean, dims=reduction_dims(dim, x.ndim, "squared_deviations"), keepdim=keepdim)
+
+    @staticmethod
+    def infer(x: TensorSpec, mean: TensorSpec, *, dims: tuple[int, ...], keepdim: bool) -> TensorSpec:  # type: ignore[override]
+        if mean.shape != (expected := reduced_shape(x.shape, dims, True)):
+            raise ShapeError(
+                f"squared_deviations: mean must have shape {expected} to match {x.shape}. Got {mean.shape}."
+            )
+        return TensorSpec(reduced_shape(x.shape, dims, keepdim), x.dtype)
+
+    @staticmethod
+    def numpy(xp: Any, x: Any, mean: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+        return Sum.numpy(xp, xp.square(x - mean), dims=dims, keepdim=keepdim)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        x = saved.input()
+        return restore_dims(g, x.shape, saved.params["dims"]) * 2 * (x - saved.input(1)), None
+
+    @staticmethod
+    def shard(inputs: Any, specs: Any, *, dims: Any, keepdim: bool) -> Sharding | None:  # type: ignore[override]
+        x, mean = inputs
+        is_summed = isinstance(x, Mapped) and x.dim in dims
+        return shard_reduction(x, dims, keepdim, "sum") if mean == (REPLICATED if is_summed else x) else None
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        x = np.linspace(-1, 2, 24, dtype=np.float32).reshape(2, 3, 4) ** 2
+
+        def torch_way(torch: Any, x: Any, mean: Any) -> Any:
+            return (x - x.mean((0, 2), True)).square().sum((0, 2))
+
+        return [Sample((x, x.mean((0, 2), keepdims=True)), (("dims", (0, 2)), ("keepdim", False)), torch_way, (0,))]
+
+
+squared_deviations = SquaredDeviations.call
 
 
 class Prod(ReductionOp):

@@ -15,7 +15,7 @@ from .core import as_tensor, normalize_dim
 from .creation import iota
 from .elementwise import where
 from .power import sqrt
-from .reduction import amax, amin, argmax, argmin, reduced_shape, reduction_dims, restore_dims, sum
+from .reduction import amax, amin, argmax, argmin, reduced_shape, reduction_dims, restore_dims, squared_deviations, sum
 from .selection import maximum, minimum
 from .transcendental import exp, log
 
@@ -120,7 +120,7 @@ def _var_mean(
     count = math.prod(x.shape[d] for d in dims)
     center = sum(x, dims, True) / count
     # A divisor of 0 gives the NaN of 0 / 0, as in torch.
-    variance = sum((x - center).square(), dims, keepdim) / builtins.max(count - correction, 0)
+    variance = squared_deviations(x, center, dims, keepdim) / builtins.max(count - correction, 0)
     kept = center if keepdim else center.reshape(variance.shape)
     return variance, kept
 

@@ -67,7 +67,8 @@ ULPS = {
     "rsqrt": 2,
 }
 SUMS = (
-    "sum", "prod", "cumsum", "scatter_add", "matmul", "conv2d", "avg_pool2d", "window_put", "random_normal", "attention",
+    "sum", "prod", "squared_deviations", "cumsum", "scatter_add", "matmul", "conv2d", "avg_pool2d", "window_put",
+    "random_normal", "attention",
 )  # fmt: skip
 FLOATS = [
     0.0,

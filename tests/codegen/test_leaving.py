@@ -81,3 +81,17 @@ def test_what_is_only_summed_is_left_where_its_operand_is_written_anyway():
     assert sum(isinstance(s, Store) for s in product.epilogue) == 1
     assert any(isinstance(kernel, Row) and "mul" in kernel.origin.ops for kernel in plan.kernels)
     check_plan(traced)
+
+
+def test_what_is_made_of_a_product_for_it_alone_is_made_beside_it():
+    """Left to the sums, the second product and its sum with the first would both be read, where their sum is one value."""
+    x = np.arange(256, dtype=np.float32).reshape(16, 16) / 256
+
+    def step(x, w):
+        hidden = x @ w
+        both = hidden + hidden @ x
+        return (both * 3).sum(), hidden.sum()
+
+    traced = trace(step, x, x)
+    assert not leaving_values(traced.graph)
+    check_plan(traced)

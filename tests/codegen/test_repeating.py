@@ -7,7 +7,7 @@ import numpy as np
 from pequegrad import nn, optim
 from pequegrad.codegen import lower as lowering
 from pequegrad.codegen.lower import lower
-from pequegrad.codegen.plan import Contract, Load, Store
+from pequegrad.codegen.plan import Contract, Load, Row, Store
 from pequegrad.codegen.repeating import repeat_cheap_values
 from pequegrad.nn import functional as F
 from pequegrad.ops.random import manual_seed
@@ -56,6 +56,33 @@ def test_what_is_made_again_is_made_where_it_is_read(monkeypatch):
     kept = lower(step_of(Gelu()).graph, CPP)
     assert len(again.kernels) == len(kept.kernels)
     assert again.arena_bytes < kept.arena_bytes
+
+
+def test_a_norm_between_convolutions_keeps_what_it_is_of_and_a_mask():
+    manual_seed(0)
+    layers = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(4 * 64, 5))
+    random = np.random.default_rng(0)
+    x = random.standard_normal((4, 2, 12, 12)).astype(np.float32)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    plan = check_plan(optimized(training_step(model, optimizer, x, random.integers(0, 5, 4), F.cross_entropy)))
+    wide = {b for b, buffer in enumerate(plan.buffers) if buffer.scope == "arena" and buffer.size >= 4 * 4 * 100}
+    rows = {
+        kernel: [s for stage in kernel.stages for s in stage.inner]
+        for kernel in plan.kernels
+        if isinstance(kernel, Row)
+    }
+    written = {
+        kernel: {s.access.buffer for s in found if isinstance(s, Store)} & wide for kernel, found in rows.items()
+    }
+    forward, backward = (kernel for kernel, buffers in written.items() if buffers)
+    assert sorted(plan.buffers[b].dtype.name for b in written[forward]) == ["bool", "float32"]
+    assert len(written[backward]) == 1
+    read = [{s.access.buffer for s in rows[kernel] if isinstance(s, Load)} & wide for kernel in (forward, backward)]
+    # The norm's operand, and in the gradient also the gradient of its result.
+    assert read[0] < read[1] and list(map(len, read)) == [1, 2]
+    # Sums, of deviations in the forward pass once more, and then the result.
+    assert [len(kernel.stages) for kernel in (forward, backward)] == [3, 2]
 
 
 def test_results_keep_their_bits():
