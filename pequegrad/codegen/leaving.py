@@ -35,7 +35,8 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
         for value in node.outputs:
             reading = users[value]
             waiting = [_is_sweep(user.op) or levels[user.outputs[0]] > levels[value] for user in reading]
-            if value in results or any(waiting):
+            # What is made of the graph's inputs alone is as near as they are, wherever it is read.
+            if levels[value] and (value in results or any(waiting)):
                 written.add(value)
             if value in results or not reading or any(isinstance(user.op.lowering, Family) for user in reading):
                 continue

@@ -11,10 +11,8 @@ from typing import Any
 from ..dtypes import as_dtype, float32
 from ..errors import ShapeError
 from .core import as_tensor, normalize_dim, operands
-from .elementwise import abs as absolute
 from .elementwise import where
-from .selection import minimum
-from .transcendental import erf, exp, expm1, log, log1p, sigmoid, tanh
+from .transcendental import Softplus, erf, exp, expm1, log, sigmoid, tanh
 
 
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
@@ -55,14 +53,14 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """Return log(1 + exp(beta * x)) / beta, and ``x`` itself where beta * x is above ``threshold``."""
     (x,) = operands(x, kind="float", who="softplus")
     scaled = x if beta == 1 else x * beta
-    curved = log1p(exp(where(scaled > threshold, float(threshold), scaled)))
+    curved = Softplus.call(scaled)
     return where(scaled > threshold, x, curved if beta == 1 else curved / beta)
 
 
 def logsigmoid(x: Any) -> Any:
     """Return log(sigmoid(x)), without overflow."""
     (x,) = operands(x, kind="float", who="logsigmoid")
-    return minimum(x, 0.0) - log1p(exp(-absolute(x)))
+    return -Softplus.call(-x)
 
 
 def _rows(x: Any, dim: int | None, dtype: Any, who: str) -> tuple[Any, int]:

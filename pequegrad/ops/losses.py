@@ -18,8 +18,7 @@ from .elementwise import where
 from .gathering import check_index
 from .movement import expand, reshape
 from .power import square
-from .selection import maximum
-from .transcendental import exp, log1p
+from .transcendental import Softplus
 from .views import unsqueeze
 
 
@@ -91,8 +90,7 @@ def binary_cross_entropy_with_logits(
             f"binary_cross_entropy_with_logits: target must have the input's shape {x.shape}. Got {target.shape}. "
             f"Try target.reshape{x.shape}."
         )
-    # log(1 + exp(-x)), from whichever side does not overflow.
-    softplus_of_minus = maximum(-x, 0.0) + log1p(exp(-absolute(x)))
+    softplus_of_minus = Softplus.call(-x)
     if pos_weight is not None:
         softplus_of_minus = (1.0 + (as_tensor(pos_weight) - 1.0) * target) * softplus_of_minus
     loss = (1.0 - target) * x + softplus_of_minus

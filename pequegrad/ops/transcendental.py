@@ -238,7 +238,9 @@ class Sigmoid(Elementwise):
 
     @staticmethod
     def numpy(xp: Any, x: Any) -> Any:
-        return (1 / (1 + xp.exp(-widened(x)))).astype(x.dtype, copy=False)
+        wide = widened(x)
+        falling = xp.exp(-xp.abs(wide))
+        return (xp.where(wide >= 0, 1, falling) / (1 + falling)).astype(x.dtype, copy=False)
 
     @staticmethod
     def vjp(saved: Any, g: Any) -> Any:
@@ -250,6 +252,31 @@ class Sigmoid(Elementwise):
 
 
 sigmoid = Sigmoid.call
+
+
+class Softplus(Elementwise):
+    """log(1 + exp(x)), from whichever side does not overflow."""
+
+    name = "softplus"
+    lowering = Expression("pg::softplus({0})")
+
+    @staticmethod
+    def call(x: Any) -> Any:
+        """Return log(1 + exp(x))."""
+        return bind(Softplus, float_operand(x, "softplus"))
+
+    @staticmethod
+    def numpy(xp: Any, x: Any) -> Any:
+        wide = widened(x)
+        return (xp.maximum(wide, 0) + xp.log1p(xp.exp(-xp.abs(wide)))).astype(x.dtype, copy=False)
+
+    @staticmethod
+    def vjp(saved: Any, g: Any) -> Any:
+        return (g * sigmoid(saved.input()),)
+
+    @staticmethod
+    def samples() -> list[Sample]:
+        return sampled(lambda torch, t: torch.logaddexp(t, torch.zeros_like(t)))
 
 
 class Erf(Elementwise):

@@ -28,6 +28,7 @@ EVERY_OP = frozenset(OPS)
 FLOATS_ONLY = {
     "erf",
     "sigmoid",
+    "softplus",
     "rsqrt",
     "reciprocal",
     "floor",
@@ -62,6 +63,7 @@ ULPS = {
     "cos": 4,
     "tanh": 4,
     "sigmoid": 4,
+    "softplus": 4,
     "erf": 4,
     "pow": 4,
     "rsqrt": 2,

@@ -73,7 +73,11 @@ def test_what_is_only_summed_is_left_where_its_operand_is_written_anyway():
         hidden = x @ w
         return (hidden * w).sum(), hidden.sum()
 
+    def beside_what_inputs_make(x, w):
+        return ((x @ w) * (1 - w)).sum()
+
     assert not leaving_values(trace(alone, x, x).graph)
+    assert not leaving_values(trace(beside_what_inputs_make, x, x).graph)
     traced = trace(beside, x, x)
     assert [value.shape for value in leaving_values(traced.graph)] == [(16, 16)]
     plan = lower(traced.graph, CPP)
@@ -95,3 +99,19 @@ def test_what_is_made_of_a_product_for_it_alone_is_made_beside_it():
     traced = trace(step, x, x)
     assert not leaving_values(traced.graph)
     check_plan(traced)
+
+
+def test_the_product_before_a_binary_cross_entropy_writes_its_terms_and_its_gradient_alone():
+    manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 48))
+    random = np.random.default_rng(0)
+    x, target = random.standard_normal((16, 32)), random.uniform(0, 1, (16, 48))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    traced = optimized(
+        training_step(
+            model, optimizer, x.astype(np.float32), target.astype(np.float32), F.binary_cross_entropy_with_logits
+        )
+    )
+    plan = check_plan(traced)
+    (product,) = (k for k in plan.kernels if isinstance(k, Contract) and (k.m, k.n, k.k) == (16, 48, 24))
+    assert sum(isinstance(s, Store) for s in product.epilogue) == 2

@@ -18,7 +18,7 @@ using namespace pg;
     for (long i = 0; i < n; ++i) y[i] = NAME(x[i]);                                                      \
   }
 UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sqrt) UNARY(rsqrt) UNARY(reciprocal) UNARY(sin) UNARY(cos)
-UNARY(tanh) UNARY(sigmoid) UNARY(erf) UNARY(abs) UNARY(sign) UNARY(floor) UNARY(ceil) UNARY(round) UNARY(trunc)
+UNARY(tanh) UNARY(sigmoid) UNARY(softplus) UNARY(erf) UNARY(abs) UNARY(sign) UNARY(floor) UNARY(ceil) UNARY(round) UNARY(trunc)
 UNARY(square)
 
 #define BINARY(NAME)                                                                                     \

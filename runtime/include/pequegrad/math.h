@@ -210,8 +210,6 @@ PG_INLINE vec<f32> tanh(vec<f32> x) {
   return bit_cast_lanes<f32>(bit_cast_lanes<i32>(select(lt(a, 0.65f), small, large)) ^ sign);
 }
 
-PG_INLINE vec<f32> sigmoid(vec<f32> x) { return 1.0f / (1.0f + exp(-x)); }
-
 // |x| < 0.93: x + x p(x^2); beyond, 1 - exp(-x - x q(x)) with q fitted to -log(erfc(x)) / x - 1.
 PG_INLINE vec<f32> erf(vec<f32> x) {
   vec<f32> a = abs(x), z = a * a;
@@ -239,14 +237,8 @@ PG_INLINE vec<f32> erf(vec<f32> x) {
 
 // ---- vec<f32>: logarithms --------------------------------------------------------------------------------------------
 
-// log(u) + c for positive finite u: u = m 2^e with m in [sqrt(1/2), sqrt(2)), log m = f - f^2/2 + f^3 p(f), f = m - 1.
-PG_INLINE vec<f32> log_finite(vec<f32> u, vec<f32> c) {
-  vec<b8> tiny = lt(u, 0x1p-126f);
-  u = select(tiny, u * 0x1p23f, u);
-  vec<i32> bits = bit_cast_lanes<i32>(u) - 0x3f3504f3;
-  vec<i32> exponent = (bits >> 23) - select(tiny, splat<i32>(23), 0);
-  vec<f32> f = bit_cast_lanes<f32>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
-  vec<f32> e = convert<f32>(exponent);
+// log(1 + f) - f + c for f in [sqrt(1/2) - 1, sqrt(2) - 1]: -f^2/2 + f^3 p(f) + c.
+PG_INLINE vec<f32> log1p_polynomial(vec<f32> f, vec<f32> c) {
   vec<f32> p = splat<f32>(0x1.13c8ecp-4f);
   p = p * f - 0x1.dd9efap-4f;
   p = p * f + 0x1.e6dbdep-4f;
@@ -257,9 +249,19 @@ PG_INLINE vec<f32> log_finite(vec<f32> u, vec<f32> c) {
   p = p * f - 0x1.000008p-2f;
   p = p * f + 0x1.555548p-2f;
   vec<f32> z = f * f;
-  vec<f32> y = f * z * p + (e * 0x1.7f7d1cp-20f + c);
-  y = y - 0.5f * z;
-  return (f + y) + e * 0x1.62e4p-1f;
+  vec<f32> y = f * z * p + c;
+  return y - 0.5f * z;
+}
+
+// log(u) + c for positive finite u: u = m 2^e with m in [sqrt(1/2), sqrt(2)), log m = log(1 + f), f = m - 1.
+PG_INLINE vec<f32> log_finite(vec<f32> u, vec<f32> c) {
+  vec<b8> tiny = lt(u, 0x1p-126f);
+  u = select(tiny, u * 0x1p23f, u);
+  vec<i32> bits = bit_cast_lanes<i32>(u) - 0x3f3504f3;
+  vec<i32> exponent = (bits >> 23) - select(tiny, splat<i32>(23), 0);
+  vec<f32> f = bit_cast_lanes<f32>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  vec<f32> e = convert<f32>(exponent);
+  return (f + log1p_polynomial(f, e * 0x1.7f7d1cp-20f + c)) + e * 0x1.62e4p-1f;
 }
 
 // The values at 0, below 0, at infinity and NaN.
@@ -278,6 +280,15 @@ PG_INLINE vec<f32> log1p(vec<f32> x) {
   vec<f32> lost = select(gt(x, 1.0f), 1.0f - (u - x), x - (u - 1.0f));
   vec<f32> y = finish_log(u, log_finite(u, lost / u));
   return select(lt(abs(x), 0x1p-24f), x, y);
+}
+
+// max(x, 0) + log(1 + e), e = exp(-|x|) in [0, 1]; beyond sqrt(2) - 1, log(1 + e) = ln2 + log(1 + f), f = (e - 1) / 2.
+PG_INLINE vec<f32> softplus(vec<f32> x) {
+  vec<f32> e = exp(-abs(x));
+  vec<b8> large = gt(e, 0x1.a82798p-2f);
+  vec<f32> f = select(large, 0.5f * e - 0.5f, e);
+  vec<f32> y = log1p_polynomial(f, select(large, splat<f32>(0x1.7f7d1cp-20f), 0.0f));
+  return (f + y) + select(large, splat<f32>(0x1.62e4p-1f), 0.0f) + select(gt(x, 0.0f), x, 0.0f);
 }
 
 // ---- vec<f32>: sine and cosine -----------------------------------------------------------------------------------------
@@ -337,6 +348,12 @@ PG_DEFINE_BY_LANE_1(sin)
 PG_DEFINE_BY_LANE_1(cos)
 PG_DEFINE_BY_LANE_1(tanh)
 PG_DEFINE_BY_LANE_1(erf)
-PG_INLINE vec<f64> sigmoid(vec<f64> x) { return 1.0 / (1.0 + exp(-x)); }
+PG_INLINE vec<f64> softplus(vec<f64> x) { return maximum(x, 0.0) + log1p(exp(-abs(x))); }
+
+// exp(-|x|) does not overflow, and is there already where softplus of the same x is computed.
+template <class T> PG_INLINE vec<T> sigmoid(vec<T> x) {
+  vec<T> e = exp(-abs(x));
+  return select(ge(x, T(0)), T(1), e) / (e + T(1));
+}
 
 }  // namespace pg

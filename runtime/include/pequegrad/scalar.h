@@ -138,7 +138,6 @@ PG_INLINE u8 pow(u8 x, u8 y) { return u8(pow(i64(x), i64(y))); }
 
 template <class T> PG_INLINE T reciprocal(T x) { return T(1) / x; }
 template <class T> PG_INLINE T rsqrt(T x) { return T(1) / sqrt(x); }
-template <class T> PG_INLINE T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
 template <class T> PG_INLINE T square(T x) { return T(x * x); }
 template <class T> PG_INLINE bool isnan(T x) { return x != x; }
 template <class T> PG_INLINE bool isinf(T x) { return x == x && x - x != x - x; }
@@ -148,6 +147,12 @@ template <class T> PG_INLINE T abs(T x) {
   else return x < 0 ? T(0 - u64(x)) : x;
 }
 template <class T> PG_INLINE T sign(T x) { return x != x ? x : T(T(x > 0) - T(x < 0)); }
+// exp(-|x|) does not overflow.
+template <class T> PG_INLINE T sigmoid(T x) {
+  const T e = exp(-abs(x));
+  return (x >= 0 ? T(1) : e) / (T(1) + e);
+}
+template <class T> PG_INLINE T softplus(T x) { return (x > 0 ? x : T(0)) + log1p(exp(-abs(x))); }
 template <class T> PG_INLINE T maximum(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> PG_INLINE T minimum(T a, T b) { return a < b || a != a ? a : b; }
 
