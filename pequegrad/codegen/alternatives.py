@@ -64,8 +64,8 @@ def alternatives(plan: StepPlan, plain: StepPlan, target: Target, workers: int) 
             yield (Alternative(f"{_shown(product)} exchanged", "exchanged", product),)
     else:
         yield from (_tiles(kernel, target) for kernel in products[:HOTTEST_TILED])
-    if is_by_lanes and any(isinstance(kernel, Conv2d) for kernel in plan.kernels):
-        yield (Alternative("images with samples outermost", "samples_last", False),)
+    if is_by_lanes and any(isinstance(kernel, Conv2d | Contract) for kernel in plan.kernels):
+        yield (Alternative("samples outermost", "samples_last", False),)
     if is_by_lanes and any(isinstance(kernel, Conv2d) and kernel.kind == "grad_weight" for kernel in plan.kernels):
         counts = sorted({workers, 4 * schedule.MOST_WEIGHT_CHUNKS} - {schedule.MOST_WEIGHT_CHUNKS})
         yield tuple(Alternative(f"{n} chunks of weight gradients", "weight_chunks", n) for n in counts)

@@ -1,6 +1,7 @@
 """Samples side by side: what a step, or a block of samples of it, keeps to itself, with the samples as innermost dimension.
 
-Convolutions with few channels and small images, and windows, are then plain arithmetic on whole vectors.
+Convolutions with few channels and small images, and windows, are then plain arithmetic on whole vectors. Products of
+fewer samples than features read weights where they lie, and no feature is left over behind the last whole vector.
 
 Invariant: element e of sample n, at n · pitch + e before, lies at e · size + n. Kernels do the same arithmetic on it, sums
 over samples in another order.
@@ -38,6 +39,9 @@ from .plan import (
     statements,
 )  # fmt: skip
 from .slices import Cut, Reach, cuts, reaches, walked
+
+LEAST_GAIN = 0.99
+"""Products have to take less than this part of the work they took before."""
 
 POSITIONAL = ("argmax", "argmin")
 """Monoids whose result is a place in the row, so that the order of a row's axes is part of it."""
@@ -85,28 +89,28 @@ def samples_last(
 
 def everywhere_samples_last(phases: tuple[Phase, ...], buffers: list[Buffer], lanes: int) -> tuple[Phase, ...]:
     """Return the phases of a step without blocks with the samples innermost in what it keeps to itself, as far as all users
-    allow, if most of its convolutions gain from it. ``buffers`` are changed, and get the copies of arguments."""
+    allow, if most of its convolutions gain from it or, where there are none, its products do. ``buffers`` are changed,
+    and get the copies of arguments."""
     kernels = [kernel for phase in phases for kernel in phase.kernels]
-    batches = Counter(kernel.shape.N for kernel in kernels if isinstance(kernel, Conv2d))
-    units = max(batches, key=lambda n: (batches[n], n), default=0)
+    units = _samples(kernels)
     if not units or not side_by_side(units, lanes):
         return phases
-    parts = [_whole(kernel, units, buffers) for kernel in kernels]
     local = {b for b, buffer in enumerate(buffers) if buffer.scope == "arena"}
-    images = {b for part in parts if isinstance(part.kernel, Conv2d | Window) for b in _images(part.kernel)}
+    images = {b for kernel in kernels if isinstance(kernel, Conv2d | Window) for b in _images(kernel)}
+    parts = [_whole(kernel, units, buffers, local | images) for kernel in kernels]
     moved = local | {b for b in images if buffers[b].scope == "argument"}
     while True:
         kept = moved.difference(*(_pinned(part, units, moved, local) for part in parts))
         if kept == moved:
             break
         moved = kept
-    convolutions = [kernel for kernel in kernels if isinstance(kernel, Conv2d)]
-    gaining = [kernel for kernel in convolutions if moved.issuperset(_images(kernel))]
-    if 2 * sum(map(schedule.multiply_adds, gaining)) <= sum(map(schedule.multiply_adds, convolutions)):
-        return phases
     before: list[Part] = []
     after: list[Part] = []
-    _Rewriter(units, units, moved, local, buffers).rewrite(parts, after, before)
+    grown = list(buffers)
+    _Rewriter(units, units, moved, local, grown).rewrite(parts, after, before)
+    if not _pays(kernels, [part.kernel for part in after], moved, lanes):
+        return phases
+    buffers[:] = grown
     touched = {b for kernel in kernels for b in schedule.buffers_of(kernel)}
     for b in moved & local & touched:
         buffers[b] = replace(buffers[b], shape=(buffers[b].size // units, units), layout=Layout((0, 1)))
@@ -119,14 +123,39 @@ def everywhere_samples_last(phases: tuple[Phase, ...], buffers: list[Buffer], la
     return (Phase(copies), *built)
 
 
-def _whole(kernel: Kernel, units: int, buffers: Sequence[Buffer]) -> Part:
-    """Return a kernel with the axis along which most of what it touches has a part of its own for each sample."""
+def _pays(before: Sequence[Kernel], after: Sequence[Kernel], moved: Collection[int], lanes: int) -> bool:
+    """Whether most convolutions have all their images among what is ``moved`` or, without any, products have less to do."""
+    convolutions = [kernel for kernel in before if isinstance(kernel, Conv2d)]
+    if convolutions:
+        gaining = [kernel for kernel in convolutions if _images(kernel) <= set(moved)]
+        return 2 * sum(map(schedule.multiply_adds, gaining)) > sum(map(schedule.multiply_adds, convolutions))
+
+    def work(kernels: Sequence[Kernel]) -> float:
+        return sum(schedule.product_work(kernel, lanes) for kernel in kernels if isinstance(kernel, Contract))
+
+    return work(after) < LEAST_GAIN * work(before)
+
+
+def _samples(kernels: Iterable[Kernel]) -> int:
+    """Return the number of samples: that of most convolutions or, where there are none, the extent that the largest products
+    have as rows of the left operand or sum over; 0 where there is neither."""
+    batches = Counter(kernel.shape.N for kernel in kernels if isinstance(kernel, Conv2d))
+    if not batches:
+        for kernel in kernels:
+            if isinstance(kernel, Contract) and not kernel.batch:
+                for extent in {kernel.m, kernel.k}:
+                    batches[extent] += schedule.multiply_adds(kernel)
+    return max(batches, key=lambda n: (batches[n], n), default=0)
+
+
+def _whole(kernel: Kernel, units: int, buffers: Sequence[Buffer], movable: Collection[int]) -> Part:
+    """Return a kernel with the axis along which most of what may move has a part of its own for each sample."""
     best, most = Part(kernel, Cut("", 0, 1), {}), 0
     found = statements(kernel)
     if any(isinstance(s, Compute) and "{first}" in s.expression for s in found):
         return best  # A generator's lanes follow each other.
     for cut in _axes(kernel):
-        if cut.extent % units:
+        if cut.extent % units or (isinstance(kernel, Contract) and cut.extent != units):
             continue
         walks: dict[int, Walk] = {}
         strange: set[int] = set()
@@ -137,7 +166,7 @@ def _whole(kernel: Kernel, units: int, buffers: Sequence[Buffer]) -> Part:
             else:
                 strange.add(reach.buffer)
         own = {b: walk for b, walk in walks.items() if b not in strange}
-        elements = sum(walk.block for walk in own.values())
+        elements = sum(walk.block for b, walk in own.items() if b in movable)
         if elements > most:
             best, most = Part(kernel, cut, own), elements
     return best
@@ -224,7 +253,9 @@ class _Rewriter:
         """Add the rewritten parts to ``result``, and the kernels that make copies, each before it is needed, to ``copies``."""
         for part in parts:
             kernel = part.kernel
-            if isinstance(kernel, Map):
+            if not self.moved.intersection(schedule.buffers_of(kernel)):
+                pass
+            elif isinstance(kernel, Map):
                 part = replace(part, kernel=self._map(kernel, part.cut))
             elif isinstance(kernel, Row):
                 part = replace(part, kernel=self._row(kernel, part.cut))

@@ -7,7 +7,9 @@ Costs are estimates in nanoseconds on one core (2.5 GHz and more, AVX-512), good
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ FEW_ROWS = 64
 """From this many rows on, the rows themselves are enough to share."""
 MOST_CHUNKS = 64
 FEWEST_CHUNKS = 4
+MOST_PLACES = 256
+"""Most chunks where each is a place of its own along the first dimensions."""
 
 MOST_WEIGHT_CHUNKS = 16
 """Most chunks of samples in which the gradient of a convolution's weight is summed: enough for 16 workers."""
@@ -115,6 +119,35 @@ _KERNEL_COST = 150.0
 CALL_COST = 100.0
 
 
+_ROWS_IN_PLACE = 16
+"""Up to so many rows of A, a product reads B where it lies."""
+
+# What a product spends beside its multiply-adds, in multiply-adds of a whole vector, measured with 16 lanes: for a vector of B
+# that lies along k, and so is transposed by squares; for one that lies as it is used; for an element of A that lies along
+# m; and for a vector that the epilogue reads or writes lane by lane.
+_TRANSPOSED_VECTOR = 11.0
+_PACKED_VECTOR = 3.0
+_GATHERED_ELEMENT = 0.25
+_SCATTERED_VECTOR = 20.0
+
+
+def product_work(kernel: Contract, lanes: int) -> float:
+    """Return the multiply-adds of vectors of ``lanes`` elements that a product takes, with what it takes to bring
+    operands into place."""
+    vectors = -(-kernel.n // lanes)
+    work = float(kernel.m * vectors * kernel.k)
+    if kernel.b.strides[-1] != 1 and kernel.n > 1:
+        work += _TRANSPOSED_VECTOR * kernel.k * vectors
+    elif kernel.m > _ROWS_IN_PLACE:
+        work += _PACKED_VECTOR * kernel.k * vectors
+    if kernel.a.strides[-1] != 1 and kernel.k > 1:
+        work += _GATHERED_ELEMENT * kernel.m * kernel.k
+    for s in kernel.epilogue:
+        if isinstance(s, Load | Store) and s.access.strides[-1] not in (0, 1):
+            work += _SCATTERED_VECTOR * kernel.m * vectors
+    return math.prod(kernel.batch) * work
+
+
 def product_of(kernel: Contract) -> Product:
     """Return the sizes of a product."""
     return math.prod(kernel.batch), kernel.m, kernel.n, kernel.k
@@ -152,11 +185,15 @@ def is_cheap(op: type[Op]) -> bool:
 def chunks(outer: int, inner: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return how a reduction over dimensions of extents ``inner`` is cut: the extents of (chunk, rest), or None.
 
-    Cuts the first dimensions, so that a chunk is a run of memory.
+    Cuts the first dimensions, so that a chunk is a run of memory: one chunk for each of their places, samples for
+    example, where there are not too many.
     """
     total = math.prod(inner)
     if outer >= FEW_ROWS or total <= CHUNK_LIMIT:
         return None
+    for places in reversed(tuple(itertools.accumulate(inner, operator.mul))):
+        if FEWEST_CHUNKS <= places <= MOST_PLACES:
+            return places, total // places
     best = max((n for n in range(1, MOST_CHUNKS + 1) if total % n == 0), default=1)
     return (best, total // best) if best >= FEWEST_CHUNKS else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from pequegrad import nn, optim, targets
 from pequegrad.codegen.lower import lower
-from pequegrad.codegen.plan import Contract, Conv2d, Map, Row, Window
+from pequegrad.codegen.plan import Contract, Conv2d, Map, Row, Store, Window
+from pequegrad.codegen.schedule import MODEL, Choices
+from pequegrad.codegen.text import format_plan
 from pequegrad.nn import functional as F
 from pequegrad.ops.creation import iota
 from pequegrad.ops.random import manual_seed
@@ -91,6 +94,11 @@ NETS["statistics over the batch"] = lambda: (
 NETS["as many channels as samples"] = lambda: (
     nn.Conv2d(2, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32),
     nn.Flatten(), nn.Linear(32 * 25, 5),
+)  # fmt: skip
+# A product that draws numbers has no axis of samples; it stopped the whole step with a KeyError.
+NETS["numbers drawn behind the last convolution"] = lambda: (
+    nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 196, 40), nn.ReLU(), nn.Linear(40, 40), nn.Dropout(0.5),
+    nn.Linear(40, 5),
 )  # fmt: skip
 STAYING = {
     "numbers drawn between": lambda: (
@@ -183,3 +191,63 @@ def test_images_of_which_a_row_leaves_the_cache_stay():
     x = np.zeros((32, 64, 8, 64), np.float32)
     traced = training_step(model, optim.SGD(model.parameters(), lr=0.1), x, np.zeros(32, np.int64), F.cross_entropy)
     assert not side_by_side(lower(optimized(traced).graph, CPP, 2))
+
+
+def perceptron(batch, sizes, *between):
+    manual_seed(0)
+    layers = [
+        layer for fan_in, fan_out in itertools.pairwise(sizes) for layer in (nn.Linear(fan_in, fan_out), *between)
+    ]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], 5))
+    x = np.random.default_rng(0).standard_normal((batch, sizes[0])).astype(np.float32)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return optimized(training_step(model, optimizer, x, np.arange(batch) % 5, F.cross_entropy))
+
+
+PERCEPTRONS = {
+    "activations": lambda: perceptron(32, (70, 120, 90), nn.GELU()),
+    "norms over a sample": lambda: perceptron(32, (120, 120, 120), nn.LayerNorm(120), nn.ReLU()),
+    "statistics over the batch": lambda: perceptron(32, (120, 120, 120), nn.BatchNorm1d(120), nn.Tanh()),
+    "as many features as samples": lambda: perceptron(32, (32, 32, 32), nn.ReLU()),
+    "twice as many features as samples": lambda: perceptron(32, (64, 64, 64), nn.Tanh()),
+}
+OUTERMOST = Choices(samples_last=False)
+
+
+@pytest.mark.parametrize("name", PERCEPTRONS)
+def test_products_of_few_samples_have_them_innermost_and_agree(name):
+    traced = PERCEPTRONS[name]()
+    plan = check_plan(traced)
+    assert format_plan(plan) != format_plan(check_plan(traced, choices=OUTERMOST))
+    expected, found = (
+        Compiled(traced.graph, CPP, choices=choices).run(traced.arrays, 2) for choices in (OUTERMOST, MODEL)
+    )
+    compare(expected, found, name, rtol=1e-5)
+
+
+def test_weights_are_read_where_they_lie():
+    plan = lower(PERCEPTRONS["activations"]().graph, CPP, 2)
+    forward = [kernel for kernel in plan.kernels if isinstance(kernel, Contract)][:3]
+    assert [(kernel.m, kernel.n, kernel.k) for kernel in forward] == [(120, 32, 70), (90, 32, 120), (5, 32, 90)]
+    assert all(kernel.a.strides == (kernel.k, 1) for kernel in forward)
+    assert all(kernel.b.strides == (32, 1) for kernel in forward[1:])
+
+
+def test_a_loss_over_every_feature_is_summed_sample_by_sample():
+    """Cut into 64 chunks, of two samples each, it kept all that it read with the samples outermost."""
+    manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 784))
+    x, y = (np.random.default_rng(0).standard_normal((128, n)).astype(np.float32) for n in (400, 784))
+    traced = optimized(training_step(model, optim.SGD(model.parameters(), lr=0.1), x, y, F.mse_loss))
+    products = [kernel for kernel in check_plan(traced).kernels if isinstance(kernel, Contract)]
+    assert {kernel.n for kernel in products} == {128, 400, 600}
+    stores = [s.access for kernel in products for s in kernel.epilogue if isinstance(s, Store)]
+    assert all(access.strides[-1] == 1 for access in stores)
+
+
+@pytest.mark.parametrize(
+    "batch, between", [(30, ()), (2048, ()), (32, (nn.Dropout(0.3),))], ids=["odd", "many", "numbers drawn"]
+)
+def test_products_that_would_not_gain_stay(batch, between):
+    traced = perceptron(batch, (32, 32, 32), *between, nn.ReLU())
+    assert format_plan(lower(traced.graph, CPP, 2)) == format_plan(lower(traced.graph, CPP, 2, choices=OUTERMOST))

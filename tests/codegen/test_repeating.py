@@ -33,12 +33,12 @@ def step_of(activation):
 
 
 def wide(plan, kernel, kind):
-    """The arena's values of 32 by 96 that a kernel's epilogue stores or loads."""
+    """The arena's values of 32 by 96, whichever lies innermost, that a kernel's epilogue stores or loads."""
     return [
         s
         for s in kernel.epilogue
         if isinstance(s, kind) and plan.buffers[s.access.buffer].scope == "arena" and all(s.access.strides)
-        and (kernel.m, kernel.n) == (32, 96)
+        and {kernel.m, kernel.n} == {32, 96}
     ]  # fmt: skip
 
 

@@ -27,6 +27,9 @@ GEMM(f32) GEMM(f64)
 EXPORT void shares(long total, long grain, int workers, long* bounds) {
   for (int w = 0; w < workers; ++w) share(total, grain, w, workers, bounds[2 * w], bounds[2 * w + 1]);
 }
+EXPORT void rectangle(long M, long N, int worker, int workers, long* bounds) {
+  gemm_share(M, N, worker, workers, 1, bounds[0], bounds[1], bounds[2], bounds[3]);
+}
 EXPORT void tile_of(long* out) {
   out[0] = gemm_tile<f32>::rows, out[1] = gemm_tile<f32>::width, out[2] = gemm_tile<f64>::rows, out[3] = gemm_tile<f64>::width;
 }

@@ -409,16 +409,17 @@ void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B
   }
 }
 
-// The rectangle of C for one worker: the split of rows and columns with the least rows * vectors + packing in any one
-// share, columns preferred, since a column's panel is packed by each worker that shares its rows.
+// The rectangle of C for one worker: the split of rows and columns with the least work in any one share, in products of a row
+// and a vector: those of C, `packing` for each vector of B and `reading` for each row of A. So the rows of a large A,
+// a layer's weight or the gradient that changes it, stay with one worker, and with its caches; among equals columns are split.
 inline void gemm_share(long M, long N, int worker, int workers, long unit_rows, long& row_begin, long& row_end,
                        long& col_begin, long& col_end) {
-  const long vectors = (N + PG_LANES - 1) / PG_LANES, packing = 16;
+  const long vectors = (N + PG_LANES - 1) / PG_LANES, packing = 8, reading = 2;
   long best_cost = -1, across = 1;
   for (long q = 1; q <= workers; ++q) {
     if (workers % q) continue;
     const long p = workers / q, share_rows = (M + p - 1) / p, share_vectors = (vectors + q - 1) / q;
-    const long cost = share_vectors * (share_rows + packing);
+    const long cost = share_vectors * (share_rows + packing) + reading * share_rows;
     if (best_cost < 0 || cost <= best_cost) {
       best_cost = cost;
       across = q;
