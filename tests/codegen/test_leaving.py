@@ -113,5 +113,6 @@ def test_the_product_before_a_binary_cross_entropy_writes_its_terms_and_its_grad
         )
     )
     plan = check_plan(traced)
-    (product,) = (k for k in plan.kernels if isinstance(k, Contract) and (k.m, k.n, k.k) == (16, 48, 24))
+    # Samples may lie innermost, the product then being that of the transposed operands.
+    (product,) = (k for k in plan.kernels if isinstance(k, Contract) and ({k.m, k.n}, k.k) == ({16, 48}, 24))
     assert sum(isinstance(s, Store) for s in product.epilogue) == 2
