@@ -97,6 +97,8 @@ def everywhere_samples_last(phases: tuple[Phase, ...], buffers: list[Buffer], la
         return phases
     local = {b for b, buffer in enumerate(buffers) if buffer.scope == "arena"}
     images = {b for kernel in kernels if isinstance(kernel, Conv2d | Window) for b in _images(kernel)}
+    if not images and units >= max(max(k.m, k.n, k.k) for k in kernels if isinstance(k, Contract)):
+        return phases  # No product has more features than samples.
     parts = [_whole(kernel, units, buffers, local | images) for kernel in kernels]
     moved = local | {b for b in images if buffers[b].scope == "argument"}
     while True:

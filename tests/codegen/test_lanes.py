@@ -208,7 +208,7 @@ PERCEPTRONS = {
     "activations": lambda: perceptron(32, (70, 120, 90), nn.GELU()),
     "norms over a sample": lambda: perceptron(32, (120, 120, 120), nn.LayerNorm(120), nn.ReLU()),
     "statistics over the batch": lambda: perceptron(32, (120, 120, 120), nn.BatchNorm1d(120), nn.Tanh()),
-    "as many features as samples": lambda: perceptron(32, (32, 32, 32), nn.ReLU()),
+    "as many features as samples": lambda: perceptron(32, (32, 32, 48), nn.ReLU()),
     "twice as many features as samples": lambda: perceptron(32, (64, 64, 64), nn.Tanh()),
 }
 OUTERMOST = Choices(samples_last=False)
