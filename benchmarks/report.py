@@ -98,7 +98,7 @@ def draw(results: Mapping[Workload, Sequence[Any]], path: Path, facts: Mapping[s
         colors = ["tab:red" if name.startswith("pequegrad") else "tab:gray" for name in names]
         bars = panel.barh(names, times, xerr=[low, high], color=colors, capsize=3)
         panel.bar_label(bars, [number(time, 3) for time in times], padding=6)
-        panel.margins(x=0.2)
+        panel.margins(x=0.3)
         panel.invert_yaxis()
         panel.set_title(f"{workload.name}, batch {workload.batch}")
         panel.set_xlabel("µs a training step (less is better)")
