@@ -125,11 +125,11 @@ def everywhere_samples_last(phases: tuple[Phase, ...], buffers: list[Buffer], la
     return (Phase(copies), *built)
 
 
-def _pays(before: Sequence[Kernel], after: Sequence[Kernel], moved: Collection[int], lanes: int) -> bool:
+def _pays(before: Sequence[Kernel], after: Sequence[Kernel], moved: set[int], lanes: int) -> bool:
     """Whether most convolutions have all their images among what is ``moved`` or, without any, products have less to do."""
     convolutions = [kernel for kernel in before if isinstance(kernel, Conv2d)]
     if convolutions:
-        gaining = [kernel for kernel in convolutions if _images(kernel) <= set(moved)]
+        gaining = [kernel for kernel in convolutions if _images(kernel) <= moved]
         return 2 * sum(map(schedule.multiply_adds, gaining)) > sum(map(schedule.multiply_adds, convolutions))
 
     def work(kernels: Sequence[Kernel]) -> float:

@@ -459,7 +459,7 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
   PART void conv2d_vectors_stage<float>(const conv2d_plan<float>&, const float*, long, float*);                             \
   PART void conv2d_vectors_row<float>(const conv2d_plan<float>&, long, conv2d_row<float>&, long*);                          \
   PART void conv2d_vectors_strip<float>(const conv2d_plan<float>&, const conv2d_row<float>&, const conv2d_columns&, long,   \
-                                        long, long, long, float*, const conv2d_ahead&);                                                          \
+                                        long, long, long, float*, const conv2d_ahead&);                                     \
   PART void conv2d_vectors_weight_rows<float>(const conv2d_shape&, const float*, const float*, long, long, const long*, float*);
 #if defined(PG_PARTS_APART)
 PG_CONV_VECTORS_PARTS(extern template)
