@@ -88,7 +88,7 @@ class Watch:
         self._first_state = _global_random_state()
         self._read_state = _global_random_state if _keeps_a_normal(self._first_state) else _quick_random_state
         self._random_state = self._read_state()
-        self._saved_states = (random.getstate(), np.random.get_state())
+        self._saved_states = (random.getstate(), np.random.get_state(legacy=False))
         self._saved_generators: dict[int, tuple[Any, Any]] = {}
 
     # --- watching -------------------------------------------------------------------------------------------
@@ -407,17 +407,24 @@ def _is_library(value: Any) -> bool:
     )
 
 
-def _global_random_state() -> tuple[Any, Any]:
-    state: Any = np.random.get_state()
-    return hash(random.getstate()), (state[2], hash(state[1].tobytes()), state[3])
+def _global_random_state() -> tuple[Any, ...]:
+    state: Any = np.random.get_state(legacy=False)
+    return bool(state["has_gauss"]), hash(random.getstate()), _comparable(state)
 
 
-def _keeps_a_normal(state: tuple[Any, Any]) -> bool:
+def _comparable(state: Any) -> Any:
+    """Return a generator's state, of numbers, arrays and dicts of them, as what compares by value."""
+    if isinstance(state, dict):
+        return tuple([(name, _comparable(part)) for name, part in state.items()])
+    return state.tobytes() if isinstance(state, np.ndarray) else state
+
+
+def _keeps_a_normal(state: tuple[Any, ...]) -> bool:
     """Whether NumPy would give a normal number that it has kept from a pair, which changes nothing else of its state."""
-    return bool(state[1][2])
+    return bool(state[0])
 
 
-def _quick_random_state() -> tuple[Any, Any]:
+def _quick_random_state() -> tuple[Any, ...]:
     """Return what changes with each draw while no normal number is kept, for every line: NumPy takes 0.1 ms to say it."""
     generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if type(generator) is not np.random.MT19937:

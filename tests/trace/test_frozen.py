@@ -381,6 +381,21 @@ def test_a_normal_number_that_numpy_has_kept_from_a_pair_is_a_draw_too(traced):
     assert repr(np.random.get_state()) == states
 
 
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.Philox, np.random.SFC64])
+def test_another_global_generator_than_the_twister_is_watched_too(traced, kind):
+    """Its state has other fields than the twister's: looking for them stopped every trace with a KeyError."""
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(kind(0))
+    try:
+        check(traced(lambda x: x * 2.0), X, [2, 4])
+        state = repr(np.random.get_state(legacy=False))
+        with pytest.raises(TraceError, match="random numbers"):
+            traced(lambda x: x + np.random.rand())(X)
+        assert repr(np.random.get_state(legacy=False)) == state
+    finally:
+        np.random.set_bit_generator(before)
+
+
 def test_own_numpy_generator_raises_with_the_line(traced):
     rng = np.random.default_rng(0)
     state = repr(rng.bit_generator.state)
