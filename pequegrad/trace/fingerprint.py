@@ -10,6 +10,7 @@ import collections
 import enum
 import functools
 import random
+import reprlib
 import sys
 import threading
 import types
@@ -205,7 +206,19 @@ def is_module(value: Any) -> bool:
 
 def describe(value: Any) -> str:
     """Return a value in a few words, for messages."""
-    if isinstance(value, Tensor):
-        return str(value.spec)
-    text = repr(value) if isinstance(value, (*_PLAIN, float, complex, list, tuple, dict, set)) else type(value).__name__
+    text = _IN_A_FEW_WORDS.repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+class _InAFewWords(reprlib.Repr):
+    """Shows the first items of containers, and objects by their type: a tensor's elements are none of a trace's business."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, Tensor):
+            return str(x.spec)
+        if isinstance(x, (*_PLAIN, float, complex)):
+            return repr(x)
+        return super().repr1(x, level) if type(x) in (list, tuple, dict, set) else type(x).__name__
+
+
+_IN_A_FEW_WORDS = _InAFewWords()

@@ -442,3 +442,26 @@ def test_two_models_and_optimizers_in_one_step_of_several(compiled, batch):
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     for mine, theirs in zip(results[0][1], results[1][1], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+WEIGHTS = [pg.zeros(3), pg.ones(3)]
+
+
+@pytest.mark.parametrize("container", [list, tuple, lambda tensors: dict(enumerate(tensors))], ids=["list", "tuple", "dict"])
+def test_loop_over_a_container_of_captured_tensors_equals_eager(compiled, monkeypatch, container):
+    # The guard of the container once wrote its elements' numbers into a message that nobody asked for: a TraceError.
+    def step(x):
+        total = 0.0
+        for w in WEIGHTS.values() if isinstance(WEIGHTS, dict) else WEIGHTS:
+            w.add_(x)
+            total = total + (w * w).sum()
+        return total
+
+    def results(function):
+        monkeypatch.setitem(globals(), "WEIGHTS", container([pg.zeros(3), pg.ones(3)]))
+        losses = [function(pg.ones(3)).item() for _ in range(2)]
+        other = [pg.ones(3), pg.ones(3), pg.ones(3)]
+        monkeypatch.setitem(globals(), "WEIGHTS", container(other))
+        return [*losses, function(pg.ones(3)).item()]
+
+    assert results(compiled(step)) == results(step)
