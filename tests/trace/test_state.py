@@ -447,7 +447,9 @@ def test_two_models_and_optimizers_in_one_step_of_several(compiled, batch):
 WEIGHTS = [pg.zeros(3), pg.ones(3)]
 
 
-@pytest.mark.parametrize("container", [list, tuple, lambda tensors: dict(enumerate(tensors))], ids=["list", "tuple", "dict"])
+@pytest.mark.parametrize(
+    "container", [list, tuple, lambda tensors: dict(enumerate(tensors))], ids=["list", "tuple", "dict"]
+)
 def test_loop_over_a_container_of_captured_tensors_equals_eager(compiled, monkeypatch, container):
     # The guard of the container once wrote its elements' numbers into a message that nobody asked for: a TraceError.
     def step(x):
