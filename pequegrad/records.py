@@ -98,7 +98,10 @@ def _with_fields(kind: Any, base: type[Entity]) -> Any:
 
 
 class collector_at_rest:
-    """Keeps the garbage collector from looking, inside a ``with`` block, through what grows there and stays: records."""
+    """Keeps the garbage collector from looking, inside a ``with`` block, through what grows there and stays: records.
+
+    Nor does it look through them soon after: they count as old then, which only its rare full collections look at.
+    """
 
     __slots__ = ("_was_on",)
 
@@ -108,4 +111,7 @@ class collector_at_rest:
 
     def __exit__(self, *_: object) -> None:
         if self._was_on:
+            if not gc.get_freeze_count():  # else unfreezing would undo what the program has asked for
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
