@@ -125,6 +125,12 @@ def fingerprint(value: Any) -> Any:
 
 
 _PLAIN_TYPES = frozenset(_PLAIN)
+_IMMUTABLE_TYPES = _PLAIN_TYPES | {float, complex, range}
+
+
+def is_immutable(value: Any) -> bool:
+    """Whether a value's fingerprint stays as it is while the value is the same object, whatever anybody does."""
+    return type(value) in _IMMUTABLE_TYPES or isinstance(value, np.number | np.bool_)
 
 
 class _Reader:

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import TraceError
 from .callees import Callees
 from .fingerprint import OPEN_CONTAINERS, Same, TooLarge, describe, fingerprint
+from .identities import dict_step, identities, referred
 from .reads import Read
 from .state import FromTensor, Trace
 
@@ -54,6 +55,14 @@ class ModuleSnapshot:
             # A module's own tables count their changes, but not a plain dict that was put in the place of one.
             if (key not in _TABLES or type(value) is dict) and key != "_non_persistent_buffers"
         )
+
+    def native(self) -> tuple[Any, ...] | None:
+        """Return what natively shows that nothing changed, as `Read.native` does, or None where Python has to look."""
+        module = self._ref.get()
+        expected = None if module is None else identities(vars(module))
+        if expected is None or self._read(module) != self._items:
+            return None
+        return (referred(self._ref.reference), None), (dict_step(module),), expected
 
     @property
     def module(self) -> Any:
@@ -215,19 +224,21 @@ class Guards:
 
     def description(self) -> dict[str, Any]:
         """Return all that `hold` looks at, as `binding/call.h` takes it."""
-        found: dict[str, Any] = {"values": [], "attributes": [], "members": [], "functions": [], "checks": []}
+        found: dict[str, Any] = {"reads": [], "members": [], "functions": [], "checks": []}
         for check in self._watched:
             owner = getattr(check, "__self__", None)
             if isinstance(owner, Callees) and (callees := owner.description()) is not None:
                 found["members"] += callees["members"]
                 found["functions"] += callees["functions"]
-            elif isinstance(owner, Read) and (value := owner.value_guard) is not None:
-                found["values"].append(value)
-            elif isinstance(owner, Read) and (attribute := owner.attribute_guard) is not None:
-                found["attributes"].append(attribute)
+            elif isinstance(owner, Read) and (read := owner.native()) is not None:
+                found["reads"].append(read)
             else:
                 found["checks"].append(check)
-        found["checks"] += [snapshot.failure for snapshot in (self._modules if self._changes is None else self._open)]
+        for snapshot in self._modules if self._changes is None else self._open:
+            if (read := snapshot.native()) is not None:
+                found["reads"].append(read)
+            else:
+                found["checks"].append(snapshot.failure)
         found["checks"] += [snapshot.failure for snapshot in self._optimizers if snapshot.is_open]
         gradients = [(tensor, -1, is_none) for tensor, is_none in self._fixed_gradients]
         gradients += [(None, index, is_none) for index, is_none in self._argument_gradients]

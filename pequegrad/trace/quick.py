@@ -14,6 +14,7 @@ from ..ops.core import EAGER, TensorSpec, context
 from ..storage import Storage
 from ..tensor import Tensor
 from .capture import Captured
+from .identities import MISSING
 from .signature import Call
 from .state import FreshLeaf, FromArgument, FromGradient, ResultLeaf
 from .step import BoundStep
@@ -50,6 +51,7 @@ def describe_call(call: Call, captured: Captured, step: BoundStep) -> dict[str, 
         "config": config,
         "generation": config.generation,
         "blocks": config.blocks,
+        "missing": MISSING,
         "arguments": arguments,
         **captured.guards.description(),
         **step.description(),

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import types
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .fingerprint import Same, describe, fingerprint, is_module
 from .graph import Location
+from .identities import MISSING, MODULE_TABLES, identities, is_plain, member_of, native_step, referred
 
-MISSING = object()
 GONE = object()
 NAMES = object()
 """In the place of an attribute: the names of all attributes."""
@@ -69,12 +68,34 @@ class CellReader:
         return None if owner is None else (owner.__closure__[self._index], None)
 
 
+class ObjectReader:
+    """Reads an object itself, while it lives."""
+
+    __slots__ = ("_object",)
+
+    def __init__(self, value: Any) -> None:
+        self._object = Same(value)
+
+    def __call__(self) -> Any:
+        value = self._object.get()
+        return GONE if value is None else value
+
+    @property
+    def place(self) -> tuple[Any, Any] | None:
+        """(the object or a weak reference to it, None): where native code looks."""
+        found = referred(self._object.reference)
+        return None if found is None else (found, None)
+
+
+Reader = GlobalReader | CellReader | ObjectReader
+
+
 class Read:
     """One value that was read: where it is reached from, what it was, and the line that read it first."""
 
     __slots__ = ("_expected", "_fast", "_root", "_shortcut", "_shown", "_steps", "location", "text")
 
-    def __init__(self, root: Callable[[], Any], steps: Any, value: Any, text: str, location: Location) -> None:
+    def __init__(self, root: Reader, steps: Any, value: Any, text: str, location: Location) -> None:
         self._root = root
         self._steps = steps
         self._expected = MISSING if value is MISSING else fingerprint(value)
@@ -87,33 +108,22 @@ class Read:
         self.text = text
         self.location = location
 
-    @property
-    def value_guard(self) -> tuple[Any, Any] | None:
-        """((dict, key) or (cell, None), what must be there), as `binding/call.h` takes it, where that says all."""
-        place = None if self._steps or self._fast is None else getattr(self._root, "place", None)
-        expected = self._compared
-        return None if place is None or expected is None or expected is MISSING else (place, expected)
-
-    @property
-    def attribute_guard(self) -> tuple[Any, ...] | None:
-        """(place of the object, attribute, its class, what that has under the name, what the object has or None), where
-        that says all."""
-        if self._shortcut is None or self._shortcut[0]:
+    def native(self) -> tuple[Any, ...] | None:
+        """Return (place of the root, steps, identities of what must be there), as `binding/call.h` takes it; None where that
+        does not say all."""
+        place, value = self._root.place, self._root()
+        steps: list[tuple[Any, ...]] = []
+        for is_attribute, key in self._steps:
+            ways = None if value is GONE or value is MISSING else native_step(value, is_attribute, key)
+            if ways is None:
+                return None
+            steps += ways
+            value = static_attribute(value, key) if is_attribute else static_item(value, key)
+        if place is None or value is GONE:
             return None
-        place = getattr(self._root, "place", None)
-        _, name, kind_of, member_of = self._shortcut
-        member = _compared_with(member_of)
-        expected = self._compared
-        if place is None or member is None or expected is None:
-            return None
-        return place, name, _compared_with(kind_of), member, None if expected is MISSING else expected
-
-    @property
-    def _compared(self) -> Any:
-        """A weak reference to the value, or the value, or MISSING; None where identity does not say enough."""
-        if isinstance(self._expected, Same):
-            return _compared_with(self._expected.reference)
-        return None if self._fast is None else self._fast()
+        expected = identities(value)
+        now = MISSING if value is MISSING else fingerprint(value)
+        return None if expected is None or now != self._expected else (place, tuple(steps), expected)
 
     def value(self) -> Any:
         """Return what it is now: MISSING if the way to it ends early, GONE if its root does not live any more."""
@@ -141,22 +151,22 @@ class Read:
             return None
         if is_module(owner) or not isinstance(getattr(owner, "__dict__", None), dict):
             return None
-        member = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
+        member = member_of(kind, name)
         if member is MISSING or isinstance(member, bool | int | float | str | None):
-            member_of: Callable[[], Any] = lambda: member  # noqa: E731
+            found: Callable[[], Any] = lambda: member  # noqa: E731
         elif isinstance(member, types.FunctionType):
-            member_of = Same(member).reference
+            found = Same(member).reference
         else:
             return None
-        return tuple(steps), name, Same(kind).reference, member_of
+        return tuple(steps), name, Same(kind).reference, found
 
     def failure(self) -> str | None:
         """Return what changed, for people, or None."""
         if self._shortcut is not None and self._fast is not None:
-            steps, name, kind_of, member_of = self._shortcut
+            steps, name, kind_of, member_now = self._shortcut
             owner = self._follow(steps)
             kind = type(owner)
-            if kind is kind_of() and getattr(kind, name, MISSING) is member_of():
+            if kind is kind_of() and getattr(kind, name, MISSING) is member_now():
                 value = owner.__dict__.get(name, MISSING)
                 if value is self._fast() and value is not None:
                     return None
@@ -171,27 +181,21 @@ class Read:
         return f"{self.text} ({self.location}): {self._shown} → {'missing' if value is MISSING else describe(value)}"
 
 
-def _compared_with(reference: Any) -> Any:
-    """Return a weak reference as it is, and of a strong one what it refers to; None for what cannot be said natively."""
-    return reference if isinstance(reference, weakref.ref) else getattr(reference, "value", None)
-
-
 def static_attribute(value: Any, name: Any) -> Any:
     """Return ``value.name`` where that runs no code (no property, no ``__getattr__``), else MISSING."""
     if isinstance(value, types.ModuleType):
         return vars(value).get(name, MISSING)
     if isinstance(value, type):
-        found = next((vars(kind)[name] for kind in value.__mro__ if name in vars(kind)), MISSING)
+        found = member_of(value, name)
         if isinstance(found, staticmethod):
             return found.__func__
-        is_plain = isinstance(found, types.FunctionType) or not hasattr(type(found), "__get__")
-        return found if is_plain else MISSING
+        return found if is_plain(found) else MISSING
     if is_module(value):
         state = vars(value)
-        for table in ("_parameters", "_buffers", "_modules"):
+        for table in MODULE_TABLES:
             if name in state[table]:
                 return state[table][name]
-    found = next((vars(kind)[name] for kind in type(value).__mro__ if name in vars(kind)), MISSING)
+    found = member_of(type(value), name)
     if isinstance(found, types.MemberDescriptorType):
         try:
             return found.__get__(value)
@@ -199,8 +203,8 @@ def static_attribute(value: Any, name: Any) -> Any:
             return MISSING
     if hasattr(type(found), "__set__"):
         return MISSING
-    is_plain = not isinstance(type(value).__getattribute__, types.FunctionType)
-    state = getattr(value, "__dict__", None) if is_plain else None
+    is_usual = not isinstance(type(value).__getattribute__, types.FunctionType)
+    state = getattr(value, "__dict__", None) if is_usual else None
     if isinstance(state, dict) and name in state:
         return state[name]
     if isinstance(found, staticmethod):

@@ -29,7 +29,7 @@ from ..locations import USER_FILES, location_at, user_location
 from ..tensor import Tensor
 from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
 from .callees import Callees
-from .fingerprint import Same, TooLarge, holding, is_module, is_random_source, random_state
+from .fingerprint import TooLarge, holding, is_module, is_random_source, random_state
 from .graph import Location
 from .reads import (
     FROZEN_ITERATOR,
@@ -39,6 +39,7 @@ from .reads import (
     TOO_MUCH,
     CellReader,
     GlobalReader,
+    ObjectReader,
     Read,
     holds_iterator,
     static_attribute,
@@ -173,7 +174,7 @@ class Watch:
                     last = (id(value), chain.steps[-1][1])
                     self._kept.append(value)
                     if not is_module(value):
-                        root = _object_reader(Same(value))
+                        root = ObjectReader(value)
                 if (last, ()) not in self._reads:
                     self._written.add(last)
                 if value is not MISSING and not (chain.steps and is_module(value)):
@@ -196,7 +197,7 @@ class Watch:
             return []
         value = local[name]
         if chain.kind == LOCAL:
-            return [(_object_reader(Same(value)), value, (id(value), None))] if chain.steps or not wants_value else []
+            return [(ObjectReader(value), value, (id(value), None))] if chain.steps or not wants_value else []
         roots: list[tuple[Callable[[], Any], Any, Any]] = []
         for function in self._closures(frame, local):
             cell = function.__closure__[frame.f_code.co_freevars.index(name)]
@@ -387,14 +388,6 @@ def _fits(function: Any, code: CodeType, local: dict[str, Any]) -> bool:
         except ValueError:  # an empty cell
             return False
     return True
-
-
-def _object_reader(reference: Same) -> Callable[[], Any]:
-    def read() -> Any:
-        value = reference.get()
-        return GONE if value is None else value
-
-    return read
 
 
 def _is_library(value: Any) -> bool:

@@ -95,23 +95,79 @@ struct Expected {
     }
 };
 
+// Borrowed: the object lives at least as long as the weak reference says so, under the GIL. Null where it is gone.
+inline PyObject *referent(const Expected &reference) {
+    if (!reference.is_weak) return reference.object;
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *now = nullptr;
+    if (PyWeakref_GetRef(reference.object, &now) <= 0) return nullptr;
+    Py_DECREF(now);
+    return now;
+#else
+    PyObject *const now = PyWeakref_GetObject(reference.object);
+    return now != Py_None ? now : nullptr;
+#endif
+}
+
+// A dict and a key, a cell, or an object.
 struct Root {
-    PyObject *holder, *name;  // a dict and a key, or a cell and null
-
-    PyObject *value() const { return name != nullptr ? PyDict_GetItem(holder, name) : PyCell_GET(holder); }
-};
-
-struct GuardedValue {
-    Root root;
-    Expected expected;
-};
-
-// An attribute of an ordinary object: its class, what that has under the name, and what the object itself has (or null).
-struct GuardedAttribute {
-    Root root;
+    Expected holder;
     PyObject *name;
-    Expected kind, member, value;
-    bool is_missing;
+
+    PyObject *value() const {
+        if (name != nullptr) return PyDict_GetItem(holder.object, name);
+        return PyCell_Check(holder.object) ? PyCell_GET(holder.object) : referent(holder);
+    }
+    bool is_name() const { return name != nullptr || PyCell_Check(holder.object); }
+};
+
+// One step from an object to another, without the user's code. trace/identities.py makes them.
+struct Step {
+    enum class Kind { item, dict, attribute, slot, of_class } kind;
+    PyObject *key;
+    Expected type, member;  // the owner's class, and what that has under the name of an attribute or a slot
+    bool falls_back;        // to that, where the owner itself has nothing
+};
+
+// What a value must be: one object, or a container of these very keys and items; a set has strings and integers as keys.
+struct Identities {
+    PyTypeObject *container;  // null: one object
+    Expected object;
+    std::vector<Identities> keys, items;
+
+    bool are(PyObject *value) const {
+        if (container == nullptr) return object.is(value);
+        if (Py_TYPE(value) != container) return false;
+        if (PyList_Check(value) || PyTuple_Check(value)) {
+            PyObject *const *const values = PySequence_Fast_ITEMS(value);
+            const auto size = static_cast<std::size_t>(Py_SIZE(value));
+            if (size != items.size()) return false;
+            for (std::size_t i = 0; i < size; ++i) {
+                if (!items[i].are(values[i])) return false;
+            }
+            return true;
+        }
+        if (PyAnySet_Check(value)) {
+            if (static_cast<std::size_t>(PySet_GET_SIZE(value)) != keys.size()) return false;
+            for (const Identities &key : keys) {
+                if (PySet_Contains(value, key.object.object) != 1) return false;
+            }
+            return true;
+        }
+        if (static_cast<std::size_t>(PyDict_Size(value)) != items.size()) return false;
+        PyObject *key = nullptr, *item = nullptr;
+        std::size_t i = 0;
+        for (Py_ssize_t at = 0; PyDict_Next(value, &at, &key, &item) != 0; ++i) {
+            if (!keys[i].are(key) || !items[i].are(item)) return false;
+        }
+        return true;
+    }
+};
+
+struct GuardedRead {
+    Root root;
+    std::vector<Step> steps;
+    Identities expected;
 };
 
 struct GuardedMember {
@@ -151,7 +207,7 @@ public:
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
           context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
           config_(pointer(d, "config")), generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), guards_(pointer(d, "guards")),
-          changes_(pointer(d, "changes")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
+          changes_(pointer(d, "changes")), missing_(pointer(d, "missing")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
           has_threads_(py::cast<bool>(d["has_threads"])) {
         for (const py::handle item : d["arguments"]) {
             const auto t = py::cast<py::tuple>(item);
@@ -167,13 +223,11 @@ public:
             const auto t = py::cast<py::tuple>(item);
             gradients_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<bool>(t[2])});
         }
-        for (const py::handle item : d["values"]) {
+        for (const py::handle item : d["reads"]) {
             const auto t = py::cast<py::tuple>(item);
-            values_.push_back({root(t[0]), expected(t[1])});
-        }
-        for (const py::handle item : d["attributes"]) {
-            const auto t = py::cast<py::tuple>(item);
-            attributes_.push_back({root(t[0]), t[1].ptr(), expected(t[2]), expected(t[3]), expected(t[4]), t[4].is_none()});
+            GuardedRead read = {root(t[0]), {}, identities(t[2])};
+            for (const py::handle part : t[1]) read.steps.push_back(step(py::cast<py::tuple>(part)));
+            reads_.push_back(std::move(read));
         }
         for (const py::handle item : d["members"]) {
             const auto t = py::cast<py::tuple>(item);
@@ -259,7 +313,25 @@ private:
     static Expected expected(const py::handle &object) { return {object.ptr(), PyWeakref_CheckRef(object.ptr()) != 0}; }
     static Root root(const py::handle &object) {
         const auto pair = py::cast<py::tuple>(object);
-        return {pair[0].ptr(), none_to_null(pair[1])};
+        return {expected(pair[0]), none_to_null(pair[1])};
+    }
+    static Step step(const py::tuple &parts) {
+        const auto kind = py::cast<std::string>(parts[0]);
+        const Expected none = {nullptr, false};
+        const Expected type = expected(parts[1]);
+        if (kind == "dict") return {Step::Kind::dict, nullptr, type, none, false};
+        if (kind == "item") return {Step::Kind::item, parts[2].ptr(), type, none, false};
+        if (kind == "class") return {Step::Kind::of_class, parts[2].ptr(), type, none, false};
+        if (kind == "slot") return {Step::Kind::slot, parts[2].ptr(), type, expected(parts[3]), false};
+        return {Step::Kind::attribute, parts[2].ptr(), type, expected(parts[3]), py::cast<bool>(parts[4])};
+    }
+    static Identities identities(const py::handle &object) {
+        const auto parts = py::cast<py::tuple>(object);
+        if (parts[0].is_none()) return {nullptr, expected(parts[1]), {}, {}};
+        Identities found = {reinterpret_cast<PyTypeObject *>(parts[0].ptr()), {nullptr, false}, {}, {}};
+        for (const py::handle key : parts[1]) found.keys.push_back(identities(key));
+        for (const py::handle item : parts[2]) found.items.push_back(identities(item));
+        return found;
     }
     static std::string value_of(const char *name) {
         const char *const value = std::getenv(name);
@@ -365,21 +437,17 @@ private:
             const bool is_none = !is_tensor(tensor) || slot(tensor, layout_.grad) == Py_None;
             if (is_none != guard.is_none) return false;
         }
-        for (const GuardedValue &guard : values_) {
-            PyObject *const value = guard.root.value();
-            if (value == nullptr || !guard.expected.is(value)) return false;
-        }
-        for (const GuardedAttribute &guard : attributes_) {
+        for (const GuardedRead &guard : reads_) {
             if (!holds(guard)) return false;
         }
         for (const GuardedMember &guard : members_) {
             PyObject *const kind = referent(guard.kind);
-            if (kind == Py_None) continue;  // gone, and with it all that could be called
+            if (kind == nullptr) continue;  // gone, and with it all that could be called
             if (!guard.member.is(_PyType_Lookup(reinterpret_cast<PyTypeObject *>(kind), guard.name))) return false;
         }
         for (const GuardedFunction &guard : functions_) {
             PyObject *const function = referent(guard.function);
-            if (function == Py_None) continue;
+            if (function == nullptr) continue;
             if (PyFunction_GET_CODE(function) != guard.code || PyFunction_GET_DEFAULTS(function) != guard.defaults) return false;
         }
         for (PyObject *const snapshot : optimizers_) {
@@ -394,29 +462,71 @@ private:
         return true;
     }
 
-    // Borrowed: the type or function lives at least as long as the weak reference says so, under the GIL.
-    static PyObject *referent(const Expected &reference) {
-        if (!reference.is_weak) return reference.object;
-#if PY_VERSION_HEX >= 0x030D0000
-        PyObject *now = nullptr;
-        if (PyWeakref_GetRef(reference.object, &now) <= 0) return Py_None;
-        Py_DECREF(now);
-        return now;
-#else
-        return PyWeakref_GetObject(reference.object);
-#endif
+    // Whether what user code read is still the same objects, at the same places.
+    bool holds(const GuardedRead &guard) const {
+        PyObject *value = guard.root.value();
+        if (value == nullptr && !guard.root.is_name()) return false;
+        for (const Step &step : guard.steps) {
+            if (value == nullptr || !follow(step, value)) return false;
+        }
+        return guard.expected.are(or_missing(value));
     }
 
-    bool holds(const GuardedAttribute &guard) const {
-        static PyObject *const dict = interned("__dict__");
-        PyObject *const owner = guard.root.value();
-        if (owner == nullptr || !guard.kind.is(reinterpret_cast<PyObject *>(Py_TYPE(owner)))) return false;
-        PyObject *const member = _PyType_Lookup(Py_TYPE(owner), guard.name);
-        if (!guard.member.is(member)) return false;
-        const py::object state = attribute(owner, dict);
-        if (!PyDict_Check(state.ptr())) return false;
-        PyObject *const value = PyDict_GetItem(state.ptr(), guard.name);
-        return guard.is_missing ? value == nullptr : value != nullptr && guard.value.is(value);
+    PyObject *or_missing(PyObject *value) const { return value != nullptr ? value : missing_; }
+
+    // Goes from `value` to what a step leads to, null where nothing is there; false where the way is another now. Whoever
+    // holds the value holds what is in it, so that all stays borrowed.
+    bool follow(const Step &step, PyObject *&value) const {
+        PyTypeObject *const type = Py_TYPE(value);
+        if (!step.type.is(reinterpret_cast<PyObject *>(type))) return false;
+        switch (step.kind) {
+        case Step::Kind::dict:
+            value = dict_of(value);
+            return value != nullptr;
+        case Step::Kind::item:
+            return follow_item(step.key, value);
+        case Step::Kind::of_class:
+            value = _PyType_Lookup(reinterpret_cast<PyTypeObject *>(value), step.key);
+            return true;
+        default:
+            break;
+        }
+        PyObject *const member = _PyType_Lookup(type, step.key);
+        if (!step.member.is(or_missing(member))) return false;
+        if (step.kind == Step::Kind::slot) {
+            const PyMemberDef *const definition = reinterpret_cast<PyMemberDescrObject *>(member)->d_member;
+            if (definition->type != T_OBJECT_EX) return false;
+            value = slot(value, definition->offset);
+            return true;
+        }
+        PyObject *const state = dict_of(value);
+        if (state == nullptr) return false;
+        value = PyDict_GetItem(state, step.key);
+        if (value == nullptr && step.falls_back) value = member;
+        return true;
+    }
+
+    // Of a dict, a list or a tuple.
+    static bool follow_item(PyObject *key, PyObject *&value) {
+        if (PyDict_Check(value)) {
+            value = PyDict_GetItem(value, key);
+            return true;
+        }
+        if (!PyLong_CheckExact(key)) return false;
+        const Py_ssize_t size = Py_SIZE(value), given = PyLong_AsSsize_t(key), index = given < 0 ? given + size : given;
+        if (index < 0 || index >= size) {
+            PyErr_Clear();
+            return false;
+        }
+        value = PyList_CheckExact(value) ? PyList_GET_ITEM(value, index) : PyTuple_GET_ITEM(value, index);
+        return true;
+    }
+
+    // Borrowed from the object; null where it has none.
+    static PyObject *dict_of(PyObject *object) {
+        static PyObject *const name = interned("__dict__");
+        const py::object state = attribute(object, name);
+        return PyDict_Check(state.ptr()) ? state.ptr() : nullptr;
     }
 
     // Whether all that an optimizer's snapshot lists is still the same objects, in the same order.
@@ -531,13 +641,12 @@ private:
     }
 
     Layout layout_;
-    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *config_, *generation_, *blocks_, *guards_, *changes_, *finish_;
+    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *config_, *generation_, *blocks_, *guards_, *changes_, *missing_, *finish_;
     double *numbers_;
     std::vector<Argument> arguments_;
     std::vector<GuardedTensor> tensors_;
     std::vector<GuardedGradient> gradients_;
-    std::vector<GuardedValue> values_;
-    std::vector<GuardedAttribute> attributes_;
+    std::vector<GuardedRead> reads_;
     std::vector<GuardedMember> members_;
     std::vector<GuardedFunction> functions_;
     std::vector<PyObject *> optimizers_, checks_, slots_, written_list_;

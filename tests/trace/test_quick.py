@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+import types
 import weakref
 
 import numpy as np
@@ -171,6 +172,116 @@ def test_what_changes_between_calls_takes_effect(change):
             assert found == pytest.approx(expected, rel=1e-5)
     finally:
         FACTOR = 1.0
+
+
+class Holder:
+    """Keeps what a step reads, in all ways in which Python keeps things."""
+
+    of_class = 3.0
+    overridden = 4.0
+
+    def __init__(self):
+        self.scale = 0.5
+        self.weights = [pg.ones(4), pg.ones(4) * 2]
+        self.named = {"a": pg.ones(4), "deep": {"list": [1.5, (2.5, pg.ones(4))]}}
+        self.slotted = Slotted()
+        self.plain = types.SimpleNamespace(rate=0.25)
+        self.code = types.ModuleType("settings")
+        self.code.__file__, self.code.factor = __file__, 1.25
+        self.kind = type("Settings", (), {"bias": 0.75})
+        self.net = Net()
+
+
+class Slotted:
+    __slots__ = ("rate",)
+
+    def __init__(self):
+        self.rate = 0.125
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factors = [2.0, 3.0]
+        self.by_name = {"bias": 1.0}
+
+    def forward(self, x):
+        for factor in self.factors:
+            x = x * factor
+        return x + self.by_name["bias"]
+
+
+def make_read_step(holder):
+    local = {"x": [1.0, 2.0]}
+
+    def step(x):
+        for weight in holder.weights:
+            x = x * weight
+        x = x * holder.weights[-1] + holder.named["a"] * holder.named["deep"]["list"][1][0]
+        x = x * holder.scale + holder.of_class - holder.overridden + holder.slotted.rate
+        x = x * holder.plain.rate + holder.code.factor * holder.kind.bias + local["x"][0]
+        return holder.net(x)
+
+    return step, local
+
+
+REPLACEMENTS = {
+    "attribute": lambda h, _: setattr(h, "scale", 0.75),
+    "item": lambda h, _: h.weights.__setitem__(0, pg.ones(4) * 3),
+    "order": lambda h, _: h.weights.reverse(),
+    "longer": lambda h, _: h.weights.append(pg.ones(4) * 3),
+    "shorter": lambda h, _: h.weights.pop(0),
+    "list": lambda h, _: setattr(h, "weights", (pg.ones(4) * 5, pg.ones(4))),
+    "key": lambda h, _: h.named.update(a=pg.ones(4) * 7),
+    "deep": lambda h, _: h.named["deep"]["list"].__setitem__(1, (9.0,)),
+    "class": lambda h, _: setattr(Holder, "of_class", 5.0),
+    "hidden by the object": lambda h, _: setattr(h, "overridden", 6.0),
+    "slot": lambda h, _: setattr(h.slotted, "rate", 1.0),
+    "slotted object": lambda h, _: setattr(h, "slotted", types.SimpleNamespace(rate=2.0)),
+    "namespace": lambda h, _: setattr(h.plain, "rate", 2.0),
+    "module": lambda h, _: setattr(h.code, "factor", 2.0),
+    "attribute of a class": lambda h, _: setattr(h.kind, "bias", 2.0),
+    "property": lambda h, _: setattr(Holder, "scale", property(lambda self: 8.0)),
+    "list of a network": lambda h, _: h.net.factors.append(2.0),
+    "dict of a network": lambda h, _: h.net.by_name.update(bias=3.0),
+    "local": lambda h, local: local["x"].__setitem__(0, 7.0),
+    "gone": lambda h, _: h.named["deep"]["list"].pop(),
+}
+
+
+@pytest.mark.parametrize("way", REPLACEMENTS)
+def test_what_was_read_anywhere_is_compared_natively_and_takes_effect(way, monkeypatch):
+    monkeypatch.setattr(Holder, "of_class", 3.0)
+    holder = Holder()
+    eager, local = make_read_step(holder)
+    step = pg.compile(eager, strict=True)
+    x = np.ones(4, np.float32)
+    step(x), step(x)
+    assert quick(step, x) is not NotImplemented
+    assert not step._latest.captured.guards.description()["checks"]  # not one line of Python
+    try:
+        REPLACEMENTS[way](holder, local)
+        assert quick(step, x) is NotImplemented
+        try:
+            expected = eager(pg.from_numpy(x)).numpy()
+        except IndexError:
+            with pytest.raises(IndexError):
+                step(x)
+        else:
+            np.testing.assert_allclose(step(x).numpy(), expected, rtol=1e-6)
+    finally:
+        if "scale" in vars(Holder):
+            del Holder.scale
+
+
+def test_equal_objects_in_the_place_of_others_run_the_same_step():
+    numbers = [float("2.5"), float("3.5")]
+    step = pg.compile(lambda x: x * numbers[0] * numbers[1], strict=True)
+    step(X), step(X)
+    numbers[:] = [float("2.5"), float("3.5")]
+    assert quick(step, X) is NotImplemented
+    np.testing.assert_allclose(step(X).numpy(), X * 8.75, rtol=1e-6)
+    assert step.cache_info().steps == 1
 
 
 @pytest.mark.parametrize("stance", ["block", "assigned", "assigned again", "environment"])
