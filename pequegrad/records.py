@@ -1,7 +1,8 @@
 """Immutable objects, for the modules that every import of the package, or every start from a warm cache, loads.
 
 `dataclasses` writes and compiles the text of each class's methods when the class is made; for some fifteen classes that
-is a tenth of the time that NumPy takes to import. What loads only where a step is made uses dataclasses.
+is a tenth of the time that NumPy takes to import, and for the records of the code generator as long as it takes to plan a
+small step. What comes in small numbers and loads only where a step is made, or is saved, uses dataclasses.
 
 Invariant: nobody sees a field of a `Frozen` object change, unless it goes through `object.__setattr__`.
 """
@@ -21,6 +22,7 @@ else:
 
 
 Kind = TypeVar("Kind", bound=type)
+Made = TypeVar("Made")
 
 
 class Frozen:
@@ -81,19 +83,31 @@ def entity(kind: Kind) -> Kind:
     return _with_fields(kind, Entity)
 
 
+def fields(made: Any) -> dict[str, Any]:
+    """Return the fields of a record or entity by name, in order."""
+    return dict(zip(made.__slots__, made.values()))
+
+
+def replace(made: Made, **changes: Any) -> Made:
+    """Return a record or entity like ``made`` but for the fields that are named."""
+    return type(made)(**{**fields(made), **changes})
+
+
 def _with_fields(kind: Any, base: type[Entity]) -> Any:
     names = tuple(vars(kind).get("__annotations__", ()))
     left_out = {*names, "__dict__", "__weakref__"}
     members = {name: value for name, value in vars(kind).items() if name not in left_out}
-    made: Any = type(kind)(kind.__name__, (base,), {**members, "__slots__": names})
+    bases = (*[other for other in kind.__bases__ if other is not object], base)
+    made: Any = type(kind)(kind.__name__, bases, {**members, "__slots__": names})
     defaults = {name: vars(kind)[name] for name in names if name in vars(kind)}
-    # One function of its own for each class: nodes and values are made by the thousand.
+    # Functions of its own for each class: nodes, values and what kernels are made of come by the thousand.
     setters = {f"_set_{name}": vars(made)[name].__set__ for name in names}
     parameters = "".join(f", {name}=_defaults[{name!r}]" if name in defaults else f", {name}" for name in names)
     body = "; ".join(f"_set_{name}(self, {name})" for name in names) or "pass"
+    values = "".join(f"self.{name}, " for name in names)
     scope: dict[str, Any] = {"_defaults": defaults, **setters}
-    exec(f"def __init__(self{parameters}): {body}", scope)
-    made.__init__ = scope["__init__"]
+    exec(f"def __init__(self{parameters}): {body}\ndef values(self): return ({values})", scope)
+    made.__init__, made.values = scope["__init__"], scope["values"]
     return made
 
 

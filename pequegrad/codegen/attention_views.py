@@ -6,9 +6,9 @@ Invariant: tiles are those of cuda/attention.h: 64 queries; of a gradient, 64 qu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..dtypes import DType
+from ..records import record
 from .plan import Access, Attention
 from .views import AttentionView, KernelHead, attention_view
 
@@ -18,7 +18,7 @@ ROWS = 64
 MANY_FEATURES = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttentionBody:
     """Attention for threads. ``depth``: features of a tile; ``widths``: elements of each input that are read as one."""
 

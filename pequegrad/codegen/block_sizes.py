@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+from ..records import record, replace
 from ..targets import Target
 from . import schedule
 from .launch import MULTIPROCESSORS
@@ -20,7 +20,7 @@ from .schedule import BYTE_COST, CALL_COST
 from .slices import Cut, part_of
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Demand:
     """What kernels ask for that could run block by block, on ``units`` samples.
 
@@ -58,7 +58,7 @@ class Demand:
         return assign_offsets([replace(life, nbytes=life.nbytes * size) for life in self.lives])[1]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cutting:
     """Samples of a block, chunks in which blocks are dealt out, and the nanoseconds that this saves."""
 

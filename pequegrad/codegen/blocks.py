@@ -10,9 +10,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..ops.core import REGISTRY
+from ..records import record, replace
 from . import schedule
 from .block_sizes import Cutting, Demand
 from .lanes import Part, samples_last, side_by_side
@@ -65,7 +66,7 @@ Choose = Callable[[Demand], Cutting | None]
 """Says how samples are cut into blocks, if at all."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Manner:
     """How blocks are made: for vectors of ``lanes`` elements, as ``choose`` says; ``arranged`` puts what stays outside into
     phases."""

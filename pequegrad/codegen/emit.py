@@ -5,16 +5,15 @@ Invariant: the text depends on the plan and the target alone (no paths, dates, i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..dtypes import DType
 from ..ops.core import Family
+from ..records import record, replace
 from ..targets import Target
 from . import thread_views, views
 from .launch import MOST_BLOCKS, is_cooperative
@@ -35,7 +34,7 @@ MOST_USES = 3
 MOST_NAMES = 3
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """One call of an emitted kernel: its arguments as C text, and where they stand among those of its phase.
 
@@ -53,7 +52,7 @@ class Call:
     waits: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ZeroView:
     """Memory that a chunk of blocks clears at its begin, as C text, what it is called in its phase, and its size."""
 
@@ -63,7 +62,7 @@ class ZeroView:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BlocksView:
     """The grid of a phase that runs its calls block by block; ``begin``, ``bytes``: each worker's own part of the arena,
     of which there are ``workers``, or (``begin`` is 0) of a thread block's shared memory, of which it has at most
@@ -80,7 +79,7 @@ class BlocksView:
     most_shared: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PhaseView:
     """Calls between two barriers; ``is_guarded``: a phase before it can fail.
 
@@ -103,7 +102,7 @@ class PhaseView:
     grid: BlocksView | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SlotView:
     """A passed buffer: its bytes, which way it goes, and what people call it, as the text of a C string."""
 
@@ -114,7 +113,7 @@ class SlotView:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepView:
     """The whole file. ``arguments``: what ``step.argument`` of each number is, for people. ``is_timed``: each worker
     writes the time into one more argument, int64 (workers, ``marks``): at the start, after each call of a phase, and
@@ -198,7 +197,7 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
                 phases.append(_phase_view(plan, len(phases), launched, phase_functions, can_fail, phase.blocks, target))
                 can_fail = can_fail or phases[-1].can_fail
     if phases:
-        phases[-1] = dataclasses.replace(phases[-1], is_last=True)
+        phases[-1] = replace(phases[-1], is_last=True)
     headers = dict.fromkeys(header for kernel in plan.kernels for header in target.headers_of(kernel.family))
     if any(isinstance(s, Compute) and isinstance(s.op.lowering, Family) for k in plan.kernels for s in statements(k)):
         headers[target.random_header] = None
@@ -224,7 +223,7 @@ def _said_of(kernel: Kernel) -> tuple[str, ...]:
     return (where, what) if where else (what,)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Body:
     """What a kernel, or a part of it up to a barrier, does: its text, its parameters, and what it takes of a device."""
 
@@ -235,8 +234,8 @@ class _Body:
 
     def moved(self, buffers: dict[int, int]) -> _Body:
         """Return the body on other buffers."""
-        pointers = [dataclasses.replace(p, buffer=buffers.get(p.buffer, p.buffer)) for p in self.pointers]
-        return dataclasses.replace(self, pointers=tuple(pointers))
+        pointers = [replace(p, buffer=buffers.get(p.buffer, p.buffer)) for p in self.pointers]
+        return replace(self, pointers=tuple(pointers))
 
 
 class _Bodies:
@@ -261,7 +260,7 @@ class _Bodies:
         return tuple([body.moved(dict(zip(twin, buffers, strict=True))) for body in bodies_of_twin])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Function:
     """An emitted function. ``uses``: the comments of the kernels that it serves, each once, in order."""
 
@@ -270,7 +269,7 @@ class _Function:
     uses: dict[tuple[str, ...], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Part:
     """A body that is called in a phase; ``is_shared``: an earlier call's function serves it too."""
 
@@ -364,7 +363,7 @@ def _parameter(plan: StepPlan, text: str, pointer: Pointer, parameters: dict[str
     before = parameters.get(text)
     is_written = pointer.is_written or (before is not None and before.is_written)
     name = before.name if before is not None else f"p{len(parameters)}"
-    parameters[text] = dataclasses.replace(pointer, name=name, is_written=is_written)
+    parameters[text] = replace(pointer, name=name, is_written=is_written)
     return name
 
 

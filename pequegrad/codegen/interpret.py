@@ -11,7 +11,6 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..errors import CompilerBug, IndexOutOfRange
 from ..ops.core import REGISTRY, Family
+from ..records import replace
 from . import schedule
 from .plan import (
     Access,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from ..errors import CompilerBug, NotCompilable
 from ..ops.core import REGISTRY, Expression, Family
+from ..records import replace
 from ..trace.graph import Value
 from . import schedule
 from .expressions import POSITIONS

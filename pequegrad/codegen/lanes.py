@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
+from ..records import record, replace
 from . import schedule
 from .kernels import merged, strides_of
 from .layout import contiguous_strides, merge_plan
@@ -47,7 +47,7 @@ POSITIONAL = ("argmax", "argmin")
 """Monoids whose result is a place in the row, so that the order of a row's axes is part of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Part:
     """A kernel for one block of samples, the axis that was cut for it, and how its buffers move from block to block."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
+from ..records import record
 from ..trace.graph import Value
 
 Axes = tuple[tuple[int, str], ...]
@@ -26,7 +26,7 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """A view of the memory of ``root``, a value that has memory of its own (contiguous, in its own shape)."""
 

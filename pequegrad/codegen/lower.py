@@ -6,13 +6,13 @@ Invariant: whatever this leaves out is refused with NotCompilable, which names t
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import math
 from typing import Any
 
 from ..errors import NotCompilable
 from ..ops.core import REGISTRY, Expression, Family, Reduction, View
+from ..records import replace
 from ..targets import Target
 from ..trace.graph import Graph, Node, Value
 from . import schedule
@@ -49,11 +49,11 @@ def _with_precision(plan: StepPlan, precision: str) -> StepPlan:
     phases = []
     for phase in plan.phases:
         kernels = tuple(
-            dataclasses.replace(kernel, precision=precision) if isinstance(kernel, Contract | Conv2d) else kernel
+            replace(kernel, precision=precision) if isinstance(kernel, Contract | Conv2d) else kernel
             for kernel in phase.kernels
         )
-        phases.append(dataclasses.replace(phase, kernels=kernels))
-    return dataclasses.replace(plan, phases=tuple(phases))
+        phases.append(replace(phase, kernels=kernels))
+    return replace(plan, phases=tuple(phases))
 
 
 def memory_report(plan: StepPlan) -> MemoryReport:
@@ -465,10 +465,10 @@ class _Lowering:
         """Return a kernel cut as was chosen."""
         if isinstance(kernel, Contract):
             tile = self.choices.tile(schedule.product_of(kernel))
-            return dataclasses.replace(kernel, tile=tile) if tile else kernel
+            return replace(kernel, tile=tile) if tile else kernel
         if isinstance(kernel, Conv2d) and kernel.kind == "grad_weight":
             chunks = schedule.weight_chunks(kernel.shape, self.choices.weight_chunks)
-            return dataclasses.replace(kernel, shape=dataclasses.replace(kernel.shape, weight_chunks=chunks))
+            return replace(kernel, shape=replace(kernel.shape, weight_chunks=chunks))
         return kernel
 
 

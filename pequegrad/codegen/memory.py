@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from ..records import record
 
 ALIGNMENT = 64
 
@@ -15,7 +16,7 @@ MOST_COMPARED = 500
 """Up to so many buffers, a placement that takes quadratic time is tried as well."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lifetime:
     """A buffer of ``nbytes`` that is alive from phase ``first`` to phase ``last``, both included."""
 
@@ -24,7 +25,7 @@ class Lifetime:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MemoryReport:
     """The arena of a plan, what each worker has for its blocks of samples included, beside the most bytes that are alive in
     one phase: no arena can be smaller."""

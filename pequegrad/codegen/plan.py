@@ -6,15 +6,15 @@ what a target adds is only how fast. Axes of a kernel's domain are written outer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..dtypes import DType
 from ..ops.core import Op
+from ..records import record
 from ..trace.graph import Location, Params
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """How a buffer's dimensions lie in memory: their order, outermost first, and padding of the leading stride."""
 
@@ -33,7 +33,7 @@ class Layout:
         return tuple(result)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Buffer:
     """Memory of one value. ``scope``: "argument", "state", "scalar", "constant", "result" (pointers passed at each
     call, at position ``slot``), "arena" (at byte ``offset`` of the step's arena), or "local" (of one block of samples, at
@@ -66,7 +66,7 @@ class Buffer:
         return self.size * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Axis:
     """One axis of a kernel's domain. ``role``: "outer", "tile", "lane" or "reduce"."""
 
@@ -75,7 +75,7 @@ class Axis:
     role: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Access:
     """Element of ``buffer`` at ``offset + Σ strides[i]·index[i]`` over the kernel's domain; stride 0 broadcasts."""
 
@@ -88,7 +88,7 @@ class Access:
         return not any(self.strides)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Load:
     """Variable ``dst`` := the element that ``access`` addresses."""
 
@@ -97,7 +97,7 @@ class Load:
     access: Access
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compute:
     """Variable ``dst`` := ``op`` of variables; ``expression`` is the op's C text with its placeholders."""
 
@@ -113,7 +113,7 @@ class Compute:
     (``buffer`` is -1)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Store:
     """Write variable ``src`` to where ``access`` addresses."""
 
@@ -124,7 +124,7 @@ class Store:
 Statement = Load | Compute | Store
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Accumulate:
     """Row-level variable ``dst`` := the reduction of variable ``src`` over the inner axes, with a monoid."""
 
@@ -134,7 +134,7 @@ class Accumulate:
     src: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Origin:
     """What a kernel computes, for people: source lines, op names, result specs."""
 
@@ -147,7 +147,7 @@ class Origin:
         return f"{lines + ': ' if lines else ''}{' '.join(self.ops)} -> {self.result}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Map:
     """Pointwise over ``extents`` (collapsed as far as all accesses allow; the last axis is the lane axis)."""
 
@@ -158,7 +158,7 @@ class Map:
     family = "map"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stage:
     """One sweep over a row, then what follows once per row.
 
@@ -172,7 +172,7 @@ class Stage:
     outer: tuple[Statement, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Row:
     """Reductions over the inner axes with pointwise work before, between and after: sums, softmax, norms, moments.
 
@@ -193,7 +193,7 @@ class Row:
         return self.lane_axis < len(self.outer)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Contract:
     """out[b…, m, n] = Σ_k a[b…, m, k] · b[b…, k, n], then ``epilogue`` over (b…, m, n) with the sum as variable 0.
 
@@ -217,7 +217,7 @@ class Contract:
     family = "contract"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConvShape:
     """Sizes of a 2-D convolution in NCHW; each place of an image has ``lanes`` elements that do not meet."""
 
@@ -246,7 +246,7 @@ class ConvShape:
         return self.O * (self.C // self.groups) * self.KH * self.KW
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Conv2d:
     """A convolution or one of its gradients (``kind``: "forward", "grad_input", "grad_weight"), then ``epilogue``.
 
@@ -268,7 +268,7 @@ class Conv2d:
     family = "conv2d"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PoolShape:
     """Sizes of a 2-D window op over ``planes`` = N·C planes of H·W places, each of ``lanes`` elements that do not meet."""
 
@@ -289,7 +289,7 @@ class PoolShape:
     lanes: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Window:
     """Pooling and its transposes (``kind``: "max_pool2d", "window_take", "window_put", "avg_pool2d",
     "avg_pool2d_grad") on contiguous buffers; ``inputs`` and ``outputs`` in the order of the op's."""
@@ -304,7 +304,7 @@ class Window:
     family = "window"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Index:
     """Gather or scatter-add along one dimension of data seen as (outer, extent, inner), or a check of indices alone.
 
@@ -332,7 +332,7 @@ class Index:
     family = "index"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scan:
     """Running sum along the middle of (outer, extent, inner), contiguous."""
 
@@ -347,7 +347,7 @@ class Scan:
     family = "scan"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attention:
     """Attention or its gradient (``kind``: "forward", "gradient") for each matrix of ``batch``.
 
@@ -398,7 +398,7 @@ Kernel = Map | Row | Contract | Conv2d | Window | Index | Scan | Attention
 FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan", "attention")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Walk:
     """How many elements further a buffer's part of the next block, and of the next chunk, lies."""
 
@@ -407,7 +407,7 @@ class Walk:
     chunk: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Blocks:
     """The grid of a phase whose kernels run one after another on each of ``count`` blocks of ``size`` samples.
 
@@ -428,7 +428,7 @@ class Blocks:
         return range(begin, begin + base + (chunk < extra))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Phase:
     """Kernels that may run at the same time; every worker has finished before the next phase begins.
 
@@ -441,7 +441,7 @@ class Phase:
     blocks: Blocks | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepPlan:
     """A whole step, ready to render: ``slots`` are the passed buffers in the order of the call."""
 

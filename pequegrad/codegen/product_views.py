@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..dtypes import DType, float32
+from ..records import record
 from ..targets import Target
 from .expressions import computed_as, scalar_type
 from .launch import BLOCK, BLOCK_WARPS, MULTIPROCESSORS, SHARED_BYTES, WARP
@@ -46,7 +46,7 @@ def own_shared_bytes(kernel: Kernel, target: Target) -> int:
     return _direct_bytes(kernel, form.channels) if kernel.kind == "forward" else 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tile:
     """A tile of a product: product.h's name for it, the elements of the result that a block computes, and how deep the
     steps are in which it sums (of tensor cores' tiles: 0)."""
@@ -149,7 +149,7 @@ def _chunks(tiles: int, length: int, is_alone: bool) -> int:
     return max(1, min(length // LEAST_CHUNK, MULTIPROCESSORS // max(tiles, 1), MOST_CHUNKS))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OperandView:
     """A side of a product: where a matrix of the batch begins, and how it is walked (product.h's strided_operand)."""
 
@@ -160,7 +160,7 @@ class OperandView:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProductView:
     """A body of a product. ``stage``: "whole", "chunks" (sums of parts of k, into scratch) or "combine" (of these)."""
 
@@ -261,7 +261,7 @@ MOST_POSITION_CHUNKS = 64
 LEAST_POSITIONS = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConvForm:
     """How a convolution is summed: by tiles of a product, or directly, ``channels`` of the output by each thread or an
     element of the weight's gradient by ``threads`` of them."""
@@ -273,7 +273,7 @@ class ConvForm:
     threads: int = BLOCK
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConvBodyView:
     """A body of a convolution. ``stage``: "whole", "chunks" or "combine"; ``run``: as in views.Conv2dView."""
 

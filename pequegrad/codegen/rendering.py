@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from ..dtypes import DType, int64
 from ..errors import CompilerBug
+from ..records import record
 from .expressions import computed_as, is_literal, render_expression, rounded, scalar_type, vector_type
 from .plan import Access, Accumulate, Compute, Load, Statement
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Term:
     """One addend of an address or index: loop variable times stride."""
 
@@ -24,7 +25,7 @@ class Term:
     stride: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Address:
     """``pointer + offset + Σ terms`` for the first lane, and the stride from lane to lane."""
 
@@ -34,7 +35,7 @@ class Address:
     lane_stride: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_scalar", "let" (``type`` name =
     text), "keep" (name = text), "splat", "store", "store_strided", "store_scalar". ``type`` of a splat is what lanes are made of."""
@@ -64,7 +65,7 @@ class Line:
         return re.search(rf"\b{name}\b", self.text) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pointer:
     """A parameter of an emitted kernel: a buffer of the plan or, with an ``offset``, the kernel's own place in the arena."""
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from ..ops.core import Op
 from ..ops.sharding import REPLICATED, Mapped, Partial, Replicated, Sharding
+from ..records import entity, replace
 from ..trace.graph import Graph, Node, Value
 from .plan import Attention, Axis, Contract, Conv2d, Kernel, Map, Phase, Row, StepPlan, Window
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@entity
 class ShardedGraph:
     """How each value is spread over the blocks of one axis, and before which nodes blocks must be combined."""
 

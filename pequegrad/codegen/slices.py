@@ -7,9 +7,9 @@ an axis that it sums over gives a share of the sums instead.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
+from ..records import record, replace
 from .plan import (
     Access,
     Compute,
@@ -33,7 +33,7 @@ COMBINED = ("sum", "prod", "max", "min", "any", "all")
 """Monoids whose shares combine by the monoid itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cut:
     """An axis of a kernel that can be cut. ``name``: the record's field or group of axes; ``at``: the place in it.
     ``is_sum``: the kernel sums over the axis."""
@@ -44,7 +44,7 @@ class Cut:
     is_sum: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reach:
     """What a kernel touches of a buffer for one unit of a cut axis: elements ``low`` … ``high`` of a buffer whose next
     unit lies ``shift`` further; 0: the same for all units."""

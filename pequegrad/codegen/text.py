@@ -5,13 +5,13 @@ Invariant: equal texts render to equal sources; no path but a source file's last
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import re
 from typing import Any
 
+from ..dtypes import DType
 from ..ops.core import Op
-from ..trace.graph import Location, format_param
+from ..records import Record, fields
+from ..trace.graph import format_param
 from .plan import Kernel, StepPlan
 
 
@@ -50,15 +50,14 @@ def _kernel_lines(kernel: Kernel) -> list[str]:
 
 def _field_lines(kernel: Kernel) -> list[str]:
     lines: list[str] = []
-    for item in dataclasses.fields(kernel):
-        value = getattr(kernel, item.name)
-        if item.name in ("name", "origin"):
+    for name, value in fields(kernel).items():
+        if name in ("name", "origin"):
             continue
-        if isinstance(value, tuple) and value and _fields_of(type(value[0])) is not None:  # type: ignore[arg-type]
-            lines.append(f"      {item.name}:")
-            lines.extend(f"        {_text(part)}" for part in value)
+        if isinstance(value, tuple) and value and isinstance(value[0], Record):
+            lines.append(f"      {name}:")
+            lines.extend([f"        {_text(part)}" for part in value])
         else:
-            lines.append(f"      {item.name}={_text(value)}")
+            lines.append(f"      {name}={_text(value)}")
     return lines
 
 
@@ -68,17 +67,10 @@ def _text(value: Any) -> str:
         return repr(value)
     if kind is tuple:
         return "[" + ",".join([_text(part) for part in value]) + "]"
-    fields = _fields_of(kind)  # type: ignore[arg-type]
-    if fields is not None:
-        return f"{kind.__name__}({' '.join([f'{name}={_text(getattr(value, name))}' for name in fields])})"
-    if kind is Location:
-        return str(value)
+    if kind is DType:
+        return value.name
+    if isinstance(value, Record):
+        return f"{kind.__name__}({' '.join([f'{name}={_text(part)}' for name, part in fields(value).items()])})"
     if isinstance(value, type) and issubclass(value, Op):
         return value.name
     return format_param(value)
-
-
-@functools.cache
-def _fields_of(kind: type) -> tuple[str, ...] | None:
-    """Return the names of a dataclass's fields; None for another class."""
-    return tuple([f.name for f in dataclasses.fields(kind)]) if dataclasses.is_dataclass(kind) else None

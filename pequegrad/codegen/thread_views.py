@@ -6,14 +6,13 @@ is settled here.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..dtypes import DType
 from ..errors import CompilerBug
+from ..records import record, replace
 from ..targets import Target
 from .attention_views import attention_body
 from .expressions import scalar_type, vector_type
@@ -57,7 +56,7 @@ SHORT_ROW = 16
 __all__ = ["scratch_bytes", "views_of"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PackedAccess:
     """Neighbours that are read or written as one, held in the array ``name``."""
 
@@ -66,7 +65,7 @@ class PackedAccess:
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ElementView:
     """A pointwise kernel over ``count`` elements; ``unit`` counts them, or vectors of ``width`` of them.
 
@@ -89,7 +88,7 @@ class ElementView:
         return -(-self.count // (self.width * BLOCK))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GroupedRowView:
     """Rows of ``count`` elements, each reduced by ``threads`` threads; ``unit`` counts rows, ``element`` what is in one.
 
@@ -129,7 +128,7 @@ class GroupedRowView:
         return -(-self.rows // self.rows_per_block)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SideBySideRowView:
     """Rows side by side, a thread (or, ``is_sliced``, one thread of each warp of a block) for each lane of ``lane``.
 
@@ -227,9 +226,7 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> ElementView:
     places = (*indices[:-1], START)
     readers: list[Line | Address | str] = [*lines, *(access.address for access in (*loads, *stores)), START]
     decode = tuple(
-        dataclasses.replace(
-            loop, divisor=loop.divisor // width, extent=loop.extent // (width if loop.variable == START else 1)
-        )
+        replace(loop, divisor=loop.divisor // width, extent=loop.extent // (width if loop.variable == START else 1))
         for loop in decoded(places, extents, readers)
     )
     reads_lane = any(line.reads(indices[-1]) for line in lines)
@@ -278,7 +275,7 @@ def _packed(
             inner.append(line)
             continue
         terms = tuple(Term(START if term.variable == lane else term.variable, term.stride) for term in place.terms)
-        moved = dataclasses.replace(place, terms=terms)
+        moved = replace(place, terms=terms)
         if line.form == "load":
             loads.append(PackedAccess(f"in{len(loads)}", types[place.pointer], moved))
             inner.append(Line("let", line.name, "auto", f"{loads[-1].name}[e]"))
@@ -310,7 +307,7 @@ def _kept_in_registers(kernel: Row, stages: Sequence[StageView]) -> tuple[tuple[
                 lines[number].insert(at + 1, Line("keep", f"{place}[step]", text=name))
             else:
                 lines[number][at] = Line("let", name, vector_type(load.dtype), f"{place}[step]")
-    changed = (dataclasses.replace(stage, inner=tuple(inner)) for stage, inner in zip(stages, lines, strict=True))
+    changed = (replace(stage, inner=tuple(inner)) for stage, inner in zip(stages, lines, strict=True))
     return tuple(changed), tuple(kept)
 
 
@@ -323,8 +320,8 @@ def _until_the_end(stages: Sequence[StageView]) -> tuple[tuple[StageView, ...], 
     per_row = [line for stage in stages for line in stage.after if line.is_store]
     shared = [tuple(line for line in stage.after if not line.is_store) for stage in stages]
     kept = (
-        *(dataclasses.replace(s, after=after) for s, after in zip(stages[:-1], shared)),
-        dataclasses.replace(stages[-1], after=()),
+        *(replace(s, after=after) for s, after in zip(stages[:-1], shared)),
+        replace(stages[-1], after=()),
     )
     return kept, (*shared[-1], *per_row)
 
@@ -362,7 +359,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], is_alone: bool) -> RowBody:
     common, final = _until_the_end(stages)
     written = _pointers(final, True)
     if written & _pointers(writer.hoisted, False):  # then there is one row, and threads of others must not read
-        common = (dataclasses.replace(common[0], before=(*writer.hoisted, *common[0].before)), *common[1:])
+        common = (replace(common[0], before=(*writer.hoisted, *common[0].before)), *common[1:])
         writer.hoisted.clear()
     head = head_of(writer)
     read = [line for stage in common for part in (stage.before, stage.inner, stage.after) for line in part]
@@ -402,7 +399,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], is_alone: bool) -> RowBody:
 # --- kernels that are one call of a device function --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WindowBody:
     """A pooling kernel; its device function spreads the work over ``blocks`` by itself."""
 
@@ -415,7 +412,7 @@ class WindowBody:
         return self.body.head
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IndexBody:
     """A gather, of ``width`` elements at a time, a scatter-add or a check; its device function spreads the work by itself."""
 
@@ -429,7 +426,7 @@ class IndexBody:
         return self.body.head
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ScanBody:
     """A running sum; its device function spreads the work over ``blocks`` by itself."""
 

@@ -5,14 +5,13 @@ Invariant: a view is made of a plan's kernel alone; names, loop bounds and which
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..dtypes import DType
 from ..errors import CompilerBug
+from ..records import record, replace
 from ..targets import Target
 from .expressions import computed_as, literal, rounded, scalar_type, vector_type
 from .lanes import POSITIONAL
@@ -55,7 +54,7 @@ WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
 OWN_NAME = "KERNEL_NAME"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loop:
     """One loop over an axis, or one index decoded from a row number: ``variable = row / divisor % extent``."""
 
@@ -66,7 +65,7 @@ class Loop:
     """Nothing lies outside it, so the quotient needs no remainder."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Parameter:
     """A parameter of an emitted function object; without a name where nothing reads it."""
 
@@ -74,7 +73,7 @@ class Parameter:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KernelHead:
     """What all emitted kernels have: a name and typed pointers."""
 
@@ -91,7 +90,7 @@ class LaneView:
     shared = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MapView(LaneView):
     """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each.
 
@@ -110,7 +109,7 @@ class MapView(LaneView):
     repeats: tuple[RepeatView, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RepeatView:
     """Arithmetic on numbers that a kernel does several times: a function object, and the pointers of each time."""
 
@@ -120,7 +119,7 @@ class RepeatView:
     calls: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AccumulatorView:
     """One reduction of a stage. ``position`` is empty unless the result is one; ``value`` is its result as stored."""
 
@@ -134,7 +133,7 @@ class AccumulatorView:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageView:
     """One sweep over a row: ``before`` once per row, ``inner`` per vector, then ``after`` once per row."""
 
@@ -146,7 +145,7 @@ class StageView:
     after: tuple[Line, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RowView(LaneView):
     """A kernel of reductions. ``loops`` are the inner axes without the lane axis; ``unit`` counts rows."""
 
@@ -162,7 +161,7 @@ class RowView(LaneView):
     stages: tuple[StageView, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ContractView(LaneView):
     """A matrix product, batched, with its epilogue. ``is_whole``: its columns are whole vectors."""
 
@@ -184,7 +183,7 @@ class ContractView(LaneView):
     far_updates: tuple[UpdateView, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UpdateView:
     """A matrix that a product's epilogue changes: where one of the batch begins, bytes from row to row and of an element."""
 
@@ -193,7 +192,7 @@ class UpdateView:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ArrayView:
     """An array that a convolution's epilogue reads or writes: bytes from image to image, channel to channel, and of an element."""
 
@@ -203,7 +202,7 @@ class ArrayView:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Conv2dView(LaneView):
     """A convolution or a gradient of one. ``form``: how the names of its functions begin; ``partials``: byte offset of
     the weight gradient's chunks, or -1; ``run``: elements of a weight gradient that its epilogue walks as one,
@@ -225,7 +224,7 @@ class Conv2dView(LaneView):
     far_arrays: tuple[ArrayView, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WindowView(LaneView):
     """A pooling kernel; ``averages`` says whether it counts padding, by ``shape.count_include_pad``."""
 
@@ -238,7 +237,7 @@ class WindowView(LaneView):
     outputs: tuple[Address, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IndexView(LaneView):
     """A gather, a scatter-add or a check. ``number``: the kernel's place in the plan, for the report of a wrong index."""
 
@@ -252,7 +251,7 @@ class IndexView(LaneView):
     source: Address | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ScanView(LaneView):
     """A running sum."""
 
@@ -262,7 +261,7 @@ class ScanView(LaneView):
     out: Address
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MatrixView:
     """An operand or result of attention: where that of one matrix begins, and the strides of its rows and features."""
 
@@ -271,7 +270,7 @@ class MatrixView:
     feature: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttentionView(LaneView):
     """Attention or its gradient. ``scale`` is a literal, ``matrices`` the size of the batch, ``decode`` its indices."""
 
@@ -410,9 +409,9 @@ def with_axis(statement: Statement) -> Statement:
     """Return a statement of a 0-dimensional domain as one over a single axis of extent 1."""
     if isinstance(statement, Compute):
         index = statement.index
-        return statement if index is None else dataclasses.replace(statement, index=Access(-1, (1,), index.offset))
+        return statement if index is None else replace(statement, index=Access(-1, (1,), index.offset))
     access = statement.access
-    return dataclasses.replace(statement, access=Access(access.buffer, (0,), access.offset))
+    return replace(statement, access=Access(access.buffer, (0,), access.offset))
 
 
 def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
@@ -622,7 +621,7 @@ def weight_runs(kernel: Conv2d) -> tuple[tuple[int, ...], int, tuple[Statement, 
         place = getattr(statement, field, None)
         if place is None:
             return statement
-        return dataclasses.replace(
+        return replace(
             statement, **{field: Access(place.buffer, tuple(place.strides[axis] for axis in kept), place.offset)}
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pequegrad as pg
-from pequegrad import nn, optim, targets
+from pequegrad import nn, optim, records, targets
 from pequegrad.codegen.interpret import check_blocks
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import Walk
@@ -125,4 +125,4 @@ def test_a_block_that_leaves_its_own_part_is_caught():
         for walks in phase.blocks.walks
     )
     with pytest.raises(CompilerBug, match="leaves its block's part"):
-        check_blocks(plan, replace(phase, blocks=replace(phase.blocks, walks=shortened)), number)
+        check_blocks(plan, records.replace(phase, blocks=records.replace(phase.blocks, walks=shortened)), number)

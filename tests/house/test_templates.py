@@ -7,7 +7,6 @@ of codegen.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 import types
@@ -19,6 +18,7 @@ import jinja2
 import pytest
 from jinja2 import meta, nodes
 
+from pequegrad import records
 from pequegrad.codegen.plan import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,14 +39,18 @@ def record_of(text: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def is_record(kind: Any) -> bool:
+    """Whether a class is one of frozen records."""
+    return isinstance(kind, type) and issubclass(kind, records.Record)
+
+
 def known_names() -> set[str]:
     """Return every public attribute of every record of codegen."""
     names: set[str] = set()
     for module_name in RECORD_MODULES:
         module = importlib.import_module(f"pequegrad.codegen.{module_name}")
         for value in vars(module).values():
-            if dataclasses.is_dataclass(value):
-                names |= {field.name for field in dataclasses.fields(value)}
+            if is_record(value):
                 names |= {name for name in dir(value) if not name.startswith("_")}
     return names
 
@@ -60,16 +64,16 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 def attribute_type(kind: Any, name: str) -> Any:
     """Return the type of field ``name`` of a record or None if unknown; AttributeError if it lacks."""
-    records = [part for part in members(kind) if dataclasses.is_dataclass(part)]
-    if not records:
+    owners = [part for part in members(kind) if is_record(part)]
+    if not owners:
         return None
-    for record in records:
+    for record in owners:
         hints = typing.get_type_hints(record)
         if name in hints:
             return hints[name]
         if hasattr(record, name):
             return None
-    raise AttributeError(f"{' | '.join(record.__name__ for record in records)} has no field {name!r}")
+    raise AttributeError(f"{' | '.join(record.__name__ for record in owners)} has no field {name!r}")
 
 
 def element_type(kind: Any) -> Any:
@@ -160,7 +164,7 @@ def test_every_target_has_the_same_templates():
 @per_template
 def test_first_line_names_a_frozen_typed_record(path):
     record = record_of(path.read_text(encoding="utf-8"))
-    assert all(dataclasses.is_dataclass(part) and part.__dataclass_params__.frozen for part in members(record)), record
+    assert all(is_record(part) for part in members(record)), record
 
 
 @per_template
@@ -170,12 +174,12 @@ def test_template_uses_only_fields_that_its_record_has(path):
     assert not wrong, "\n".join(f"{path.relative_to(ROOT)}: {complaint}" for complaint in wrong)
 
 
-@dataclasses.dataclass(frozen=True)
+@records.record
 class Leaf:
     extent: int
 
 
-@dataclasses.dataclass(frozen=True)
+@records.record
 class Root:
     leaves: tuple[Leaf, ...]
     first: Leaf | None
