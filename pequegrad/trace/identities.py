@@ -87,7 +87,8 @@ def native_step(owner: Any, is_attribute: bool, key: Any) -> tuple[tuple[Any, ..
     if isinstance(member, types.MemberDescriptorType):
         return (("slot", of_kind, key, member),)
     if not isinstance(getattr(owner, "__dict__", None), dict):
-        return None
+        is_method = isinstance(member, types.MethodDescriptorType)  # of a list, a dict …
+        return (("method", of_kind, key, member),) if is_method else None
     if isinstance(member, types.FunctionType):
         return (("attribute", of_kind, key, weakref.ref(member), False),)
     if member is MISSING or is_immutable(member):

@@ -123,9 +123,9 @@ struct Root {
 
 // One step from an object to another, without the user's code. trace/identities.py makes them.
 struct Step {
-    enum class Kind { item, dict, attribute, slot, of_class } kind;
+    enum class Kind { item, dict, attribute, slot, method, of_class } kind;
     PyObject *key;
-    Expected type, member;  // the owner's class, and what that has under the name of an attribute or a slot
+    Expected type, member;  // the owner's class, and what that has under the name of an attribute, a slot or a method
     bool falls_back;        // to that, where the owner itself has nothing
 };
 
@@ -323,6 +323,7 @@ private:
         if (kind == "item") return {Step::Kind::item, parts[2].ptr(), type, none, false};
         if (kind == "class") return {Step::Kind::of_class, parts[2].ptr(), type, none, false};
         if (kind == "slot") return {Step::Kind::slot, parts[2].ptr(), type, expected(parts[3]), false};
+        if (kind == "method") return {Step::Kind::method, parts[2].ptr(), type, expected(parts[3]), false};
         return {Step::Kind::attribute, parts[2].ptr(), type, expected(parts[3]), py::cast<bool>(parts[4])};
     }
     static Identities identities(const py::handle &object) {
@@ -493,6 +494,10 @@ private:
         }
         PyObject *const member = _PyType_Lookup(type, step.key);
         if (!step.member.is(or_missing(member))) return false;
+        if (step.kind == Step::Kind::method) {
+            value = nullptr;  // nothing but the class has it
+            return true;
+        }
         if (step.kind == Step::Kind::slot) {
             const PyMemberDef *const definition = reinterpret_cast<PyMemberDescrObject *>(member)->d_member;
             if (definition->type != T_OBJECT_EX) return false;

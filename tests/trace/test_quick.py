@@ -2,7 +2,9 @@
 
 import gc
 import os
+import sys
 import threading
+import time
 import types
 import weakref
 
@@ -217,6 +219,8 @@ def make_read_step(holder):
     def step(x):
         for weight in holder.weights:
             x = x * weight
+        for _ in holder.named.keys() | holder.named["deep"].keys():
+            x = x + 1
         x = x * holder.weights[-1] + holder.named["a"] * holder.named["deep"]["list"][1][0]
         x = x * holder.scale + holder.of_class - holder.overridden + holder.slotted.rate
         x = x * holder.plain.rate + holder.code.factor * holder.kind.bias + local["x"][0]
@@ -394,3 +398,45 @@ def test_only_a_step_that_workers_share_asks_how_many_cores_there_are(size, is_s
         assert (quick(step, x) is NotImplemented) == is_shared
     finally:
         os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize("is_native", [True, False], ids=["native", "python"])
+def test_other_threads_run_while_a_step_does(is_native):
+    def step(x):
+        for _ in range(12):
+            x = pg.tanh(x @ x)
+        return x
+
+    step = pg.compile(step, strict=True)
+    x = np.ones((600, 600), np.float32)
+    step(x), step(x)
+    is_inside, seen = [], 0
+
+    def call():
+        if not is_native:
+            step._quick = None
+        is_inside.append(True)
+        step(x)
+        is_inside.append(False)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # seconds: whoever has the GIL gives it up, or nobody gets it
+    try:
+        thread = threading.Thread(target=call)
+        thread.start()
+        while len(is_inside) < 2:
+            seen += len(is_inside)
+            time.sleep(0)
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen > 10
+
+
+def test_a_loss_is_read_from_where_the_step_wrote_it():
+    training = Training()
+    found = quick(training.step, X)
+    assert found.numpy() is found.array or np.shares_memory(found.numpy(), found.array)
+    pointer = found.array.__array_interface__["data"][0]
+    assert found.numpy().__array_interface__["data"][0] == pointer
+    assert found.array.flags.owndata

@@ -1,0 +1,94 @@
+"""Time what a call costs beside its kernels: ``python -m benchmarks.call``.
+
+Each step reads 20 captured tensors of 16 numbers and returns one number, next to no arithmetic. What differs is where
+the tensors and a few settings are kept, for all of that is checked at each call: in a module, in a list, in a dict, as
+an agent's attributes. Printed are the microseconds of a whole call from Python, and of the same step inside, by its own
+clock, which adds a little; signature, guards, binding and result are what lies between.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pequegrad as pg
+from pequegrad import nn
+
+TENSORS, SIZE = 20, 16
+ROUNDS, CALLS = 200, 100
+
+
+class Net(nn.Module):
+    """The tensors as parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(weight) for weight in make_weights()])
+
+    def forward(self, x: Any) -> Any:
+        return reduced(list(self.weights), x)
+
+
+class Agent:
+    """The tensors in a list of an ordinary object, beside its settings."""
+
+    def __init__(self) -> None:
+        self.weights = make_weights()
+        self.discount, self.rate = 0.99, 0.01
+        self.settings = {"entropy": 0.01, "clip": 0.2}
+
+    def step(self, x: Any) -> Any:
+        """Return a number that depends on all of it."""
+        return reduced(self.weights, x) * self.discount * self.rate + self.settings["entropy"] * self.settings["clip"]
+
+
+def make_weights() -> list[Any]:
+    """Return the captured tensors."""
+    return [pg.ones(SIZE) for _ in range(TENSORS)]
+
+
+def reduced(weights: Sequence[Any], x: Any) -> Any:
+    """Return one number that depends on all tensors."""
+    total = weights[0] * x
+    for weight in weights[1:]:
+        total = total + weight * x
+    return total.sum()
+
+
+def make_steps() -> dict[str, Callable[[Any], Any]]:
+    """Return the steps by where they keep what they read."""
+    net, listed, named, agent = Net(), make_weights(), dict(enumerate(make_weights())), Agent()
+    return {
+        "module": lambda x: net(x),
+        "list": lambda x: reduced(listed, x),
+        "dict": lambda x: reduced(list(named.values()), x),
+        "agent": agent.step,
+    }
+
+
+def call_microseconds(step: Callable[[Any], Any], x: Any) -> float:
+    """Return the median of a call, over rounds of many."""
+    step(x), step(x)
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            step(x)
+        rounds.append((time.perf_counter() - start) / CALLS)
+    return 1e6 * statistics.median(rounds)
+
+
+def main() -> None:
+    """Measure and print."""
+    x = pg.ones(SIZE)
+    print(f"{TENSORS} captured tensors in   a call   inside of it")
+    for name, function in make_steps().items():
+        step = pg.compile(function, strict=True)
+        whole = call_microseconds(step, x)
+        print(f"{name:<22} {whole:5.2f} µs   {step.profile(x, seconds=0.2).microseconds:5.2f} µs", flush=True)
+
+
+if __name__ == "__main__":
+    main()
