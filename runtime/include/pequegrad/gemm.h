@@ -168,18 +168,21 @@ template <class T> PG_INLINE void transpose_square(const T* from, long from_row,
 #endif
 }
 
-// to[k][c] = b[k * b_row + c * b_col], k < K, c < columns, zero from there to `width` (a multiple of the lanes).
+// to[k][c] = b[k * b_row + c * b_col], k < K, c < columns, zero from there to `width` (a multiple of the lanes). Where k is
+// dense, one square's width after another: the processor follows a vector's lanes of streams, not three times as many. Rows
+// a page apart it does not follow at all: they are asked for.
 template <class T>
 PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col, long K, long columns) {
   long k = 0;
   if (b_row == 1 && b_col != 1) {
     constexpr int N = lanes<T>::count;
-    for (; k < K; k += N)
-      for (long c = 0; c < width; c += N)
+    for (long c = 0; c < width; c += N)
+      for (k = 0; k < K; k += N)
         transpose_square(b + k + c * b_col, b_col, columns - c, K - k < N ? K - k : long(N), to + k * width + c, width);
   } else if (b_col == 1) {
     for (; k < K; ++k)
       for (long c = 0; c < width; c += PG_LANES) {
+        __builtin_prefetch(b + (k + 8) * b_row + c);
         long count = columns - c < PG_LANES ? columns - c : PG_LANES;
         store_plain(to + k * width + c, load_plain(b + k * b_row + c, count > 0 ? count : 0));
       }
