@@ -121,22 +121,28 @@ def test_bits_do_not_depend_on_the_shares(library) -> None:
             assert np.array_equal(one, many)
 
 
+def rectangle(library, m: int, n: int, k: int, worker: int) -> list[int]:
+    """The rows and columns of one of two workers."""
+    bounds = np.zeros(4, np.int64)
+    library.rectangle(*(ctypes.c_long(extent) for extent in (m, n, k)), worker, 2, ctypes.c_void_p(bounds.ctypes.data))
+    return bounds.tolist()
+
+
 def test_a_layers_weight_and_its_gradient_give_a_worker_the_same_rows(library) -> None:
     """So that what one worker changes is not read from the other's cache; with narrow vectors arithmetic outweighs that."""
     if library.lanes < 8:
         pytest.skip("narrow vectors: an even split of the arithmetic counts for more")
 
-    def rectangle(m: int, n: int, worker: int) -> list[int]:
-        bounds = np.zeros(4, np.int64)
-        library.rectangle(ctypes.c_long(m), ctypes.c_long(n), worker, 2, ctypes.c_void_p(bounds.ctypes.data))
-        return bounds.tolist()
-
     for outputs, samples, inputs in [(400, 128, 784), (784, 128, 400), (4096, 256, 1024)]:
         for worker in range(2):
-            forward, gradient = (rectangle(outputs, n, worker) for n in (samples, inputs))
+            forward = rectangle(library, outputs, samples, inputs, worker)
+            gradient = rectangle(library, outputs, inputs, samples, worker)
             assert forward[:2] == gradient[:2] and forward[1] - forward[0] == outputs // 2
     # Few rows of A, or many columns, are no reason to pack all of B twice.
-    assert rectangle(10, 4096, 0) == [0, 10, 0, 2048]
+    assert rectangle(library, 10, 4096, 128, 0) == [0, 10, 0, 2048]
+    # Nor is a B so large that it comes from memory.
+    assert rectangle(library, 512, 768, 128, 0) == [0, 256, 0, 768]
+    assert rectangle(library, 512, 768, 3072, 0) == [0, 512, 0, 384]
 
 
 def test_shares_cover_everything_once(library) -> None:

@@ -415,9 +415,9 @@ void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B
 // The rectangle of C for one worker: the split of rows and columns with the least work in any one share, in products of a row
 // and a vector: those of C, `packing` for each vector of B and `reading` for each row of A. So the rows of a large A,
 // a layer's weight or the gradient that changes it, stay with one worker, and with its caches; among equals columns are split.
-inline void gemm_share(long M, long N, int worker, int workers, long unit_rows, long& row_begin, long& row_end,
-                       long& col_begin, long& col_end) {
-  const long vectors = (N + PG_LANES - 1) / PG_LANES, packing = 8, reading = 2;
+// Packing a vector takes 2 ns from L3, 6 from memory, where a B lies that is larger than two cores' L2.
+inline void gemm_share(long M, long N, long K, int worker, int workers, long& row_begin, long& row_end, long& col_begin, long& col_end) {
+  const long vectors = (N + PG_LANES - 1) / PG_LANES, packing = K * N > PG_L2_KIB * 512 ? 22 : 8, reading = 2;
   long best_cost = -1, across = 1;
   for (long q = 1; q <= workers; ++q) {
     if (workers % q) continue;
@@ -429,7 +429,7 @@ inline void gemm_share(long M, long N, int worker, int workers, long unit_rows, 
     }
   }
   const int down = int(workers / across);
-  share(M, unit_rows, worker / int(across), down, row_begin, row_end);
+  share(M, 1, worker / int(across), down, row_begin, row_end);
   share(N, PG_LANES, worker % int(across), int(across), col_begin, col_end);
 }
 
