@@ -187,6 +187,49 @@ PG_INLINE vec<f32> expm1(vec<f32> x) {
   return copy_sign(y, select(ne(x, x), p, x));
 }
 
+#if defined(PG_HAS_LOOK_UP)
+// tanh(c + r) = p0 + r p(r) about a center c of each of the intervals in which |x| + 1 has the same first three bits; from 9 on it is 1.
+// The centers lie near the middles, where tanh(c) is a float but for 2^-34. Half the instructions of one path for small and one
+// for large arguments, and no division.
+PG_INLINE vec<f32> tanh(vec<f32> x) {
+  typedef lanes<f32>::native table;
+  const table center = {0x1.3fac18p0f, 0x1.bf8016p0f, 0x1.202ec8p1f, 0x1.5f7744p1f, 0x1.c068d6p1f, 0x1.20347ap2f,
+                        0x1.5fe8bep2f, 0x1.9fef28p2f, 0x1.ff63cp2f, 0x1.2p3f, 0, 0, 0, 0x1.80169p-2f, 0x1.400dfap-1f,
+                        0x1.c0129cp-1f};
+  const table p0 = {0x1.b2232p-1f, 0x1.e1decep-1f, 0x1.f4c7f6p-1f, 0x1.fbcc22p-1f, 0x1.ff12b2p-1f, 0x1.ffdfdcp-1f,
+                    0x1.fffb9cp-1f, 0x1.ffff68p-1f, 0x1.fffff8p-1f, 1, 0, 0, 0, 0x1.6f08e8p-2f, 0x1.1bfe2cp-1f, 0x1.686fb4p-1f};
+  const table p1 = {0x1.1fc4dap-2f, 0x1.d3e3e2p-4f, 0x1.631256p-5f, 0x1.0bdcecp-6f, 0x1.da304p-9f, 0x1.011948p-11f,
+                    0x1.190054p-14f, 0x1.30017ep-17f, 0x1.ec57ccp-22f, 0, 0, 0, 1, 0x1.be38aep-1f, 0x1.627a08p-1f,
+                    0x1.0242d2p-1f};
+  const table p2 = {-0x1.e8034ap-3f, -0x1.b85b34p-4f, -0x1.5b4a8ep-5f, -0x1.09aa0cp-6f, -0x1.d95448p-9f, -0x1.010924p-11f,
+                    -0x1.18fd5ap-14f, -0x1.300096p-17f, -0x1.432952p-22f, 0, 0, 0, -0x1.26910cp-20f, -0x1.3fe168p-2f,
+                    -0x1.893cd6p-2f, -0x1.6b9eaap-2f};
+  const table p3 = {0x1.bbf846p-4f, 0x1.0281b8p-4f, 0x1.baa754p-6f, 0x1.5c6154p-7f, 0x1.3a1d64p-9f, 0x1.563044p-12f,
+                    0x1.763b0ap-15f, 0x1.94e6cp-18f, 0x1.495a86p-22f, 0, 0, 0, -0x1.5544c8p-2f, -0x1.6da448p-3f,
+                    -0x1.235906p-6f, 0x1.4f3bcap-4f};
+  const table p4 = {-0x1.9848cp-7f, -0x1.81fd7ep-6f, -0x1.92e084p-7f, -0x1.50da0ap-8f, -0x1.37d4fep-10f, -0x1.55d0dep-13f,
+                    -0x1.764586p-16f, -0x1.94fae4p-19f, -0x1.2efd26p-21f, 0, 0, 0, -0x1.36500cp-10f, 0x1.5856a4p-3f,
+                    0x1.1a548p-3f, 0x1.f1ba08p-5f};
+  const table p5 = {-0x1.44b8f6p-6f, 0x1.c5431ap-9f, 0x1.044354p-8f, 0x1.f98814p-10f, 0x1.fedd9ap-12f, 0x1.1c9096p-14f,
+                    0x1.382ff8p-17f, 0x1.51eb16p-20f, 0x1.146ba6p-24f, 0, 0, 0, 0x1.25097p-3f, 0x1.30ec02p-6f, -0x1.bbb4d8p-5f,
+                    -0x1.e16ccep-5f};
+  const table p6 = {0x1.ef119ep-7f, 0x1.13be1ap-9f, -0x1.774d36p-11f, -0x1.1e9b8cp-11f, -0x1.4a92bp-13f, -0x1.7b3738p-16f,
+                    -0x1.9dfa4p-19f, -0x1.c0a47ep-22f, 0x1.0a91a2p-22f, 0, 0, 0, -0x1.2eeaf2p-5f, -0x1.1e3936p-4f,
+                    -0x1.80f478p-6f, 0x1.a2778cp-7f};
+  const vec<f32> a = abs(x), y = select(gt(a, 9.5f), 9.5f, a);
+  const vec<i32> interval = bit_cast_lanes<i32>(y + 1.0f) >> 21;
+  const vec<f32> r = y - look_up(center, interval);
+  vec<f32> p = look_up(p6, interval);
+  p = p * r + look_up(p5, interval);
+  p = p * r + look_up(p4, interval);
+  p = p * r + look_up(p3, interval);
+  p = p * r + look_up(p2, interval);
+  p = p * r + look_up(p1, interval);
+  p = p * r + look_up(p0, interval);
+  const vec<i32> sign = bit_cast_lanes<i32>(x) ^ bit_cast_lanes<i32>(a);
+  return bit_cast_lanes<f32>(bit_cast_lanes<i32>(p) ^ sign);
+}
+#else
 // |x| < 0.65: x + x^3 p(x^2); beyond, 1 - 2 / (exp(2|x|) + 1), whose error the subtraction shrinks: so |x| = n ln2 / 2 + r
 // with ln2 in one part is enough, and exp(2r) - 1 by its even and odd powers apart, which shortens the chain that the time
 // of a vector hangs on.
@@ -209,6 +252,7 @@ PG_INLINE vec<f32> tanh(vec<f32> x) {
   vec<i32> sign = bit_cast_lanes<i32>(x) ^ bit_cast_lanes<i32>(a);
   return bit_cast_lanes<f32>(bit_cast_lanes<i32>(select(lt(a, 0.65f), small, large)) ^ sign);
 }
+#endif
 
 // |x| < 0.93: x + x p(x^2); beyond, 1 - exp(-x - x q(x)) with q fitted to -log(erfc(x)) / x - 1.
 PG_INLINE vec<f32> erf(vec<f32> x) {

@@ -324,6 +324,20 @@ template <class T, class Index> PG_INLINE vector_of<T> gather(const T* base, vec
   return storage<T>::decode(load_plain(static_cast<const raw*>(lane_values)));
 }
 
+#if PG_LANES == 16 && defined(__AVX512F__)
+#define PG_HAS_LOOK_UP 1
+// Lane i is table[index[i] mod 16], the table in a register.
+PG_INLINE vec<f32> look_up(const lanes<f32>::native& table, vec<i32> index) {
+  vec<f32> r;
+#if defined(__clang__)
+  r.part[0] = __builtin_ia32_permvarsf512(table, index.part[0]);
+#else
+  r.part[0] = __builtin_shuffle(table, index.part[0]);
+#endif
+  return r;
+}
+#endif
+
 // base[offsets[i]] = v[i], lanes in rising order, so that of equal offsets the last wins.
 template <class T, class Index> PG_INLINE void scatter(T* base, vec<Index> offsets, vector_of<not_deduced<T>> v, long count = PG_LANES) {
   typedef raw_of<T> raw;
