@@ -163,11 +163,12 @@ class RowView(LaneView):
 
 @record
 class ContractView(LaneView):
-    """A matrix product, batched, with its epilogue. ``is_whole``: its columns are whole vectors."""
+    """A matrix product, batched, with its epilogue. ``form``: "whole" where its columns are whole vectors, "runs_on" where they
+    are not, but its epilogue walks from the end of a row straight into the next, or "any"."""
 
     head: KernelHead
     type: str
-    is_whole: bool
+    form: str
     batch: int
     decode: tuple[Loop, ...]
     is_shared_by_batch: bool
@@ -515,7 +516,7 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
     return ContractView(
         head_of(writer),
         dtype,
-        kernel.n % lanes == 0,
+        "whole" if kernel.n % lanes == 0 else "runs_on" if _runs_on(kernel) else "any",
         batch,
         decoded(batch_indices, kernel.batch, [a, b, *lines]),
         batch >= BATCH_TO_SHARE,
@@ -530,6 +531,14 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
         tuple(lines),
         _far_updates(kernel, writer, batch_indices),
     )
+
+
+def _runs_on(kernel: Contract) -> bool:
+    """Whether a product's epilogue finds what is behind a row at the beginning of the next."""
+    rank = len(kernel.batch)
+    accesses = [s.access for s in kernel.epilogue if isinstance(s, Load | Store)]
+    indices = [s.index for s in kernel.epilogue if isinstance(s, Compute) and s.index is not None]
+    return all(access.strides[rank] == kernel.n * access.strides[rank + 1] for access in (*accesses, *indices))
 
 
 def _far_updates(kernel: Contract, writer: KernelWriter, batch_indices: tuple[str, ...]) -> tuple[UpdateView, ...]:

@@ -213,6 +213,22 @@ def test_large_matrices_that_an_epilogue_changes_are_asked_for_ahead():
         compare(run_graph(graph, traced.arrays), got, f"width {width}")
 
 
+def test_rows_that_are_no_whole_vectors_run_on_where_the_epilogue_does():
+    target = targets.get("cpp")
+    manual_seed(0)
+    random = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(6, 44), nn.Tanh(), nn.Linear(44, 5))
+    x, y = random.standard_normal((9, 6)).astype(np.float32), random.standard_normal((9, 5)).astype(np.float32)
+    traced = nets.training_step(model, optim.Adam(model.parameters()), x, y, functional.mse_loss)
+    graph = run_pipeline(traced.graph)
+    found = re.findall(r"pg::gemm<(.*?)>\((\d+), (\d+),", render(lower(graph, target, 2), target))
+    forms = {(int(m), int(n)): "runs_on" in form for form, m, n in found}
+    # The forward pass adds a bias to each column; a weight's gradient only meets what lies as the weight does.
+    assert forms[44, 6] and forms[5, 44] and not forms[9, 5]
+    got = Compiled(graph, target).run(traced.arrays, 2)
+    compare(run_graph(graph, traced.arrays), got, "rows that run on")
+
+
 def test_large_results_of_a_convolution_are_asked_for_ahead():
     target = targets.get("cpp")
     for extent, is_asked in ((6, False), (26, True)):

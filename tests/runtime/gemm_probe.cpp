@@ -6,7 +6,7 @@ using namespace pg;
 #define GEMM(T)                                                                                                            \
   EXPORT long scratch_##T(long rows, long K) { return gemm_scratch<T>(rows, K); }                                          \
   EXPORT void gemm_##T(const long* size, const T* a, long a_row, long a_col, const T* b, long b_row, long b_col, T* c,     \
-                       T* scratch, int workers, int* touched, int updates) {                                               \
+                       T* scratch, int workers, int* touched, int updates, bool runs_on) {                                 \
     const long M = size[0], N = size[1], K = size[2];                                                                      \
     gemm_update update[8];                                                                                                 \
     for (int i = 0; i < 8; ++i)                                                                                            \
@@ -14,12 +14,14 @@ using namespace pg;
     for (int w = 0; w < workers; ++w) {                                                                                    \
       long row_begin, row_end, col_begin, col_end;                                                                         \
       gemm_share(M, N, K, w, workers, row_begin, row_end, col_begin, col_end);                                             \
-      gemm<T>(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end,                  \
-              [&](long row, long col, vec<T> sum, long count) {                                                            \
-                store(c + row * N + col, sum, count);                                                                      \
-                for (long i = 0; i < count; ++i) ++touched[row * N + col + i];                                             \
-              },                                                                                                           \
-              update, updates);                                                                                            \
+      const auto epilogue = [&](long row, long col, vec<T> sum, long count) {                                              \
+        store(c + row * N + col, sum, count);                                                                              \
+        for (long i = 0; i < PG_LANES; ++i)                                                                                \
+          if (i < count) ++touched[row * N + col + i];                                                                     \
+          else if (sum.lane(i) != 0) touched[row * N + col] += 100;                                                        \
+      };                                                                                                                   \
+      const auto product = runs_on ? gemm<T, gemm_columns::runs_on, decltype(epilogue)&> : gemm<T, gemm_columns::any, decltype(epilogue)&>;\
+      product(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, epilogue, update, updates);     \
     }                                                                                                                      \
   }
 GEMM(f32) GEMM(f64)

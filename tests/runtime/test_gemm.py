@@ -39,7 +39,7 @@ def operand(random: np.random.Generator, shape: tuple[int, int], order: str, dty
 
 
 def product(
-    library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int, updates: int = 0
+    library: ctypes.CDLL, a: np.ndarray, b: np.ndarray, workers: int, updates: int = 0, runs_on: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     (m, k), n = a.shape, b.shape[1]
     name = "f32" if a.dtype == np.float32 else "f64"
@@ -57,7 +57,7 @@ def product(
     strides = [ctypes.c_long(s // a.itemsize) for s in (*a.strides, *b.strides)]
     getattr(library, f"gemm_{name}")(
         (ctypes.c_long * 3)(m, n, k), pointer[0], *strides[:2], pointer[1], *strides[2:], pointer[2], pointer[3],
-        workers, ctypes.c_void_p(touched.ctypes.data), updates,
+        workers, ctypes.c_void_p(touched.ctypes.data), updates, ctypes.c_bool(runs_on),
     )  # fmt: skip
     assert np.all(guarded[:start] == 0xAB) and np.all(guarded[start + size :] == 0xAB), "wrote outside its scratch"
     return c, touched
@@ -119,6 +119,18 @@ def test_bits_do_not_depend_on_the_shares(library) -> None:
             many, touched = product(library, a, b, workers)
             assert np.all(touched == 1)
             assert np.array_equal(one, many)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_handed_over_as_one_are_the_same_bits(library, dtype: type) -> None:
+    random = np.random.default_rng(13)
+    for m, n, k in [*SIZES, (64, 8, 32), (65, 2, 32), (9, 57, 40), (70, 161, 30), (21, 287, 8)]:
+        a, b = random.normal(size=(m, k)).astype(dtype), random.normal(size=(k, n)).astype(dtype)
+        plain, _ = product(library, a, b, 1)
+        for workers in (1, 2):
+            joined, touched = product(library, a, b, workers, runs_on=True)
+            assert np.all(touched == 1), (m, n, k)
+            np.testing.assert_array_equal(joined, plain, err_msg=str((m, n, k)))
 
 
 def rectangle(library, m: int, n: int, k: int, worker: int) -> list[int]:

@@ -286,7 +286,7 @@ template <class T> struct gemm_walk {
   long k_begin, k_count;
   struct panel_place {
     const T* b;
-    long b_k, vectors;
+    long b_k, vectors, first;  // its first column, from the block's
   } place[gemm_cut<T>::most_columns / PG_LANES];
   long row, rows;  // of the tile, the row within the block
   const T* sums;
@@ -299,6 +299,14 @@ template <class T> struct gemm_walk {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
+  }
+
+  // Whether the sums of a whole row of N can follow those of the row before at once. Then they do: what a kernel stores behind the
+  // last column, the next row replaces, or the panel of its first columns, which is summed later.
+  PG_INLINE bool joins_rows(long N) {
+    if (columns != N || cut.k_blocks != 1) return false;
+    stride = N;
+    return true;
   }
 
   PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
@@ -333,7 +341,7 @@ template <class T> struct gemm_walk {
       const bool is_reused = block_rows > 2 * tile_size::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
       const bool is_packed = b_col != 1 || used != width || is_reused;
       if (is_packed) gemm_pack(to, width, b, b_row, b_col, k_count, used);
-      place[p] = {is_packed ? to : b, is_packed ? width : b_row, width / PG_LANES};
+      place[p] = {is_packed ? to : b, is_packed ? width : b_row, width / PG_LANES, column - col};
       to += is_packed ? k_count * width : 0;
     }
   }
@@ -358,41 +366,47 @@ template <class T> struct gemm_walk {
     }
     const bool looks_ahead = update_count > 0 && rows == tile_size::rows && k_begin + k_count == K;
     T* const to = packed + cut.group * cut.packed_tile() + (cut.k_blocks > 1 ? row * stride : 0);
-    T* panel = to;
-    for (long p = 0; p < block_panels; ++p, panel += PG_LANES * place[p - 1].vectors) {
+    const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
+    for (long i = 0; i < block_panels; ++i) {
+      const long p = !is_joined ? i : i == 0 ? block_panels - 1 : i - 1;
       if (looks_ahead && place[p].vectors == tile_size::vectors)
-        ahead(a, a_stride, a_k, place[p], panel, panel - to);
+        ahead(a, a_stride, a_k, place[p], to);
       else
-        gemm_kernel_for<T, false>(int(rows), int(place[p].vectors))(k_count, a, a_stride, a_k, place[p].b, place[p].b_k, nullptr, panel,
-                                                                   stride, k_begin > 0);
+        gemm_kernel_for<T, false>(int(rows), int(place[p].vectors))(k_count, a, a_stride, a_k, place[p].b, place[p].b_k, nullptr,
+                                                                   to + place[p].first, stride, k_begin > 0);
     }
     sums = to;
   }
 
-  // A whole panel of the tile, from the block's column `first` on, while the lines of all updated matrices under it come.
-  PG_NOINLINE void ahead(const T* a, long a_stride, long a_k, const panel_place& panel, T* to, long first) {
+  // A whole panel of the tile, while the lines of all updated matrices under it come.
+  PG_NOINLINE void ahead(const T* a, long a_stride, long a_k, const panel_place& panel, T* to) {
     const char* lines[most_updates * tile_size::rows * (tile_size::width * sizeof(T) / 64 + 1)];
-    const long used = columns - first < tile_size::width ? columns - first : long(tile_size::width);
+    const long used = columns - panel.first < tile_size::width ? columns - panel.first : long(tile_size::width);
     long count = 0;
     for (int u = 0; u < update_count; ++u)
       for (long r = 0; r < tile_size::rows; ++r) {
-        const char* line = static_cast<const char*>(updates[u].start) + (first_row + row + r) * updates[u].row + (col + first) * updates[u].size;
+        const char* line = static_cast<const char*>(updates[u].start) + (first_row + row + r) * updates[u].row + (col + panel.first) * updates[u].size;
         for (const char* const end = line + used * updates[u].size; line < end; line += 64) lines[count++] = line;
       }
-    gemm_kernel_ahead<T>(k_count, a, a_stride, a_k, panel.b, panel.b_k, to, stride, k_begin > 0, lines, count);
+    gemm_kernel_ahead<T>(k_count, a, a_stride, a_k, panel.b, panel.b_k, to + panel.first, stride, k_begin > 0, lines, count);
   }
 };
 
 // ---- driver -------------------------------------------------------------------------------------------------------------
 
+// What is promised of C's columns. `whole`: col_begin and col_end are multiples of the lanes; then count is a constant, which spares
+// the epilogue its masks. `runs_on`: to the epilogue (row, N + col) is (row + 1, col); whole rows are then handed over as one, and
+// their vectors are full. A masked store to the end of a row would hold up the load of the next row's beginning, into which it
+// reaches: 60 cycles a row.
+enum class gemm_columns { any, whole, runs_on };
+
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
 // A(m, k) = A[m * a_row + k * a_col] and B(k, n) = B[k * b_row + n * b_col]. M and N are C's whole size, K the length of
-// the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero. WHOLE promises
-// that col_begin and col_end are multiples of the lanes: then count is a constant, which spares the epilogue its masks.
+// the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero.
 // `updates`: what the epilogue reads and writes, of elements no longer than T, where it is too large to be near; four at most
 // are asked for ahead, and the rest comes when the epilogue reads it.
-template <class T, bool WHOLE = false, class Epilogue>
-void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
+template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue>
+PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,
           int update_count = 0) {
   if (row_end > M) row_end = M;
@@ -402,12 +416,19 @@ void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B
                     update_count);
   for (long block = 0; block < walk.blocks(); ++block) {
     walk.enter(block);
+    const bool runs_on = COLUMNS == gemm_columns::runs_on && walk.joins_rows(N);
     for (long t = 0; t < walk.tiles; ++t) {
       walk.tile(t);
-      for (long r = 0; r < walk.rows; ++r)
-        for (long c = 0; c < walk.columns; c += PG_LANES)
-          epilogue(walk.first_row + walk.row + r, walk.col + c, load_plain(walk.sums + r * walk.stride + c),
-                   WHOLE || walk.columns - c >= PG_LANES ? long(PG_LANES) : walk.columns - c);
+      // Copies: the epilogue's stores could change what lies in the walk.
+      const T* sums = walk.sums;
+      const long row = walk.first_row + walk.row, col = walk.col, stride = walk.stride;
+      const long rows = runs_on ? 1 : walk.rows, columns = runs_on ? walk.rows * N : walk.columns;
+      for (long r = 0; r < rows; ++r, sums += stride) {
+        for (long c = 0; c < columns; c += PG_LANES) {
+          if (COLUMNS == gemm_columns::whole || columns - c >= PG_LANES) epilogue(row + r, col + c, load_plain(sums + c), long(PG_LANES));
+          else epilogue(row + r, col + c, load_plain(sums + c, columns - c), columns - c);
+        }
+      }
     }
   }
 }
@@ -447,7 +468,7 @@ inline void gemm_share(long M, long N, long K, int worker, int workers, long& ro
   PART void gemm_walk<float>::enter(long);                                                 \
   PART void gemm_walk<float>::pack(long);                                                  \
   PART void gemm_walk<float>::tile(long);                                                 \
-  PART void gemm_walk<float>::ahead(const float*, long, long, const gemm_walk<float>::panel_place&, float*, long);
+  PART void gemm_walk<float>::ahead(const float*, long, long, const gemm_walk<float>::panel_place&, float*);
 #if defined(PG_PARTS_APART)
 PG_GEMM_PARTS(extern template)
 #endif
