@@ -34,7 +34,7 @@ class DType(Frozen):
             return np.dtype(ml_dtypes.bfloat16)
         return np.dtype(self.name)
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of one element."""
         return self.numpy.itemsize

@@ -234,8 +234,10 @@ class _Body:
 
     def moved(self, buffers: dict[int, int]) -> _Body:
         """Return the body on other buffers."""
-        pointers = [replace(p, buffer=buffers.get(p.buffer, p.buffer)) for p in self.pointers]
-        return replace(self, pointers=tuple(pointers))
+        pointers = [
+            Pointer(p.name, p.type, buffers.get(p.buffer, p.buffer), p.is_written, p.offset) for p in self.pointers
+        ]
+        return _Body(self.text, tuple(pointers), self.blocks, self.shared)
 
 
 class _Bodies:
@@ -257,6 +259,8 @@ class _Bodies:
             bodies = [_Body(template.render(k=part), part.head.pointers, part.blocks, part.shared) for part in parts]
             known = self.known[key] = buffers, tuple(bodies)
         twin, bodies_of_twin = known
+        if twin == buffers:
+            return bodies_of_twin
         return tuple([body.moved(dict(zip(twin, buffers, strict=True))) for body in bodies_of_twin])
 
 
@@ -363,7 +367,7 @@ def _parameter(plan: StepPlan, text: str, pointer: Pointer, parameters: dict[str
     before = parameters.get(text)
     is_written = pointer.is_written or (before is not None and before.is_written)
     name = before.name if before is not None else f"p{len(parameters)}"
-    parameters[text] = replace(pointer, name=name, is_written=is_written)
+    parameters[text] = Pointer(name, pointer.type, pointer.buffer, is_written, pointer.offset)
     return name
 
 

@@ -15,7 +15,7 @@ from ..errors import CompilerBug
 from ..ops.core import Family, Op, Reduction
 from ..trace.graph import Location, Params, Value
 from . import schedule
-from .layout import Axes, Place, axes_of, do_merge, index_per_dim, refine, row_major, strides_over, whole
+from .layout import Axes, Places, axes_of, do_merge, index_per_dim, refine, row_major, strides_over
 
 FIXED_TAGS = {"contract": ("m", "n"), "conv2d": ("n", "c", "s"), "map": (), "row": ()}
 """Parts of a domain that the kernel must be able to walk as one axis, by kind of group."""
@@ -94,7 +94,9 @@ class Fuser:
 
     def __init__(self, most_recomputed: int = schedule.MOST_RECOMPUTED) -> None:
         self.most_recomputed = most_recomputed
-        self.places: dict[Value, Place] = {}
+        self.places = Places()
+        self.place = self.places.__getitem__
+        """Returns where a value lies."""
         self.literals: dict[Value, Any] = {}
         self.free: dict[Value, Item] = {}
         """Values that every user computes for itself: counters, and short chains on numbers."""
@@ -114,13 +116,6 @@ class Fuser:
         self._order = 0
 
     # --- what is read ---------------------------------------------------------------------------------------------
-
-    def place(self, value: Value) -> Place:
-        """Return where ``value`` lies; a value seen for the first time has memory of its own."""
-        found = self.places.get(value)
-        if found is None:
-            found = self.places[value] = whole(value)
-        return found
 
     def producers(self, root: Value) -> list[Group]:
         """Return the groups that write ``root``."""
@@ -326,23 +321,28 @@ class Fuser:
 
     def _fits(self, group: Group, axes: Axes, item: Item, level: str, together: tuple[Group, ...]) -> bool:
         """Whether ``item`` can be computed inside ``group`` with these axes; ``together`` count as one group."""
-        tags = group.tags(level)
+        tags, shape = group.tags(level), item.shape
         fixed = FIXED_TAGS[group.kind]
         for value in (*item.inputs, item.output):
             place = self.place(value)
-            if place.root in self.literals:
+            root = place.root
+            if root in self.literals:
                 continue
-            strides = strides_over(axes, item.shape, place.broadcast(item.shape), tags)
-            if fixed and not do_merge(axes, strides, fixed):
-                return False
-            if value is item.output:
+            producer = self.items.get(root)
+            is_read = value is not item.output
+            if producer is not None and (live(producer.group) not in together or root in self.free):
+                producer = None
+            if fixed or (producer is not None and is_read):
+                strides = strides_over(axes, shape, place.broadcast(shape), tags)
+                if fixed and not do_merge(axes, strides, fixed):
+                    return False
+            if not is_read:
                 continue
-            producer = self.items.get(place.root)
-            if producer is not None and live(producer.group) in together and place.root not in self.free:
+            if producer is not None:
                 if place.offset or strides != row_major(axes, group.tags(self._output_level(producer))):
                     return False
                 continue
-            for other in self.producers(place.root):
+            for other in self.producers(root):
                 if any(other is g or other.depends_on(g) for g in together):
                     return False
         return True

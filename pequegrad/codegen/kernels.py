@@ -78,18 +78,20 @@ class Body:
     def read(self, root: Value, strides: tuple[int, ...], offset: int) -> int:
         """Return the variable that holds the element of ``root`` at an affine index."""
         fuser, group = self.kernel.fuser, self.kernel.group
+        item = fuser.items.get(root)
+        free = fuser.free.get(root)
+        if free is None and item is not None:
+            return self.own(item) if live(item.group) is group else self.load(root, strides, offset)
         if root in fuser.literals:
             return self._literal(root)
-        free = fuser.free.get(root)
         if free is not None:
             parts = fuser.inlined(group.axes, free, strides, offset)
             if parts is not None:
                 key = (root, strides, offset)
                 if key not in self._known:
                     arguments = tuple(self.read(*part) for part in parts)
-                    self._known[key] = self._compute(free, arguments, Access(-1, strides, offset))
+                    self._known[key] = self._compute(free, arguments, lambda: Access(-1, strides, offset))
                 return self._known[key]
-        item = fuser.items.get(root)
         if item is not None and live(item.group) is group:
             return self.own(item)
         return self.load(root, strides, offset)
@@ -104,22 +106,22 @@ class Body:
 
     def point(self, item: Item) -> int:
         """Return the variable of a pointwise item of this group."""
-        group = self.kernel.group
-        tags = group.tags(item.level)
+        group, place_of = self.kernel.group, self.kernel.fuser.place
+        axes, tags, shape = group.axes, group.tags(item.level), item.shape
         arguments = []
         for value in item.inputs:
-            place = self.kernel.fuser.place(value)
-            strides = strides_over(group.axes, item.shape, place.broadcast(item.shape), tags)
+            place = place_of(value)
+            strides = strides_over(axes, shape, place.broadcast(shape), tags)
             arguments.append(self.read(place.root, strides, place.offset))
         if item.kind == "copy":
             return arguments[0]
-        return self._compute(item, tuple(arguments), Access(-1, row_major(group.axes, tags), 0))
+        return self._compute(item, tuple(arguments), lambda: Access(-1, row_major(axes, tags), 0))
 
-    def _compute(self, item: Item, arguments: tuple[int, ...], index: Access) -> int:
+    def _compute(self, item: Item, arguments: tuple[int, ...], index: Callable[[], Access]) -> int:
         text = expression_of(item)
         dst = self.kernel.new_variable()
-        dtypes = tuple([value.dtype for value in item.inputs])
-        place = index if _asks_for_its_place(text) else None
+        dtypes = tuple([value.spec.dtype for value in item.inputs])
+        place = index() if _asks_for_its_place(text) else None
         self.statements.append(Compute(dst, item.output.dtype, item.op, arguments, dtypes, item.params, text, place))
         return dst
 

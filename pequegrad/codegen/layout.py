@@ -55,9 +55,13 @@ class Place:
         return (0,) * lead + kept if lead else kept
 
 
-def whole(value: Value) -> Place:
-    """Return the place of a value in memory of its own."""
-    return Place(value, value.shape, contiguous_strides(value.shape))
+class Places(dict[Value, Place]):
+    """Where each value lies; one seen for the first time has memory of its own."""
+
+    def __missing__(self, value: Value) -> Place:
+        shape = value.shape
+        made = self[value] = Place(value, shape, contiguous_strides(shape))
+        return made
 
 
 def axes_of(shape: Sequence[int], tags: Sequence[str]) -> Axes:

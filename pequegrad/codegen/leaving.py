@@ -14,6 +14,9 @@ from ..ops.core import Expression, Family, Op, View
 from ..trace.graph import Graph, Node, Value
 from . import schedule
 
+_User = tuple[Node, bool, int]
+"""An application that reads a value, whether it is a sweep, and its level."""
+
 
 def leaving_values(graph: Graph) -> frozenset[Value]:
     """Return the values whose every use waits for a sum, and which are made of what is written for another reader.
@@ -21,26 +24,29 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
     Only those that have as many bytes as that operand: a mask is less to write than what it is made of is to read again.
     """
     levels: dict[Value, int] = {}
-    users: dict[Value, list[Node]] = defaultdict(list)
+    users: dict[Value, list[_User]] = defaultdict(list)
     for node in graph.nodes:
-        level = max([levels.get(value, 0) for value in node.inputs], default=0) + _is_sweep(node.op)
+        is_sweep = _is_sweep(node.op)
+        level = max([levels.get(value, 0) for value in node.inputs], default=0) + is_sweep
         for value in node.outputs:
             levels[value] = level
+        user = node, is_sweep, level
         for value in node.inputs:
-            users[value].append(node)
+            users[value].append(user)
     results = {output.value for output in graph.outputs}
     outside: set[Value] = set()
     written: set[Value] = set()
     for node in reversed(graph.nodes):
         for value in node.outputs:
-            reading = users[value]
-            waiting = [_is_sweep(user.op) or levels[user.outputs[0]] > levels[value] for user in reading]
+            reading, level = users[value], levels[value]
             # What is made of the graph's inputs alone is as near as they are, wherever it is read.
-            if levels[value] and (value in results or any(waiting)):
+            if level and (value in results or any(is_sweep or later > level for _, is_sweep, later in reading)):
                 written.add(value)
-            if value in results or not reading or any(isinstance(user.op.lowering, Family) for user in reading):
+            if value in results or not reading:
                 continue
-            if all(waits or user.outputs[0] in outside for user, waits in zip(reading, waiting, strict=True)):
+            if any(is_sweep and isinstance(user.op.lowering, Family) for user, is_sweep, _ in reading):
+                continue
+            if all(is_sweep or later > level or user.outputs[0] in outside for user, is_sweep, later in reading):
                 outside.add(value)
     return _made_of_written(graph, outside, written)
 
@@ -55,12 +61,13 @@ def _made_of_written(graph: Graph, outside: set[Value], written: set[Value]) -> 
             alone.update(value for value in node.outputs if value not in written)
         elif isinstance(node.op.lowering, Expression):
             (value,) = node.outputs
-            is_beside = any(operand in alone for operand in node.inputs)
-            alike = any(operand in written and operand.spec.nbytes == value.spec.nbytes for operand in node.inputs)
-            if value in outside and schedule.is_cheap(node.op) and alike and not is_beside:
-                found.add(value)
-            elif is_beside and value not in written:
-                alone.add(value)
+            if not alone.isdisjoint(node.inputs):
+                if value not in written:
+                    alone.add(value)
+            elif value in outside and schedule.is_cheap(node.op):
+                nbytes = value.spec.nbytes
+                if any(operand in written and operand.spec.nbytes == nbytes for operand in node.inputs):
+                    found.add(value)
     return frozenset(found)
 
 

@@ -119,6 +119,7 @@ class _Lowering:
 
     def _check(self, graph: Graph) -> None:
         literals: dict[Value, Any] = {}
+        known_dtypes = self.target.dtypes
         for node in graph.nodes:
             if isinstance(node.op.lowering, NotCompilable):
                 raise NotCompilable(f"{_named(node)}: {node.op.lowering.reason}")
@@ -129,7 +130,7 @@ class _Lowering:
             if reason is not None:
                 raise NotCompilable(f"{_named(node)}: {reason}")
             for value in (*node.inputs, *node.outputs):
-                if value.dtype.name not in self.target.dtypes:
+                if value.spec.dtype.name not in known_dtypes:
                     raise NotCompilable(
                         f"{_named(node)}: target {self.target.name!r} has no {value.dtype.name}. "
                         f"It has {', '.join(sorted(self.target.dtypes))}."

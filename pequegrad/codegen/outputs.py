@@ -26,7 +26,8 @@ class Binder:
     fuser: Fuser
     graph: Graph
     homes: dict[Value, Home] = field(default_factory=dict)
-    _readers: dict[Value, list[Group]] = field(default_factory=dict)
+    _readers: dict[Value, dict[Group, list[Item]]] = field(default_factory=dict)
+    """For each state that is written, the groups that read it, and of each the items that do."""
     _updated: set[Value] = field(default_factory=set)
     _fallible: list[Group] = field(default_factory=list)
 
@@ -78,9 +79,10 @@ class Binder:
             for item in group.items:
                 for root in self.fuser.roots(group, item):
                     if root in self._updated:
-                        readers = self._readers.setdefault(root, [])
-                        if group not in readers:
-                            readers.append(group)
+                        self._add_reader(root, group, item)
+
+    def _add_reader(self, root: Value, group: Group, item: Item) -> None:
+        self._readers.setdefault(root, {}).setdefault(group, []).append(item)
 
     def _find_fallible(self) -> list[Group]:
         """Return the kernels that may fail: of those that check the same indices against the same extent, the first."""
@@ -120,7 +122,7 @@ class Binder:
         fuser.append(group, item)
         for root in fuser.roots(group, item):
             if root in self._updated:
-                self._readers.setdefault(root, []).append(group)
+                self._add_reader(root, group, item)
         return group
 
     def _reads_a_state(self, value: Value, target: Value) -> bool:
@@ -149,11 +151,10 @@ class Binder:
         is_row = writer.kind == "reduce" or writer.level == "outer"
         tags = ("outer",) if is_row else None
         stored = strides_over(group.axes, writer.output.shape, self.fuser.place(writer.output).strides, tags)
-        for item in group.items:
-            if target in self.fuser.roots(group, item):
-                for root, strides, offset in self.fuser.reads(group, item):
-                    if root is target and (strides != stored or offset):
-                        return False
+        for item in self._readers.get(target, {}).get(group, ()):
+            for root, strides, offset in self.fuser.reads(group, item):
+                if root is target and (strides != stored or offset):
+                    return False
         return True
 
     def _order(self, group: Group, target: Value) -> None:

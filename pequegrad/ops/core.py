@@ -566,6 +566,8 @@ def bind(op: type[Op], *inputs: Any, **params: Any) -> Any:
     payloads = context.interpreter.evaluate(op, inputs, params, out_specs)
     if op.view:
         outputs = (_tensor_type._view_of(inputs[0], op, params, payloads[0], out_specs[0]),)
+    elif is_single:
+        outputs = (_tensor_type._wrap(payloads[0], inferred),)
     else:
         outputs = tuple([_tensor_type._wrap(payload, spec) for payload, spec in zip(payloads, out_specs, strict=True)])
     if context.is_grad_enabled and op.vjp is not None and True in [tensor.requires_grad for tensor in inputs]:

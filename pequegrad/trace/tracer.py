@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
-from ..dtypes import as_dtype, float64
+from ..dtypes import DType, as_dtype, float64
 from ..errors import AutogradError, TraceError
 from ..locations import NOWHERE, is_ours, user_location
 from ..ops.core import EAGER, Interpreter, Op, TensorSpec, context, grad_mode, use_interpreter
@@ -77,6 +77,7 @@ class Tracer(Interpreter):
         self.scalar_reads: list[tuple[Any, Any, Any, Location]] = []
         self._gradient_owner: dict[int, tuple[Storage, Tensor]] = {}
         self._scalars: dict[tuple[int, Any], Tensor] = {}
+        self._numbers: dict[tuple[DType, bytes], Value] = {}
         self._replayed: dict[int, tuple[Tensor, int, Value]] = {}
         self._links: dict[int, tuple[Tensor, Any, int, bool]] = {}
         self._made: dict[int, weakref.ref[Storage]] = {}
@@ -135,8 +136,14 @@ class Tracer(Interpreter):
 
     def constant(self, array: np.ndarray) -> Value:
         if array.ndim == 0 and array.dtype.kind in "biuf":
-            params = {"shape": (), "value": array.item(), "dtype": as_dtype(array.dtype)}
-            return self._record(Full, (), params, (TensorSpec((), as_dtype(array.dtype)),))[0]
+            dtype = as_dtype(array.dtype)
+            number = dtype, array.tobytes()
+            known = self._numbers.get(number)
+            if known is None:
+                params = {"shape": (), "value": array.item(), "dtype": dtype}
+                (known,) = self._record(Full, (), params, (TensorSpec((), dtype),))
+                self._numbers[number] = known
+            return known
         copy = np.array(arrays.to_host(array), order="C")
         spec = TensorSpec(copy.shape, as_dtype(copy.dtype))
         return self._add_input(spec, "constant", f"constant{len(self.sources)}", FromConstant(copy))
@@ -179,7 +186,8 @@ class Tracer(Interpreter):
             payload = tensor._payload
             if payload not in self.places:
                 raise TraceError(f"{user_location()}: {EAGER.no_data(tensor)}")
-            if tensor._payload_version == self.version(storage):
+            version = storage.version if type(storage.data) is Value else self.version(storage)
+            if tensor._payload_version == version:
                 return payload
         elif id(tensor) not in self.captured:
             self.captured[id(tensor)] = tensor
