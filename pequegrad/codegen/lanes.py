@@ -367,8 +367,8 @@ class _Rewriter:
         return _transposed(kernel) if stores and cut.name == "m" else kernel
 
     def _conv2d(self, kernel: Any) -> Conv2d:
-        chunks = min(kernel.shape.weight_chunks, max(kernel.shape.OH, 1))
-        shape = replace(kernel.shape, N=1, lanes=self.size, weight_chunks=chunks)
+        shape = replace(kernel.shape, N=1, lanes=self.size)
+        shape = replace(shape, weight_chunks=min(shape.weight_chunks, schedule.rows_of_results(shape)))
         if kernel.kind == "grad_weight":
             return replace(kernel, shape=shape, a=self._start(kernel.a), b=self._start(kernel.b))
         # Samples are steps of 1 along positions now, where positions were.

@@ -54,6 +54,8 @@ MOST_WEIGHT_CHUNKS = 16
 """Most chunks of samples in which the gradient of a convolution's weight is summed: enough for 16 workers."""
 WEIGHT_CHUNK_ELEMENTS = 2**20
 """Most elements of all of these chunks' sums together, 4 MiB of float32; a single chunk may be larger."""
+FEWEST_WINOGRAD_CHANNELS = 8
+"""Fewest channels, of results and of operands, for whose products it pays to make sums and differences of tiles first."""
 
 CACHE_BYTES = 2**20
 """A core's own second cache, as most processors have it."""
@@ -156,6 +158,19 @@ def product_of(kernel: Contract) -> Product:
 def weight_chunks(shape: ConvShape, most: int = MOST_WEIGHT_CHUNKS) -> int:
     """Return in how many chunks of samples, ``most`` at most, the gradient of a convolution's weight is summed."""
     return max(1, min(shape.N, most, WEIGHT_CHUNK_ELEMENTS // max(shape.weight_elements, 1)))
+
+
+def is_winograd(shape: ConvShape) -> bool:
+    """Whether a convolution, or a gradient of it, is made of tiles (conv_winograd.h)."""
+    sizes = (shape.KH, shape.KW, shape.stride_h, shape.stride_w, shape.dilation_h, shape.dilation_w)
+    channels = min(shape.C, shape.O) // shape.groups
+    return shape.lanes > 1 and sizes == (3, 3, 1, 1, 1, 1) and channels >= FEWEST_WINOGRAD_CHANNELS
+
+
+def rows_of_results(shape: ConvShape) -> int:
+    """Return how many rows of its results a convolution of samples side by side can be cut into, at least one."""
+    rows = (shape.OH + 1) // 2 if is_winograd(shape) else shape.OH
+    return max(1, shape.N * rows)
 
 
 def reach_bytes(shape: ConvShape, samples: int) -> int:

@@ -37,7 +37,7 @@ from .plan import (
     Window,
 )
 from .rendering import Address, KernelWriter, Line, Pointer, Variable
-from .schedule import conv_domain
+from .schedule import conv_domain, is_winograd
 
 # A worker's share of a long axis: few enough that sharing costs nothing, enough that two workers end together.
 SHARES_PER_AXIS = 32
@@ -590,7 +590,7 @@ def conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2
         parameters = parameters_of(
             lines, n="long", channel="long", position="long", v0=f"pg::vec<{dtype}>", count="long"
         )
-    form = "conv2d_vectors" if shape.lanes > 1 else "conv2d"
+    form = "conv2d_winograd" if is_winograd(shape) else "conv2d_vectors" if shape.lanes > 1 else "conv2d"
     far_arrays = _far_arrays(kernel, writer) if shape.lanes > 1 and kernel.kind != "grad_weight" else ()
     return Conv2dView(
         head_of(writer), form, kernel.kind, dtype, shape, a, b, partials, runs, decode, parameters,

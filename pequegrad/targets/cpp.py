@@ -42,7 +42,7 @@ HEADERS = (
     ("map", ("gemm.h", "math.h")),
     ("row", ("gemm.h", "accumulate.h")),
     ("contract", ("gemm.h", "math.h", "scratch.h")),
-    ("conv2d", ("gemm.h", "math.h", "conv.h", "conv_vectors.h", "scratch.h")),
+    ("conv2d", ("gemm.h", "math.h", "conv.h", "conv_winograd.h", "scratch.h")),
     ("window", ("gemm.h", "window.h")),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),

@@ -248,3 +248,21 @@ def test_large_results_of_a_convolution_are_asked_for_ahead():
         assert sorted(calls) == (["1", "1", "2"] if is_asked else [])
         got = Compiled(graph, target).run(traced.arrays, 2)
         compare(run_graph(graph, traced.arrays), got, f"{extent} by {extent}", rtol=1e-5)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_dense_convolutions_of_enough_channels_are_made_of_tiles(instruction_set):
+    target = target_for(instruction_set)
+    manual_seed(0)
+    random = np.random.default_rng(0)
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 3, stride=2)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 16, 3))
+    x, y = random.standard_normal((48, 3, 11, 11)).astype(np.float32), random.integers(0, 3, 48)
+    traced = nets.training_step(model, optim.SGD(model.parameters(), lr=0.1), x, y, functional.cross_entropy)
+    graph = run_pipeline(traced.graph)
+    text = render(lower(graph, target, 2), target)
+    for kind in ("forward", "grad_input", "grad_weight"):
+        # The second convolution alone: the first has three channels, the last moves by two.
+        assert len(re.findall(rf"pg::conv2d_winograd_{kind}<", text)) == int("pg::conv2d_vectors_forward<" in text)
+    got = Compiled(graph, target).run(traced.arrays, 2)
+    compare(run_graph(graph, traced.arrays), got, instruction_set, rtol=1e-5)

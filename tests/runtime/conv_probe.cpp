@@ -1,16 +1,22 @@
-// The three convolution entry points on one shape, of conv.h or of conv_vectors.h, each run by `workers` workers in turn;
-// `arrays`: whether what the epilogues write is asked for ahead.
+// The three convolution entry points on one shape, of conv.h, of conv_vectors.h (lanes > 1) or of conv_winograd.h
+// (PROBE_WINOGRAD), each run by `workers` workers in turn; `arrays`: whether what the epilogues write is asked for ahead.
 #include "pequegrad/step.h"
-#include "pequegrad/conv_vectors.h"
+#include "pequegrad/conv_winograd.h"
 using namespace pg;
+
+#if defined(PROBE_WINOGRAD)
+#define BESIDE(name) conv2d_winograd_##name
+#else
+#define BESIDE(name) conv2d_vectors_##name
+#endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 template <class T> static long scratch_of(const conv2d_shape& s) {
   const bool vectors = s.lanes > 1;
-  const long a = vectors ? conv2d_vectors_forward_scratch<T>(s) : conv2d_forward_scratch<T>(s);
-  const long b = vectors ? conv2d_vectors_grad_input_scratch<T>(s) : conv2d_grad_input_scratch<T>(s);
-  const long c = vectors ? conv2d_vectors_grad_weight_scratch<T>(s) : conv2d_grad_weight_scratch<T>(s);
+  const long a = vectors ? BESIDE(forward_scratch)<T>(s) : conv2d_forward_scratch<T>(s);
+  const long b = vectors ? BESIDE(grad_input_scratch)<T>(s) : conv2d_grad_input_scratch<T>(s);
+  const long c = vectors ? BESIDE(grad_weight_scratch)<T>(s) : conv2d_grad_weight_scratch<T>(s);
   return a > b ? (a > c ? a : c) : (b > c ? b : c);
 }
 
@@ -31,9 +37,9 @@ static void run(const conv2d_shape& s, const T* x, const T* w, const T* dy, T* y
   const conv2d_array of_dx[] = {{dx, s.C * places_of_x * size, places_of_x * size, size}};
   for (int worker = 0; worker < workers; ++worker) {
     if (vectors) {
-      conv2d_vectors_forward(s, x, w, scratch, worker, workers, put_y, of_y, arrays ? 2 : 0);
-      conv2d_vectors_grad_input(s, dy, w, scratch, worker, workers, put_dx, of_dx, arrays ? 1 : 0);
-      conv2d_vectors_grad_weight(s, x, dy, partials, scratch, worker, workers);
+      BESIDE(forward)(s, x, w, scratch, worker, workers, put_y, of_y, arrays ? 2 : 0);
+      BESIDE(grad_input)(s, dy, w, scratch, worker, workers, put_dx, of_dx, arrays ? 1 : 0);
+      BESIDE(grad_weight)(s, x, dy, partials, scratch, worker, workers);
     } else {
       conv2d_forward(s, x, w, scratch, worker, workers, put_y);
       conv2d_grad_input(s, dy, w, scratch, worker, workers, put_dx);

@@ -1,8 +1,9 @@
-"""conv.h and conv_vectors.h against a plain NumPy convolution, forward and both gradients."""
+"""conv.h, conv_vectors.h and conv_winograd.h against a plain NumPy convolution, forward and both gradients."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -31,6 +32,18 @@ SHAPES = [
     (1, 16, 24, 26, 16, 3, 3, (2, 2), (2, 2), (2, 2), 1),
     (2, 34, 14, 16, 36, 3, 2, (1, 1), (0, 2), (1, 2), 2),
     (1, 70, 18, 20, 70, 1, 1, (2, 3), (0, 0), (1, 1), 1),
+]
+
+
+# Those that conv_winograd.h computes: an odd number of rows and columns, a border that is wider than the filter, groups.
+WINOGRAD = [
+    (1, 8, 6, 10, 9, 3, 3, (1, 1), (0, 0), (1, 1), 1),
+    (2, 17, 9, 7, 8, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    (1, 3, 5, 6, 4, 3, 3, (1, 1), (2, 3), (1, 1), 1),
+    (3, 20, 8, 11, 40, 3, 3, (1, 1), (1, 0), (1, 1), 2),
+    (1, 33, 3, 3, 70, 3, 3, (1, 1), (0, 0), (1, 1), 1),
+    (1, 64, 13, 40, 16, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    (0, 8, 6, 6, 8, 3, 3, (1, 1), (1, 1), (1, 1), 1),
 ]
 
 
@@ -65,8 +78,17 @@ def apart(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 4, 1, 2, 3).reshape(-1, *images.shape[1:4])
 
 
-def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int, beside: int = 1, is_asked: bool = False):
-    """Run a shape, with ``beside`` samples side by side for each of its samples; ``is_asked``: results are asked for ahead."""
+def run(
+    library: ctypes.CDLL,
+    shape: tuple,
+    dtype: type,
+    workers: int,
+    beside: int = 1,
+    is_asked: bool = False,
+    spoilt: Callable[..., None] = lambda x, weight, dy: None,
+):
+    """Run a shape, with ``beside`` samples side by side for each of its samples; ``is_asked``: results are asked for ahead;
+    ``spoilt`` changes the operands."""
     n, c, h, w, o, kh, kw, stride, pad, dilation, groups = shape
     out_h = (h + 2 * pad[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     out_w = (w + 2 * pad[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
@@ -74,6 +96,7 @@ def run(library: ctypes.CDLL, shape: tuple, dtype: type, workers: int, beside: i
     x = random.normal(size=(n * beside, c, h, w)).astype(dtype)
     weight = random.normal(size=(o, c // groups, kh, kw)).astype(dtype)
     dy = random.normal(size=(n * beside, o, out_h, out_w)).astype(dtype)
+    spoilt(x, weight, dy)
     sizes = (n, c, h, w, o, kh, kw, *stride, *pad, *dilation, groups, out_h, out_w)
     record = (ctypes.c_long * 18)(*sizes, weight_chunks(ConvShape(*sizes)), beside)
     suffix = "f32" if dtype == np.float32 else "f64"
@@ -138,3 +161,56 @@ def test_bits_do_not_depend_on_the_number_of_workers(build, lanes: int, vectors:
         many, _, _ = run(build("conv_probe"), shape, np.float32, workers=workers, beside=beside)
         for a, b in zip(one, many):
             assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("vectors", [1, 3, 30])
+@pytest.mark.parametrize("shape", WINOGRAD, ids=str)
+def test_tiles_equal_numpy(build, lanes: int, shape: tuple, vectors: int, dtype: type) -> None:
+    """Thirty vectors of lanes are more than a block takes together."""
+    beside = vectors * max(lanes, 2)
+    results, expected, touched = run(build("conv_probe", "-DPROBE_WINOGRAD"), shape, dtype, workers=1, beside=beside)
+    assert np.all(touched == 1), "the epilogue must see each output once"
+    for name, got, want in zip(("y", "dx", "dw"), results, expected):
+        bound = (2e-5 if dtype == np.float32 else 1e-12) * max(1.0, np.abs(want).max(initial=0.0))
+        np.testing.assert_allclose(got, want, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_bits_of_tiles_depend_neither_on_workers_nor_on_lines_asked_for_ahead(build, lanes: int, workers: int) -> None:
+    library = build("conv_probe", "-DPROBE_WINOGRAD")
+    for shape in WINOGRAD:
+        one, _, _ = run(library, shape, np.float32, workers=1, beside=5 * max(lanes, 2))
+        many, _, _ = run(library, shape, np.float32, workers=workers, beside=5 * max(lanes, 2), is_asked=True)
+        for a, b in zip(one, many):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 2e38], ids=str)
+@pytest.mark.parametrize("shape", WINOGRAD[:4], ids=str)
+def test_tiles_keep_what_is_not_finite_to_the_results_that_read_it(
+    build, lanes: int, shape: tuple, value: float
+) -> None:
+    """Two of 2e38, of different signs, are finite in each result but not in their difference."""
+
+    def spoil_images(x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> None:
+        for images in (x, dy):
+            images[0, -1, 2, 0] = value
+            images[0, -1, 2, 2] = -value
+        weight *= 0.1
+
+    def spoil_weight(x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> None:
+        weight[1, 0, 1, 2] = value
+
+    for spoil in (spoil_images, spoil_weight) if not np.isfinite(value) else (spoil_images,):
+        beside = 2 * max(lanes, 2)
+        want, _, _ = run(build("conv_probe"), shape, np.float32, 2, beside, spoilt=spoil)
+        tiles, _, _ = run(build("conv_probe", "-DPROBE_WINOGRAD"), shape, np.float32, 2, beside, spoilt=spoil)
+        # Whether the weight's sums of such numbers overflow depends on how they are cut.
+        for name, a, b in zip(("y", "dx", "dw") if not np.isfinite(value) else ("y", "dx"), tiles, want):
+            for same in (np.isnan, np.isposinf, np.isneginf):
+                assert np.array_equal(same(a), same(b)), name
+            kept = np.isfinite(b)
+            bound = 2e-5 * max(1.0, np.abs(b[kept]).max(initial=0.0))
+            np.testing.assert_allclose(a[kept], b[kept], rtol=0, atol=bound, err_msg=name)

@@ -95,16 +95,33 @@ def test_lines_asked_for_ahead_change_no_bit_and_reach_not_too_far(library, dtyp
 
 
 @pytest.mark.parametrize(
-    ("probe", "kernel"), [("gemm_probe", "gemm_kernel_ahead"), ("conv_probe", "conv2d_vectors_strip")]
+    ("probe", "kernel", "flags"),
+    [
+        ("gemm_probe", "gemm_kernel_ahead", ()),
+        ("conv_probe", "conv2d_vectors_strip", ()),
+        ("conv_probe", "conv2d_winograd_products", ("-DPROBE_WINOGRAD",)),
+    ],
 )
-def test_the_compiler_leaves_asking_ahead_in_the_kernel(lanes: int, tmp_path, probe: str, kernel: str) -> None:
+def test_the_compiler_leaves_asking_ahead_in_the_kernel(
+    lanes: int, tmp_path, probe: str, kernel: str, flags: tuple
+) -> None:
     """g++ takes what only prefetches for what does nothing, and dropped it from the sums until it was inlined at once."""
     assembly = tmp_path / "probe.s"
     march = WIDTHS[lanes][0] if platform.machine() in ("x86_64", "AMD64") else "-O2"
     compile_cpp(
-        [*FLAGS, march, f"-DPG_LANES={lanes}", f"-I{INCLUDE}", "-S", str(HERE / f"{probe}.cpp"), "-o", str(assembly)]
+        [
+            *FLAGS,
+            march,
+            *flags,
+            f"-DPG_LANES={lanes}",
+            f"-I{INCLUDE}",
+            "-S",
+            str(HERE / f"{probe}.cpp"),
+            "-o",
+            str(assembly),
+        ]
     )
-    bodies = re.findall(rf"^\w*{kernel}\w*:\n(.*?)^\s*\.size", assembly.read_text(), re.MULTILINE | re.DOTALL)
+    bodies = re.findall(rf"^\w*{kernel}[\w.]*:\n(.*?)^\s*\.size", assembly.read_text(), re.MULTILINE | re.DOTALL)
     assert len(bodies) == 2, "float and double"
     assert all(re.search(r"\bprefetch|\bprfm\b", body) for body in bodies)
 

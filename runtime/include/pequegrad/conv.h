@@ -326,9 +326,9 @@ void conv2d_grad_input(const conv2d_shape& s, const T* dy, const T* w, T* scratc
 // The tile of the weight's gradient: output channels by taps, each a vector of partial sums over positions.
 template <class T> struct conv2d_weight_tile {
 #if PG_LANES == 16 || (PG_LANES == 4 && defined(__aarch64__))
-  enum { rows = 4, taps = 6 };
+  enum { rows = 4, taps = 6, fewer_taps = 4 };
 #else
-  enum { rows = 4, taps = 3 };
+  enum { rows = 4, taps = 3, fewer_taps = 3 };
 #endif
 };
 
@@ -365,8 +365,8 @@ PG_NOINLINE void conv2d_weight_kernel(const conv2d_runs& over, const T* __restri
   typedef typename lanes<T>::native native;
   typedef typename lanes<T>::unaligned unaligned;
   constexpr int L = lanes<T>::count;
-  native sum[ROWS][TAPS];
-  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int j = 0; j < TAPS; ++j) sum[r][j] = native{};
+  native sum[ROWS * TAPS];
+  PG_UNROLL for (int i = 0; i < ROWS * TAPS; ++i) sum[i] = native{};
   for (long n = 0; n < over.samples; ++n)
     for (long i = 0; i < over.runs; ++i) {
       const T* const first = image + n * over.image_sample + i * over.image_run;
@@ -382,18 +382,14 @@ PG_NOINLINE void conv2d_weight_kernel(const conv2d_runs& over, const T* __restri
         PG_UNROLL for (int r = 0; r < ROWS; ++r) {
           native g = *reinterpret_cast<const unaligned*>(gradient + r * dy_row + q);
           PG_KEEP_IN_REGISTER(g);
-          PG_UNROLL for (int j = 0; j < TAPS; ++j) sum[r][j] += g * v[j];
+          PG_UNROLL for (int j = 0; j < TAPS; ++j) sum[r * TAPS + j] += g * v[j];
         }
       }
     }
-  T flat[ROWS][TAPS];
-  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int j = 0; j < TAPS; ++j) {
-    vec<T> v{};
-    v.part[0] = sum[r][j];
-    flat[r][j] = reduce_add(v);
-  }
+  T flat[ROWS * TAPS];
+  reduce_add_each<T, ROWS * TAPS>(sum, flat);
   for (int r = 0; r < ROWS; ++r)
-    for (long j = 0; j < TAPS && j < taps; ++j) out[r * out_row + j * out_tap] += flat[r][j];
+    for (long j = 0; j < TAPS && j < taps; ++j) out[r * out_row + j * out_tap] += flat[r * TAPS + j];
 }
 
 template <class T, int TAPS>
@@ -410,11 +406,12 @@ PG_NOINLINE void conv2d_weight_tiles(long rows, long K, const conv2d_runs& over,
                                      const long* offsets, T* out, long out_row, long out_tap) {
   typedef conv2d_weight_tile<T> tile;
   for (long k = 0, used; k < K; k += used) {
-    const long taps = K - k > 3 ? long(tile::taps) : 3;
-    used = K - k < taps ? K - k : taps;
+    // 4, 7 and 8 are cut into 4 and 3.
+    const long left = K - k, taps = left <= 3 ? 3 : left == 4 || left == 7 || left == 8 ? long(tile::fewer_taps) : long(tile::taps);
+    used = left < taps ? left : taps;
     for (long r = 0, count; r < rows; r += count) {
       count = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
-      const auto run = taps == 3 ? conv2d_weight_rows<T, 3> : conv2d_weight_rows<T, tile::taps>;
+      const auto run = taps == 3 ? conv2d_weight_rows<T, 3> : taps == 4 ? conv2d_weight_rows<T, tile::fewer_taps> : conv2d_weight_rows<T, tile::taps>;
       run(count, over, dy + r * dy_row, dy_row, image, offsets + k, used, out + r * out_row + k * out_tap, out_row, out_tap);
     }
   }

@@ -209,15 +209,15 @@ struct conv2d_ahead {
   long n, channel, position;
 };
 
-// Asks for the lines of `rows` channels under vectors first … first + length - 1 of a run of columns. Not inlined, it would be
-// taken for what has no effect, and left out.
+// Asks for the lines of `rows` channels under vectors first … first + length - 1 of a run of columns that are `step` apart, of
+// `span` lanes each. Not inlined, it would be taken for what has no effect, and left out.
 template <class T>
-PG_INLINE void conv2d_vectors_ask(const conv2d_plan<T>& plan, const conv2d_ahead& ahead, long first, long length, long rows) {
+PG_INLINE void conv2d_vectors_ask(const conv2d_ahead& ahead, long span, long step, long first, long length, long rows) {
   for (int i = 0; i < ahead.count; ++i) {
     const conv2d_array& array = ahead.arrays[i];
     const char* const start = static_cast<const char*>(array.start) + ahead.n * array.image + ahead.channel * array.plane;
     for (long v = first; v < first + length; ++v) {
-      const long lane = v * PG_LANES, place = lane / plan.at.span * plan.step() * plan.s.lanes + lane % plan.at.span;
+      const long lane = v * PG_LANES, place = lane / span * step + lane % span;
       const char* line = start + (ahead.position + place) * array.size;
       // Of the vectors in a line the first one asks.
       if (reinterpret_cast<unsigned long>(line) % 64 >= (unsigned long)(PG_LANES * array.size)) continue;
@@ -279,7 +279,7 @@ PG_NOINLINE void conv2d_vectors_strip(const conv2d_plan<T>& plan, const conv2d_r
                                               gemm_kernel_for<T, true>(int(rows), int(parts.base) + 1)};
   for (long p = 0; p < parts.count; ++p) {
     const long first = parts.first(p) * PG_LANES;
-    if (ahead.count > 0) conv2d_vectors_ask(plan, ahead, strip + parts.first(p), parts.length(p), rows);
+    if (ahead.count > 0) conv2d_vectors_ask<T>(ahead, plan.at.span, plan.step() * plan.s.lanes, strip + parts.first(p), parts.length(p), rows);
     if (is_empty) {
       for (long r = 0; r < rows; ++r)
         for (long v = 0; v < parts.length(p); ++v) store_plain(sums + (r * conv2d_strip + v) * PG_LANES + first, vec<T>{});
@@ -378,6 +378,17 @@ template <class T> inline long conv2d_vectors_grad_weight_scratch(const conv2d_s
   return round_up(conv2d_sum_length(s) * long(sizeof(long)), 64);
 }
 
+// Where the taps lie from the first on that all see the same: (channel, kh, kw) without a border, else one tap of all channels.
+inline void conv2d_vectors_weight_offsets(const conv2d_shape& s, long* offsets) {
+  const bool has_border = s.pad_h > 0 || s.pad_w > 0;
+  for (long c = 0; c < s.C / s.groups; ++c) {
+    const long start = c * s.H * s.W * s.lanes;
+    if (has_border) *offsets++ = start;
+    for (long tap = 0; !has_border && tap < s.KH * s.KW; ++tap)
+      *offsets++ = start + (tap / s.KW * s.dil_h * s.W + tap % s.KW * s.dil_w) * s.lanes;
+  }
+}
+
 // Rows of dy that one pass takes: as few as keep them within 128 KiB, for the sake of the input's rows beside them.
 template <class T> inline long conv2d_vectors_rows(const conv2d_shape& s) {
   const long bytes = s.O / s.groups * s.OW * s.lanes * long(sizeof(T)), fit = 131072 / (bytes > 0 ? bytes : 1);
@@ -430,14 +441,8 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
   long begin, end;
   share(chunks * s.groups, 1, worker, workers, begin, end);
   if (begin >= end || K == 0) return;
-  // Where all taps see the same, they are (channel, kh, kw); else one tap of all channels at a time.
-  long* offsets = reinterpret_cast<long*>(scratch);
-  const bool has_border = s.pad_h > 0 || s.pad_w > 0;
-  for (long c = 0; c < channels; ++c) {
-    if (has_border) *offsets++ = c * plane;
-    for (long tap = 0; !has_border && tap < s.KH * s.KW; ++tap)
-      *offsets++ = c * plane + (tap / s.KW * s.dil_h * s.W + tap % s.KW * s.dil_w) * s.lanes;
-  }
+  long* const offsets = reinterpret_cast<long*>(scratch);
+  conv2d_vectors_weight_offsets(s, offsets);
   for (long item = begin; item < end; ++item) {
     const long chunk = item / s.groups, g = item % s.groups;
     T* const sums = partials + (chunk * s.O + g * per_group) * K;
@@ -447,7 +452,7 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
       const long n = unit / s.OH, oh = unit % s.OH, left = last - unit < s.OH - oh ? last - unit : s.OH - oh;
       count = left < most ? left : most;
       conv2d_vectors_weight_rows<T>(s, x + (n * s.C + g * channels) * plane, dy + (n * s.O + g * per_group) * s.OH * s.OW * s.lanes, oh,
-                                    count, reinterpret_cast<const long*>(scratch), sums);
+                                    count, offsets, sums);
     }
   }
 }

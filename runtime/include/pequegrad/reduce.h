@@ -53,6 +53,41 @@ template <class T> PG_INLINE T reduce_mul(vec<T> v, long count) { return reduce_
 template <class T> PG_INLINE T reduce_max(vec<T> v, long count) { return reduce_max(select(lane_mask(count), v, lowest_value<T>())); }
 template <class T> PG_INLINE T reduce_min(vec<T> v, long count) { return reduce_min(select(lane_mask(count), v, highest_value<T>())); }
 
+#if defined(PG_HAS_SHUFFLEVECTOR)
+// One round of the sums of N vectors: lanes D apart meet, of vectors D apart in one.
+template <class T, int N, int D> PG_INLINE void reduce_round(typename lanes<T>::native* v) {
+  if constexpr (D > 0) {
+    constexpr int L = lanes<T>::count;
+#define PG_MEET_FIRST(l) ((l) & D ? L + (l) - D : (l))
+#define PG_MEET_SECOND(l) ((l) & D ? L + (l) : (l) + D)
+    PG_UNROLL for (int i = 0; i < N; ++i) {
+      if (i & D) continue;
+      const auto a = v[i], b = v[i + D < N ? i + D : i];
+      if constexpr (lanes<T>::parts == 2)
+        v[i] = __builtin_shufflevector(a, b, PG_LIST_LOW(PG_MEET_FIRST)) + __builtin_shufflevector(a, b, PG_LIST_LOW(PG_MEET_SECOND));
+      else v[i] = __builtin_shufflevector(a, b, PG_LIST_FULL(PG_MEET_FIRST)) + __builtin_shufflevector(a, b, PG_LIST_FULL(PG_MEET_SECOND));
+    }
+    reduce_round<T, N, D / 2>(v);
+  }
+}
+#endif
+
+// to[i] = the sum of the lanes of v[i], i < N, in the order of reduce_add; v is lost.
+template <class T, int N> PG_INLINE void reduce_add_each(typename lanes<T>::native* v, T* to) {
+#if defined(PG_HAS_SHUFFLEVECTOR)
+  constexpr int L = lanes<T>::count, M = N < L ? N : L;
+  reduce_round<T, M, L / 2>(v);
+  PG_UNROLL for (int i = 0; i < M; ++i) to[i] = v[0][i];
+  if constexpr (N > M) reduce_add_each<T, N - M>(v + M, to + M);
+#else
+  for (int i = 0; i < N; ++i) {
+    vec<T> sum{};
+    sum.part[0] = v[i];
+    to[i] = reduce_add(sum);
+  }
+#endif
+}
+
 // ---- argmax, argmin ----------------------------------------------------------------------------------------------------
 
 // One candidate a lane. Feed each lane rising indices, then reduce.
