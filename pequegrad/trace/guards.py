@@ -16,11 +16,11 @@ import numpy as np
 from ..errors import TraceError
 from .callees import Callees
 from .fingerprint import OPEN_CONTAINERS, Same, TooLarge, describe, fingerprint
-from .identities import dict_step, identities, referred
+from .identities import MODULE_TABLES, dict_step, identities, referred
 from .reads import Read
 from .state import FromTensor, Trace
 
-_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_TABLES = (*MODULE_TABLES, "_forward_hooks", "_forward_pre_hooks")
 _OPTIMIZER_PARTS = ("defaults", "param_groups", "state")
 _MUTABLE = (list, dict, set, bytearray, deque, np.ndarray, *OPEN_CONTAINERS)
 

@@ -38,8 +38,9 @@ class _Reader:
         if issubclass(kind, dict) and (kind.__iter__, kind.items) == (dict.__iter__, dict.items):
             keys, items = self._read_all(value, value), self._read_all(value, value.values())
             return None if keys is None or items is None else (kind, keys, items)
-        if kind in (set, frozenset) and all(type(item) in (str, int) for item in value):
-            return kind, self._read_all(value, value), ()
+        if kind in (set, frozenset):
+            keys = self._read_all(value, value)
+            return None if keys is None else (kind, keys, ())
         mark = fingerprint(value)
         return (None, referred(mark.reference)) if isinstance(mark, Same) else None
 

@@ -102,7 +102,7 @@ class Read:
         # Where identity says enough, comparing it spares the fingerprint.
         self._fast = self._expected.get if isinstance(self._expected, Same) else None
         if value is MISSING or isinstance(value, int | float | str):
-            self._fast = lambda: value
+            self._fast = _always(value)
         self._shortcut = self._find_shortcut() if self._fast is not None else None
         self._shown = "missing" if value is MISSING else describe(value)
         self.text = text
@@ -153,7 +153,7 @@ class Read:
             return None
         member = member_of(kind, name)
         if member is MISSING or isinstance(member, bool | int | float | str | None):
-            found: Callable[[], Any] = lambda: member  # noqa: E731
+            found = _always(member)
         elif isinstance(member, types.FunctionType):
             found = Same(member).reference
         else:
@@ -179,6 +179,11 @@ class Read:
         if now == self._expected:
             return None
         return f"{self.text} ({self.location}): {self._shown} → {'missing' if value is MISSING else describe(value)}"
+
+
+def _always(value: Any) -> Callable[[], Any]:
+    """Return what gives a value, as a weak reference gives its object."""
+    return lambda: value
 
 
 def static_attribute(value: Any, name: Any) -> Any:

@@ -129,7 +129,7 @@ struct Step {
     bool falls_back;        // to that, where the owner itself has nothing
 };
 
-// What a value must be: one object, or a container of these very keys and items; a set has strings and integers as keys.
+// What a value must be: one object, or a container of these very keys and items; of a set, these keys.
 struct Identities {
     PyTypeObject *container;  // null: one object
     Expected object;
@@ -149,8 +149,12 @@ struct Identities {
         }
         if (PyAnySet_Check(value)) {
             if (static_cast<std::size_t>(PySet_GET_SIZE(value)) != keys.size()) return false;
+            if (keys.empty()) return true;
+            // In its own order, which only a change of the set changes: equal is not enough, for 1 == 1.0 == True.
+            const py::object iterator = py::reinterpret_steal<py::object>(PyObject_GetIter(value));
             for (const Identities &key : keys) {
-                if (PySet_Contains(value, key.object.object) != 1) return false;
+                const py::object item = py::reinterpret_steal<py::object>(PyIter_Next(iterator.ptr()));
+                if (!item || !key.are(item.ptr())) return false;
             }
             return true;
         }

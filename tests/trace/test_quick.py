@@ -188,6 +188,7 @@ class Holder:
         self.named = {"a": pg.ones(4), "deep": {"list": [1.5, (2.5, pg.ones(4))]}}
         self.slotted = Slotted()
         self.plain = types.SimpleNamespace(rate=0.25)
+        self.kinds = {1}
         self.code = types.ModuleType("settings")
         self.code.__file__, self.code.factor = __file__, 1.25
         self.kind = type("Settings", (), {"bias": 0.75})
@@ -223,6 +224,8 @@ def make_read_step(holder):
             x = x + 1
         x = x * holder.weights[-1] + holder.named["a"] * holder.named["deep"]["list"][1][0]
         x = x * holder.scale + holder.of_class - holder.overridden + holder.slotted.rate
+        for kind in holder.kinds:
+            x = x + (0.5 if kind is True else 2.0)
         x = x * holder.plain.rate + holder.code.factor * holder.kind.bias + local["x"][0]
         return holder.net(x)
 
@@ -248,6 +251,7 @@ REPLACEMENTS = {
     "property": lambda h, _: setattr(Holder, "scale", property(lambda self: 8.0)),
     "list of a network": lambda h, _: h.net.factors.append(2.0),
     "dict of a network": lambda h, _: h.net.by_name.update(bias=3.0),
+    "equal in a set": lambda h, _: (h.kinds.clear(), h.kinds.add(True)),
     "local": lambda h, local: local["x"].__setitem__(0, 7.0),
     "gone": lambda h, _: h.named["deep"]["list"].pop(),
 }
