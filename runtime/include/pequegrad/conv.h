@@ -437,7 +437,7 @@ PG_NOINLINE void conv2d_weight_plain(const conv2d_shape& s, long pitch, long sam
 // Fills this worker's part of `partials` (conv2d_weight_partials(s) elements). After a barrier, conv2d_combine_weight
 // adds the chunks up.
 template <class T>
-void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
+PG_NOINLINE void conv2d_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
   typedef conv2d_weight_tile<T> tile;
   const conv2d_image m = conv2d_image_of(s);
   const long K = conv2d_sum_length(s), channels = s.C / s.groups, per_group = s.O / s.groups;
@@ -509,7 +509,8 @@ void conv2d_combine_weight(const conv2d_shape& s, const T* partials, long run, i
 
 #define PG_CONV_PARTS(PART)                                                                                                 \
   PART void conv2d_product<float>(long, long, long, const float*, long, const float*, const long*, float*, long);           \
-  PART void conv2d_weight_tiles<float>(long, long, const conv2d_runs&, const float*, long, const float*, const long*, float*, long, long);
+  PART void conv2d_weight_tiles<float>(long, long, const conv2d_runs&, const float*, long, const float*, const long*, float*, long, long); \
+  PART void conv2d_grad_weight<float>(const conv2d_shape&, const float*, const float*, float*, float*, int, int);
 #if defined(PG_PARTS_APART)
 PG_CONV_PARTS(extern template)
 #endif

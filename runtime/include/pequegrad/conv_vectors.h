@@ -229,7 +229,7 @@ PG_INLINE void conv2d_vectors_ask(const conv2d_ahead& ahead, long span, long ste
 // Vectors of a row that are summed before the epilogue sees them, so that it walks each array by more than a few.
 enum { conv2d_strip = 32 };
 
-template <class T> inline long conv2d_vectors_scratch(const conv2d_shape& s, bool is_forward) {
+template <class T> PG_NOINLINE long conv2d_vectors_scratch(const conv2d_shape& s, bool is_forward) {
   const conv2d_plan<T> plan(s, is_forward);
   const long K = plan.K;
   return round_up(gemm_tile<T>::rows * conv2d_strip * PG_LANES * long(sizeof(T)), 64) + round_up(K * long(sizeof(long)), 64) +
@@ -297,63 +297,96 @@ PG_NOINLINE void conv2d_vectors_strip(const conv2d_plan<T>& plan, const conv2d_r
   }
 }
 
+// The walk over one worker's rows of results; after strip(), sums of neighbouring results of some channels lie at `sums`.
+template <class T> struct conv2d_vectors_walk {
+  const conv2d_plan<T> plan;
+  const T *in, *w;
+  const conv2d_array* arrays;
+  int count;
+  const conv2d_parts down;
+  const long blocks;
+  long begin, end;
+  T *sums, *packed, *staged;
+  long* offsets;
+  conv2d_columns* columns;
+  long groups_of_columns;
+  conv2d_row<T> row;
+  long packed_group, read, next;
+  long n, g, h, lane;                                   // of the row: sample, group, and the first of its lanes
+  long channel, rows, position, length, left, leap;  // of the strip: see strip()
+
+  PG_NOINLINE conv2d_vectors_walk(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
+                                  const conv2d_array* arrays, int count)
+      : plan(s, is_forward), in(in), w(w), arrays(arrays), count(count), down(plan.m.out_channels, gemm_tile<T>::rows),
+        blocks(s.lanes / plan.at.span), packed_group(-1), read(-1), next(0) {
+    share(s.N * s.groups * blocks * plan.m.out_h, 1, worker, workers, begin, end);
+    if (plan.m.out_w <= 0) end = begin;
+    if (begin >= end) return;
+    scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
+    sums = cursor.take<T>(gemm_tile<T>::rows * conv2d_strip * PG_LANES);
+    offsets = cursor.take<long>(plan.K);
+    columns = cursor.take<conv2d_columns>(plan.m.out_w);
+    packed = cursor.take<T>(plan.m.out_channels * plan.K);
+    staged = cursor.take<T>(plan.at.bytes / long(sizeof(T)));
+    groups_of_columns = conv2d_fill_columns(plan, columns);
+    row = {staged, packed, offsets, 0, 0, 0};
+  }
+
+  PG_NOINLINE void enter(long unit) {
+    const conv2d_shape& s = plan.s;
+    const conv2d_sum& m = plan.m;
+    const long image_number = unit / m.out_h, sample = image_number / blocks;
+    h = unit % m.out_h, lane = image_number % blocks * plan.at.span, n = sample % s.N, g = sample / s.N;
+    if (g != packed_group) conv2d_vectors_pack(plan, w, g, packed);
+    packed_group = g;
+    const T* const image = in + (n * s.groups + g) * m.in_channels * m.in_h * m.in_w * s.lanes + lane;
+    if (!plan.at.is_copied) row.from = image;
+    if (image_number != read) next = 0;
+    read = image_number;
+    conv2d_vectors_row(plan, h, row, offsets);
+    if (!plan.at.is_copied) return;
+    // Bounds that rise with h, unlike the rows that the taps of one class read.
+    const long reach = (s.KH - 1) * s.dil_h, last = m.is_forward ? h * s.stride_h - s.pad_h + reach : (h + s.pad_h) / s.stride_h;
+    const long from = m.is_forward ? h * s.stride_h - s.pad_h : (h + s.pad_h - reach + s.stride_h - 1) / s.stride_h;
+    for (next = next < from ? from : next; next <= last && next < m.in_h; ++next) conv2d_vectors_stage(plan, image, next, staged);
+  }
+
+  PG_INLINE long vectors(long i) const { return columns[i].width * plan.at.span / PG_LANES; }
+
+  // Sums `rows` channels from `channel` on, tile t of them, for `length` vectors from `first` on of run i of columns. The first
+  // vector is for `position`; each follows the one before or, after `left` lanes and then after every `span`, lies `leap` further on.
+  PG_NOINLINE void strip(long i, long first, long t) {
+    const long span = plan.at.span, all = vectors(i), lanes = plan.s.lanes, step = plan.step() * lanes;
+    length = all - first < conv2d_strip ? all - first : long(conv2d_strip);
+    rows = down.length(t), channel = g * plan.m.out_channels + down.first(t);
+    const long start = (h * plan.m.out_w + columns[i].column) * lanes + lane, within = first * PG_LANES % span;
+    position = start + first * PG_LANES / span * step + within, left = span - within, leap = step - span;
+    const conv2d_ahead ahead = {arrays, count, n, channel, start};
+    conv2d_vectors_strip(plan, row, columns[i], first, length, down.first(t), rows, sums, ahead);
+  }
+};
+
 template <class T, class Epilogue>
 PG_INLINE void conv2d_vectors_sum(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
                                   Epilogue&& epilogue, const conv2d_array* arrays, int count) {
-  const conv2d_plan<T> plan(s, is_forward);
-  const conv2d_sum& m = plan.m;
-  const conv2d_staging& at = plan.at;
-  const conv2d_parts down(m.out_channels, gemm_tile<T>::rows);
-  const long blocks = s.lanes / at.span, step = plan.step();
-  long begin, end;
-  share(s.N * s.groups * blocks * m.out_h, 1, worker, workers, begin, end);
-  if (begin >= end || m.out_w <= 0) return;
-  scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
-  T* const sums = cursor.take<T>(gemm_tile<T>::rows * conv2d_strip * PG_LANES);
-  long* const offsets = cursor.take<long>(plan.K);
-  conv2d_columns* const columns = cursor.take<conv2d_columns>(m.out_w);
-  T* const packed = cursor.take<T>(m.out_channels * plan.K);
-  T* const staged = cursor.take<T>(at.bytes / long(sizeof(T)));
-  const long groups_of_columns = conv2d_fill_columns(plan, columns);
-  conv2d_row<T> row = {at.is_copied ? staged : in, packed, offsets, 0, 0, 0};
-  long packed_group = -1, read = -1, next = 0;
-  for (long unit = begin; unit < end; ++unit) {
-    const long h = unit % m.out_h, block = unit / m.out_h % blocks, sample = unit / m.out_h / blocks, n = sample % s.N, g = sample / s.N;
-    if (g != packed_group) conv2d_vectors_pack(plan, w, g, packed);
-    packed_group = g;
-    const T* const image = in + (n * s.groups + g) * m.in_channels * m.in_h * m.in_w * s.lanes + block * at.span;
-    if (!at.is_copied) row.from = image;
-    if (unit / m.out_h != read) next = 0;
-    read = unit / m.out_h;
-    conv2d_vectors_row(plan, h, row, offsets);
-    if (at.is_copied) {
-      // Bounds that rise with h, unlike the rows that the taps of one class read.
-      const long reach = (s.KH - 1) * s.dil_h, last = is_forward ? h * s.stride_h - s.pad_h + reach : (h + s.pad_h) / s.stride_h;
-      const long from = is_forward ? h * s.stride_h - s.pad_h : (h + s.pad_h - reach + s.stride_h - 1) / s.stride_h;
-      for (next = next < from ? from : next; next <= last && next < m.in_h; ++next) conv2d_vectors_stage(plan, image, next, staged);
-    }
-    for (long i = 0; i < groups_of_columns; ++i) {
-      const long vectors = columns[i].width * at.span / PG_LANES;
-      for (long strip = 0; strip < vectors; strip += conv2d_strip) {
-        const long length = vectors - strip < conv2d_strip ? vectors - strip : long(conv2d_strip);
-        for (long t = 0; t < down.count; ++t) {
-          const long first_row = down.first(t), rows = down.length(t);
-          const conv2d_ahead ahead = {arrays, count, n, g * m.out_channels + first_row,
-                                      (h * m.out_w + columns[i].column) * s.lanes + block * at.span};
-          conv2d_vectors_strip(plan, row, columns[i], strip, length, first_row, rows, sums, ahead);
+  conv2d_vectors_walk<T> walk(s, is_forward, in, w, scratch, worker, workers, arrays, count);
+  for (long unit = walk.begin; unit < walk.end; ++unit) {
+    walk.enter(unit);
+    for (long i = 0; i < walk.groups_of_columns; ++i)
+      for (long first = 0; first < walk.vectors(i); first += conv2d_strip)
+        for (long t = 0; t < walk.down.count; ++t) {
+          walk.strip(i, first, t);
+          // Copies: the epilogue's stores could change what lies in the walk.
+          const T* const sums = walk.sums;
+          const long n = walk.n, channel = walk.channel, rows = walk.rows, length = walk.length, span = walk.plan.at.span, leap = walk.leap;
           for (long r = 0; r < rows; ++r) {
-            const T* sum = sums + r * conv2d_strip * PG_LANES;
-            long column = columns[i].column + strip * PG_LANES / at.span * step, lane = strip * PG_LANES % at.span;
-            for (long v = 0; v < length; ++v, sum += PG_LANES) {
-              epilogue(n, g * m.out_channels + first_row + r, (h * m.out_w + column) * s.lanes + block * at.span + lane,
-                       load_plain(sum, PG_LANES), long(PG_LANES));
-              lane += PG_LANES;
-              if (lane == at.span) lane = 0, column += step;
+            long position = walk.position, left = walk.left;
+            for (long v = 0; v < length; ++v, position += PG_LANES, left -= PG_LANES) {
+              if (left == 0) left = span, position += leap;
+              epilogue(n, channel + r, position, load_plain(sums + (r * conv2d_strip + v) * PG_LANES), long(PG_LANES));
             }
           }
         }
-      }
-    }
   }
 }
 
@@ -435,7 +468,7 @@ PG_NOINLINE void conv2d_vectors_weight_rows(const conv2d_shape& s, const T* x, c
 // Fills this worker's part of `partials` (conv2d_weight_partials(s) elements); a chunk is of output rows of all samples.
 // After a barrier, conv2d_combine_weight adds the chunks up.
 template <class T>
-void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
+PG_NOINLINE void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
   const long K = conv2d_sum_length(s), channels = s.C / s.groups, per_group = s.O / s.groups, chunks = s.weight_chunks;
   const long plane = s.H * s.W * s.lanes, most = conv2d_vectors_rows<T>(s);
   long begin, end;
@@ -460,12 +493,12 @@ void conv2d_vectors_grad_weight(const conv2d_shape& s, const T* x, const T* dy, 
 // ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
 
 #define PG_CONV_VECTORS_PARTS(PART)                                                                                         \
-  PART void conv2d_vectors_pack<float>(const conv2d_plan<float>&, const float*, long, float*);                              \
-  PART void conv2d_vectors_stage<float>(const conv2d_plan<float>&, const float*, long, float*);                             \
-  PART void conv2d_vectors_row<float>(const conv2d_plan<float>&, long, conv2d_row<float>&, long*);                          \
-  PART void conv2d_vectors_strip<float>(const conv2d_plan<float>&, const conv2d_row<float>&, const conv2d_columns&, long,   \
-                                        long, long, long, float*, const conv2d_ahead&);                                     \
-  PART void conv2d_vectors_weight_rows<float>(const conv2d_shape&, const float*, const float*, long, long, const long*, float*);
+  PART conv2d_vectors_walk<float>::conv2d_vectors_walk(const conv2d_shape&, bool, const float*, const float*, float*, int, int, \
+                                                       const conv2d_array*, int);                                          \
+  PART void conv2d_vectors_walk<float>::enter(long);                                                                       \
+  PART void conv2d_vectors_walk<float>::strip(long, long, long);                                                           \
+  PART long conv2d_vectors_scratch<float>(const conv2d_shape&, bool);                                                       \
+  PART void conv2d_vectors_grad_weight<float>(const conv2d_shape&, const float*, const float*, float*, float*, int, int);
 #if defined(PG_PARTS_APART)
 PG_CONV_VECTORS_PARTS(extern template)
 #endif

@@ -211,7 +211,7 @@ template <class T> PG_INLINE conv2d_winograd_plan<T> conv2d_winograd_sum_plan(co
   return {s, is_forward, 16 * (conv2d_sum_of(s, is_forward).in_channels + gemm_tile<T>::rows)};
 }
 
-template <class T> inline long conv2d_winograd_scratch(const conv2d_shape& s, bool is_forward) {
+template <class T> PG_NOINLINE long conv2d_winograd_scratch(const conv2d_shape& s, bool is_forward) {
   const auto plan = conv2d_winograd_sum_plan<T>(s, is_forward);
   const conv2d_sum& m = plan.m;
   const long columns = plan.row, rows = gemm_tile<T>::rows, size = long(sizeof(T));
@@ -221,47 +221,88 @@ template <class T> inline long conv2d_winograd_scratch(const conv2d_shape& s, bo
 template <class T> inline long conv2d_winograd_forward_scratch(const conv2d_shape& s) { return conv2d_winograd_scratch<T>(s, true); }
 template <class T> inline long conv2d_winograd_grad_input_scratch(const conv2d_shape& s) { return conv2d_winograd_scratch<T>(s, false); }
 
+// The walk over one worker's blocks of tiles; after result(), two rows of results of one channel lie at `results`.
+template <class T> struct conv2d_winograd_walk {
+  const conv2d_winograd_plan<T> plan;
+  const T *in, *w;
+  const conv2d_array* arrays;
+  int count;
+  const conv2d_parts down;
+  long begin, end;
+  T *zeros, *packed, *points, *sums, *results;
+  long packed_group;
+  conv2d_winograd_block block;
+  const T* image;
+  long first_row, rows, columns;  // of the tile of channels, and the columns of results of the block
+
+  PG_NOINLINE conv2d_winograd_walk(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
+                                   const conv2d_array* arrays, int count)
+      : plan(conv2d_winograd_sum_plan<T>(s, is_forward)), in(in), w(w), arrays(arrays), count(count),
+        down(plan.m.out_channels, gemm_tile<T>::rows), packed_group(-1) {
+    share(s.N * s.groups * plan.tiles_h * plan.blocks(), 1, worker, workers, begin, end);
+    if (begin >= end) return;
+    scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
+    zeros = cursor.take<T>(plan.span);
+    packed = cursor.take<T>(16 * plan.m.out_channels * plan.m.in_channels);
+    points = cursor.take<T>(16 * plan.m.in_channels * plan.row);
+    sums = cursor.take<T>(16 * gemm_tile<T>::rows * plan.row);
+    results = cursor.take<T>(4 * plan.row);
+    __builtin_memset(zeros, 0, plan.span * sizeof(T));
+  }
+
+  PG_NOINLINE void enter(long unit) {
+    const long channels = plan.m.in_channels, plane = plan.m.in_h * plan.m.in_w * plan.s.lanes, point = channels * plan.row;
+    block = conv2d_winograd_block_of(plan, unit);
+    const long first = 2 * block.first, past = first + 2 * block.count;
+    columns = (past < plan.m.out_w ? past : plan.m.out_w) - first;
+    image = in + (block.n * plan.s.groups + block.g) * channels * plane;
+    if (block.g != packed_group) conv2d_winograd_pack(plan, w, block.g, packed);
+    packed_group = block.g;
+    for (long c = 0; c < channels; ++c)
+      for (int i = 0; i < 4; ++i)
+        conv2d_winograd_image(plan, block, i, image + c * plane, zeros, points + 4 * i * point + c * plan.row, point);
+  }
+
+  // Where row `i` of the block's results begins in a channel's plane.
+  PG_INLINE long position(long i) const {
+    return ((2 * block.row + i) * plan.m.out_w + 2 * block.first) * plan.s.lanes + block.lane;
+  }
+  PG_INLINE long channel(long r) const { return block.g * plan.m.out_channels + first_row + r; }
+  PG_INLINE long rows_of_results() const { return plan.m.out_h - 2 * block.row < 2 ? plan.m.out_h - 2 * block.row : 2; }
+
+  PG_NOINLINE void tile(long t) {
+    first_row = down.first(t), rows = down.length(t);
+    const conv2d_ahead ahead = {arrays, count, block.n, channel(0), position(0)};
+    conv2d_winograd_products(plan, block, packed, points, first_row, rows, sums, ahead);
+  }
+
+  // Channel r of the tile: row i begins at results + i * 2 * plan.row.
+  PG_NOINLINE void result(long r) {
+    const long row = plan.row;
+    if (!conv2d_winograd_results(sums + r * row, gemm_tile<T>::rows * row, block.count, plan.span, results, 2 * row))
+      conv2d_winograd_plain(plan, block, image, w, first_row + r, results, 2 * row);
+  }
+};
+
 template <class T, class Epilogue>
 PG_INLINE void conv2d_winograd_sum(const conv2d_shape& s, bool is_forward, const T* in, const T* w, T* scratch, int worker, int workers,
                                    Epilogue&& epilogue, const conv2d_array* arrays, int count) {
-  const auto plan = conv2d_winograd_sum_plan<T>(s, is_forward);
-  const conv2d_sum& m = plan.m;
-  const conv2d_parts down(m.out_channels, gemm_tile<T>::rows);
-  const long columns = plan.row, plane = m.in_h * m.in_w * s.lanes;
-  long begin, end;
-  share(s.N * s.groups * plan.tiles_h * plan.blocks(), 1, worker, workers, begin, end);
-  if (begin >= end) return;
-  scratch_cursor cursor = {reinterpret_cast<char*>(scratch)};
-  T* const zeros = cursor.take<T>(plan.span);
-  T* const packed = cursor.take<T>(16 * m.out_channels * m.in_channels);
-  T* const points = cursor.take<T>(16 * m.in_channels * columns);
-  T* const sums = cursor.take<T>(16 * gemm_tile<T>::rows * columns);
-  T* const results = cursor.take<T>(4 * columns);
-  __builtin_memset(zeros, 0, plan.span * sizeof(T));
-  long packed_group = -1;
-  for (long unit = begin; unit < end; ++unit) {
-    const conv2d_winograd_block block = conv2d_winograd_block_of(plan, unit);
-    const T* const image = in + (block.n * s.groups + block.g) * m.in_channels * plane;
-    if (block.g != packed_group) conv2d_winograd_pack(plan, w, block.g, packed);
-    packed_group = block.g;
-    for (long c = 0; c < m.in_channels; ++c)
-      for (int i = 0; i < 4; ++i)
-        conv2d_winograd_image(plan, block, i, image + c * plane, zeros, points + (4 * i * m.in_channels + c) * columns,
-                              m.in_channels * columns);
-    const long first_column = 2 * block.first, past = first_column + 2 * block.count, last_column = past < m.out_w ? past : m.out_w;
-    for (long t = 0; t < down.count; ++t) {
-      const long first_row = down.first(t), rows = down.length(t), channel = block.g * m.out_channels + first_row;
-      const conv2d_ahead ahead = {arrays, count, block.n, channel, (2 * block.row * m.out_w + first_column) * s.lanes + block.lane};
-      conv2d_winograd_products(plan, block, packed, points, first_row, rows, sums, ahead);
-      for (long r = 0; r < rows; ++r) {
-        if (!conv2d_winograd_results(sums + r * columns, gemm_tile<T>::rows * columns, block.count, plan.span, results, 2 * columns))
-          conv2d_winograd_plain(plan, block, image, w, first_row + r, results, 2 * columns);
-        for (long i = 0; i < 2 && 2 * block.row + i < m.out_h; ++i) {
-          const T* result = results + i * 2 * columns;
-          for (long column = first_column; column < last_column; ++column)
-            for (long lane = 0; lane < plan.span; lane += PG_LANES, result += PG_LANES)
-              epilogue(block.n, channel + r, ((2 * block.row + i) * m.out_w + column) * s.lanes + block.lane + lane, load_plain(result),
-                       long(PG_LANES));
+  conv2d_winograd_walk<T> walk(s, is_forward, in, w, scratch, worker, workers, arrays, count);
+  for (long unit = walk.begin; unit < walk.end; ++unit) {
+    walk.enter(unit);
+    for (long t = 0; t < walk.down.count; ++t) {
+      walk.tile(t);
+      for (long r = 0; r < walk.rows; ++r) {
+        walk.result(r);
+        // Copies: the epilogue's stores could change what lies in the walk.
+        const long n = walk.block.n, channel = walk.channel(r), columns = walk.columns, span = walk.plan.span;
+        const long leap = walk.plan.s.lanes - span;
+        for (long i = 0; i < walk.rows_of_results(); ++i) {
+          const T* result = walk.results + i * 2 * walk.plan.row;
+          long position = walk.position(i);
+          for (long column = 0; column < columns; ++column, position += leap)
+            for (long lane = 0; lane < span; lane += PG_LANES, result += PG_LANES, position += PG_LANES)
+              epilogue(n, channel, position, load_plain(result), long(PG_LANES));
         }
       }
     }
@@ -338,7 +379,7 @@ template <class T> PG_INLINE long conv2d_winograd_joined(const conv2d_winograd_p
   return fit > 1 ? fit : 1;
 }
 
-template <class T> inline long conv2d_winograd_grad_weight_scratch(const conv2d_shape& s) {
+template <class T> PG_NOINLINE long conv2d_winograd_grad_weight_scratch(const conv2d_shape& s) {
   const auto plan = conv2d_winograd_weight_plan<T>(s);
   const long in = plan.m.in_channels, out = plan.m.out_channels, size = long(sizeof(T));
   const long places = conv2d_odd_lines(conv2d_winograd_joined(plan) * plan.widest * plan.span, size);
@@ -350,7 +391,7 @@ template <class T> inline long conv2d_winograd_grad_weight_scratch(const conv2d_
 // Fills this worker's part of `partials` (conv2d_weight_partials(s) elements); a chunk is of blocks of tiles of all samples.
 // After a barrier, conv2d_combine_weight adds the chunks up.
 template <class T>
-void conv2d_winograd_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
+PG_NOINLINE void conv2d_winograd_grad_weight(const conv2d_shape& s, const T* x, const T* dy, T* partials, T* scratch, int worker, int workers) {
   const auto plan = conv2d_winograd_weight_plan<T>(s);
   const long in = plan.m.in_channels, out = plan.m.out_channels, pairs = in * out, chunks = s.weight_chunks;
   const long in_plane = s.H * s.W * s.lanes, out_plane = s.OH * s.OW * s.lanes;
@@ -408,17 +449,14 @@ void conv2d_winograd_grad_weight(const conv2d_shape& s, const T* x, const T* dy,
 // ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
 
 #define PG_CONV_WINOGRAD_PARTS(PART)                                                                                        \
-  PART void conv2d_winograd_image<float>(const conv2d_winograd_plan<float>&, const conv2d_winograd_block&, int, const float*, \
-                                         const float*, float*, long);                                                       \
-  PART void conv2d_winograd_pack<float>(const conv2d_winograd_plan<float>&, const float*, long, float*);                    \
-  PART bool conv2d_winograd_results<float>(const float*, long, long, long, float*, long);                                   \
-  PART void conv2d_winograd_plain<float>(const conv2d_winograd_plan<float>&, const conv2d_winograd_block&, const float*, const float*, long, \
-                                         float*, long);                                                                     \
-  PART void conv2d_winograd_products<float>(const conv2d_winograd_plan<float>&, const conv2d_winograd_block&, const float*, const float*, long, \
-                                            long, float*, const conv2d_ahead&);                                             \
-  PART void conv2d_winograd_gradient<float>(const conv2d_winograd_plan<float>&, const conv2d_winograd_block&, int, const float*, const float*, \
-                                            float*, long);                                                                  \
-  PART void conv2d_winograd_taps<float>(const float*, long, float*);
+  PART conv2d_winograd_walk<float>::conv2d_winograd_walk(const conv2d_shape&, bool, const float*, const float*, float*, int, int, \
+                                                         const conv2d_array*, int);                                        \
+  PART void conv2d_winograd_walk<float>::enter(long);                                                                      \
+  PART void conv2d_winograd_walk<float>::tile(long);                                                                       \
+  PART void conv2d_winograd_walk<float>::result(long);                                                                     \
+  PART long conv2d_winograd_scratch<float>(const conv2d_shape&, bool);                                                      \
+  PART long conv2d_winograd_grad_weight_scratch<float>(const conv2d_shape&);                                                \
+  PART void conv2d_winograd_grad_weight<float>(const conv2d_shape&, const float*, const float*, float*, float*, int, int);
 #if defined(PG_PARTS_APART)
 PG_CONV_WINOGRAD_PARTS(extern template)
 #endif

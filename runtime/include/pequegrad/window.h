@@ -241,7 +241,7 @@ PG_NOINLINE void window_take_lanes(const pool2d_shape& s, const T* x, const Inde
 
 // y (planes, OH, OW) and, unless null, index of the same shape.
 template <class T, class Index>
-void max_pool2d(const pool2d_shape& s, const T* x, T* y, Index* index, int worker, int workers) {
+PG_NOINLINE void max_pool2d(const pool2d_shape& s, const T* x, T* y, Index* index, int worker, int workers) {
   if constexpr (sizeof(Index) == 1)
     if (s.lanes > 1 && index && is_halving(s)) return max_pool2d_halving_lanes(s, x, y, index, worker, workers);
   if (s.lanes > 1) return max_pool2d_lanes(s, x, y, index, worker, workers);
@@ -283,7 +283,7 @@ void max_pool2d(const pool2d_shape& s, const T* x, T* y, Index* index, int worke
 
 // dx = for each output, dy put at its index; where windows overlap, the sum in output order.
 template <class T, class Index>
-void max_pool2d_grad(const pool2d_shape& s, const T* dy, const Index* index, T* dx, int worker, int workers) {
+PG_NOINLINE void max_pool2d_grad(const pool2d_shape& s, const T* dy, const Index* index, T* dx, int worker, int workers) {
   if constexpr (sizeof(Index) == 1)
     if (s.lanes > 1 && is_halving(s)) return max_pool2d_halving_lanes_grad(s, dy, index, dx, worker, workers);
   if (s.lanes > 1) return max_pool2d_grad_lanes(s, dy, index, dx, worker, workers);
@@ -362,7 +362,8 @@ PG_NOINLINE void avg_pool2d_grad_lanes(const pool2d_shape& s, bool count_include
 }
 
 // Averages over windows (dilation is not looked at), divided by the window's size with or without the padding in it.
-template <class T> void avg_pool2d(const pool2d_shape& s, bool count_include_pad, const T* x, T* y, int worker, int workers) {
+template <class T>
+PG_NOINLINE void avg_pool2d(const pool2d_shape& s, bool count_include_pad, const T* x, T* y, int worker, int workers) {
   if (s.lanes > 1) return avg_pool2d_lanes(s, count_include_pad, x, y, worker, workers);
   long begin, end;
   share(s.planes, 1, worker, workers, begin, end);
@@ -379,7 +380,8 @@ template <class T> void avg_pool2d(const pool2d_shape& s, bool count_include_pad
   }
 }
 
-template <class T> void avg_pool2d_grad(const pool2d_shape& s, bool count_include_pad, const T* dy, T* dx, int worker, int workers) {
+template <class T>
+PG_NOINLINE void avg_pool2d_grad(const pool2d_shape& s, bool count_include_pad, const T* dy, T* dx, int worker, int workers) {
   if (s.lanes > 1) return avg_pool2d_grad_lanes(s, count_include_pad, dy, dx, worker, workers);
   long begin, end;
   share(s.planes, 1, worker, workers, begin, end);
@@ -398,7 +400,7 @@ template <class T> void avg_pool2d_grad(const pool2d_shape& s, bool count_includ
 
 // y = what lies at each index: the transpose of max_pool2d_grad.
 template <class T, class Index>
-void window_take(const pool2d_shape& s, const T* x, const Index* index, T* y, int worker, int workers) {
+PG_NOINLINE void window_take(const pool2d_shape& s, const T* x, const Index* index, T* y, int worker, int workers) {
   if (s.lanes > 1) return window_take_lanes(s, x, index, y, worker, workers);
   long begin, end;
   share(s.planes, 1, worker, workers, begin, end);
@@ -416,13 +418,11 @@ void window_take(const pool2d_shape& s, const T* x, const Index* index, T* y, in
 
 // ---- compiled once (see gemm.h) --------------------------------------------------------------------------------------
 
-#if PG_LANES > 1 && defined(PG_HAS_SHUFFLEVECTOR)
-#define PG_WINDOW_PARTS(PART)                                                              \
-  PART void max_pool2d_halving_row<float, u8>(const float*, long, long, long, float*, u8*); \
-  PART void max_pool2d_halving_row_grad<float, u8>(const float*, const u8*, long, long, long, float*);
-#else
-#define PG_WINDOW_PARTS(PART)
-#endif
+#define PG_WINDOW_PARTS(PART)                                                                       \
+  PART void max_pool2d<float, u8>(const pool2d_shape&, const float*, float*, u8*, int, int);            \
+  PART void max_pool2d_grad<float, u8>(const pool2d_shape&, const float*, const u8*, float*, int, int); \
+  PART void avg_pool2d<float>(const pool2d_shape&, bool, const float*, float*, int, int);               \
+  PART void avg_pool2d_grad<float>(const pool2d_shape&, bool, const float*, float*, int, int);
 #if defined(PG_PARTS_APART)
 PG_WINDOW_PARTS(extern template)
 #endif
