@@ -305,7 +305,11 @@ def _run_index(kernel: Index, memory: _Memory) -> None:
     out = memory.view(kernel.out, whole)
     out[...] = memory.view(kernel.table, whole).copy()
     assert kernel.source is not None
-    np.add.at(out, address, memory.view(kernel.source, moved))
+    source = memory.view(kernel.source, moved)
+    if kernel.kind == "scatter":
+        out[address] = source
+    else:
+        np.add.at(out, address, source)
 
 
 def _run_scan(kernel: Scan, memory: _Memory) -> None:

@@ -149,6 +149,23 @@ def _scatter_add(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[V
     return (r.apply(REGISTRY["pad"], part, lo=(0,) * len(hi), hi=hi, value=source.dtype.numpy.type(0).item()),)
 
 
+def _scatter(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
+    """An index smaller than the result: scatter into the part that it can reach, and put that back."""
+    params = dict(node.params)
+    base, source, index = inputs
+    dim = params["dim"]
+    if not params["aligned"]:
+        return None
+    part = _box(r, base, (*index.shape[:dim], base.shape[dim], *index.shape[dim + 1 :]))
+    if part is base:
+        return None
+    part = r.apply(node.op, part, source, index, **params)
+    rank = len(base.shape)
+    return (
+        r.apply(REGISTRY["slice_update"], base, part, starts=(0,) * rank, sizes=part.shape, steps=(1,) * rank),
+    )
+
+
 def _scan(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
     """A running sum from the back: of the reversed values, reversed."""
     params = dict(node.params)
@@ -174,6 +191,7 @@ def _squared_deviations(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> 
 
 _FORMS = {
     "gather": _gather,
+    "scatter": _scatter,
     "scatter_add": _scatter_add,
     "scan": _scan,
     "squared_deviations": _squared_deviations,

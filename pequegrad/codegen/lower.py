@@ -163,7 +163,7 @@ class _Lowering:
         elif isinstance(lowering, Family):
             place_family = _FAMILIES.get(lowering.name)
             if place_family is None:
-                raise NotCompilable(f"{_named(node)}: kernel family {lowering.name!r} is not there yet")
+                raise NotCompilable(f"{_named(node)}: there is no kernel family {lowering.name!r}")
             place_family(self, item)
         else:
             raise NotCompilable(f"{node.op.name}: its lowering {lowering!r} is unknown")
@@ -514,6 +514,7 @@ _FAMILIES = {
     "avg_pool2d_grad": _Lowering._window,
     "gather": _Lowering._gather,
     "check_index": _Lowering._gather,
+    "scatter": _Lowering._scatter,
     "scatter_add": _Lowering._scatter_add,
     "scan": _Lowering._scan,
     "attention": _Lowering._attention,

@@ -306,9 +306,10 @@ class Window:
 
 @record
 class Index:
-    """Gather or scatter-add along one dimension of data seen as (outer, extent, inner), or a check of indices alone.
+    """Gather or scatter along one dimension of data seen as (outer, extent, inner), or a check of indices alone.
 
-    kind "gather": out[o, i, r] = table[o, index[…], r]; "scatter_add": out = base; out[o, index[…], r] += source[o, i, r];
+    kind "gather": out[o, i, r] = table[o, index[…], r]; "scatter_add": out = table; out[o, index[…], r] += source[o, i, r];
+    "scatter": out = table; out[o, index[…], r] = source[o, i, r], in rising i, so that of two writes the later stays;
     "check": out = index, and ``ignored`` is good as well; outer and inner are 1, and there is no table.
     ``per_element``: the index has the shape of the result (torch.gather), else one index per i (index_select).
     An index outside [0, extent) stops the step with an error before any state is written.

@@ -311,7 +311,7 @@ def result_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
     if isinstance(kernel, Attention):
         return _matrix_sizes(kernel, kernel.outputs, kernel.output_shapes)
     if isinstance(kernel, Index):
-        extent = kernel.extent if kernel.kind == "scatter_add" else kernel.count
+        extent = kernel.count if kernel.source is None else kernel.extent
         return [(kernel.out, kernel.outer * extent * kernel.inner)]
     return []
 

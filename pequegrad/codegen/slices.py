@@ -80,7 +80,7 @@ def cuts(kernel: Kernel) -> Iterator[Cut]:
         yield Cut("planes", 0, kernel.shape.planes)
     elif isinstance(kernel, Index):
         yield Cut("outer", 0, kernel.outer)
-        if kernel.outer == 1 and kernel.kind != "scatter_add":
+        if kernel.outer == 1 and kernel.source is None:
             yield Cut("count", 0, kernel.count)
     elif isinstance(kernel, Scan):
         yield Cut("outer", 0, kernel.outer)

@@ -414,7 +414,7 @@ class WindowBody:
 
 @record
 class IndexBody:
-    """A gather, of ``width`` elements at a time, a scatter-add or a check; its device function spreads the work by itself."""
+    """A gather, of ``width`` elements at a time, a scatter or a check; its device function spreads the work by itself."""
 
     body: IndexView
     blocks: int

@@ -240,7 +240,7 @@ class WindowView(LaneView):
 
 @record
 class IndexView(LaneView):
-    """A gather, a scatter-add or a check. ``number``: the kernel's place in the plan, for the report of a wrong index."""
+    """A gather, a scatter or a check. ``number``: the kernel's place in the plan, for the report of a wrong index."""
 
     head: KernelHead
     kind: str

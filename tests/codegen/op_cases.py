@@ -16,12 +16,10 @@ from pequegrad.errors import DTypeError, NotCompilable, ShapeError
 from pequegrad.ops.core import REGISTRY, Expression, Op, Reduction, TensorSpec
 from tests.codegen.compiling import Batch
 
-NO_KERNEL = {"scatter"}  # of two writes to one place the later stays: no kernel family does that yet
-
 OPS = {
     name: op
     for name, op in REGISTRY.items()
-    if op.__module__.startswith("pequegrad.") and not isinstance(op.lowering, NotCompilable) and name not in NO_KERNEL
+    if op.__module__.startswith("pequegrad.") and not isinstance(op.lowering, NotCompilable)
 }
 EVERY_OP = frozenset(OPS)
 # Their public functions turn integers into floats first.

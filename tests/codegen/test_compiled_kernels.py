@@ -205,8 +205,13 @@ def test_moves_of_every_kind(instruction_set):
             batch.expect(f"gather {name}", batch.apply("gather", [table, index], dim=0, aligned=False))
             aligned = batch.input(rng.integers(0, 7, (4, 3)).astype(kind))
             batch.expect(f"gather aligned {name}", batch.apply("gather", [table, aligned], dim=1, aligned=True))
+            source = batch.input(rng.integers(0, 9, (11, 7)).astype(dtype))
+            batch.expect(f"scatter {name}", batch.apply("scatter", [table, source, index], dim=0, aligned=False))
+            # Indices that name a place twice, and reach a part of the table alone.
+            few = batch.input(rng.integers(0, 9, (4, 3)).astype(dtype))
+            params = {"dim": 1, "aligned": True}
+            batch.expect(f"scatter aligned {name}", batch.apply("scatter", [table, few, aligned], **params))
             if dtype is not np.bool_:
-                source = batch.input(rng.integers(0, 9, (11, 7)).astype(dtype))
                 params = {"dim": 0, "aligned": False, "shape": (5, 7)}
                 batch.expect(f"scatter_add {name}", batch.apply("scatter_add", [source, index], **params))
         batch.expect(f"number {name}", batch.apply("expand", batch.apply("copy", [number]), shape=(2, 2)))
@@ -217,7 +222,7 @@ def test_moves_of_every_kind(instruction_set):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("name", ["gather", "scatter_add"])
+@pytest.mark.parametrize("name", ["gather", "scatter", "scatter_add"])
 def test_an_index_out_of_range_stops_the_step_and_leaves_its_states_alone(name, workers):
     batch = Batch(f"range_{name}")
     state = batch.input(np.arange(4, dtype=np.float32), "state")
@@ -226,7 +231,10 @@ def test_an_index_out_of_range_stops_the_step_and_leaves_its_states_alone(name, 
         (moved,) = batch.apply("gather", [state, index], dim=0, aligned=False)
     else:
         source = batch.input(np.ones(3, np.float32))
-        (moved,) = batch.apply("scatter_add", [source, index], dim=0, aligned=False, shape=(4,))
+        if name == "scatter":
+            (moved,) = batch.apply("scatter", [state, source, index], dim=0, aligned=False)
+        else:
+            (moved,) = batch.apply("scatter_add", [source, index], dim=0, aligned=False, shape=(4,))
     batch.expect("moved", [moved])
     (one,) = batch.apply("full", [], shape=(), value=1.0, dtype=float32)
     batch.update("state", state, batch.apply("add", [state, one])[0])

@@ -9,7 +9,6 @@ from pequegrad import targets
 from pequegrad.codegen.lower import lower
 from pequegrad.errors import NotCompilable
 from pequegrad.ops.core import REGISTRY
-from tests.codegen.op_cases import NO_KERNEL
 from tests.codegen.tracing import check_plan, one_op
 
 CASES = [
@@ -25,7 +24,7 @@ def test_plan_of_one_op_gives_what_numpy_gives(name, sample):
     traced = one_op(name, sample.arrays, dict(sample.params))
     specs = tuple(item.value.spec for item in traced.graph.inputs)
     is_refused = REGISTRY[name].refusal(specs, (None,) * len(specs)) is not None
-    if isinstance(REGISTRY[name].lowering, NotCompilable) or name in NO_KERNEL or is_refused:
+    if isinstance(REGISTRY[name].lowering, NotCompilable) or is_refused:
         with pytest.raises(NotCompilable, match=name):
             lower(traced.graph, targets.get("cpp"))
         return

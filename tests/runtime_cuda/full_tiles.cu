@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(PG_BLOCK) embedding(const float* table, const 
   pg::gather_rows<4>(whole_grid(), failure, 0, pg::index_shape{1, 50257, 4096, 768, false}, table, index, out);
 }
 __global__ void __launch_bounds__(PG_BLOCK) embedding_grad(const float* zeros, const int* index, const float* source, float* out, pg_failure* failure) {
-  pg::scatter_add(whole_grid(), failure, 1, pg::index_shape{1, 50257, 4096, 768, false}, zeros, index, source, out);
+  pg::scatter_by<pg::adding>(whole_grid(), failure, 1, pg::index_shape{1, 50257, 4096, 768, false}, zeros, index, source, out);
 }
 // Heads within rows of all heads, as a transformer's one product leaves them: (4, 1024, 3, 12, Depth).
 template <int Depth> struct heads_of {

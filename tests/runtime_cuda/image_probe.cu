@@ -109,10 +109,10 @@ template <class T, int Width>
 __global__ void __launch_bounds__(PG_BLOCK) gather_kernel(pg::index_shape s, const T* table, const pg::i64* index, T* out, pg_failure* failure) {
   pg::gather_rows<Width>(whole_grid(), failure, 7, s, table, index, out);
 }
-template <class T>
+template <class How, class T>
 __global__ void __launch_bounds__(PG_BLOCK) scatter_kernel(pg::index_shape s, const T* base, const pg::i64* index, const T* source, T* out,
                                                            pg_failure* failure) {
-  pg::scatter_add(whole_grid(), failure, 7, s, base, index, source, out);
+  pg::scatter_by<How>(whole_grid(), failure, 7, s, base, index, source, out);
 }
 template <class T> __global__ void __launch_bounds__(PG_BLOCK) scatter_start_kernel(pg::index_shape s, const T* base, T* out) {
   pg::scatter_start(whole_grid(), s, base, out);
@@ -124,23 +124,24 @@ __global__ void __launch_bounds__(PG_BLOCK) scatter_atomic_kernel(pg::index_shap
 
 // sizes: outer, extent, count, inner, one index an element. width 4: rows are read as vectors. failure: code, kernel, value, bound.
 template <class T>
-int index_all(const long* sizes, int blocks, int width, const T* table, const pg::i64* index, const T* source, T* gathered, T* added, T* atomic,
-              long* failure) {
+int index_all(const long* sizes, int blocks, int width, const T* table, const pg::i64* index, const T* source, T* gathered, T* added, T* replaced,
+              T* atomic, long* failure) {
   const pg::index_shape s = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4] != 0};
   const long cells = s.outer * s.extent * s.inner, elements = s.outer * s.count * s.inner;
   const device_array<T> base(table, cells), more(source, elements);
   const device_array<pg::i64> at(index, s.per_element ? elements : s.count);
-  device_array<T> rows(gathered, elements), sums(added, cells), fast(atomic, cells);
+  device_array<T> rows(gathered, elements), sums(added, cells), latest(replaced, cells), fast(atomic, cells);
   pg_failure report = {0, 0, 0, 0};
   device_array<pg_failure> wrong(&report, 1);
   int status = width == 4 ? run(blocks, 0, gather_kernel<T, 4>, s, base.device, at.device, rows.device, wrong.device)
                           : run(blocks, 0, gather_kernel<T, 1>, s, base.device, at.device, rows.device, wrong.device);
-  if (!status) status = run(blocks, 0, scatter_kernel<T>, s, base.device, at.device, more.device, sums.device, wrong.device);
+  if (!status) status = run(blocks, 0, scatter_kernel<pg::adding, T>, s, base.device, at.device, more.device, sums.device, wrong.device);
+  if (!status) status = run(blocks, 0, scatter_kernel<pg::replacing, T>, s, base.device, at.device, more.device, latest.device, wrong.device);
   if constexpr (sizeof(T) == 4) {
     if (!status) status = run(blocks, 0, scatter_start_kernel<T>, s, base.device, fast.device);
     if (!status) status = run(blocks, 0, scatter_atomic_kernel, s, at.device, more.device, fast.device, wrong.device);
   }
-  if (status || rows.fetch() || sums.fetch() || fast.fetch() || wrong.fetch()) return status ? status : -2;
+  if (status || rows.fetch() || sums.fetch() || latest.fetch() || fast.fetch() || wrong.fetch()) return status ? status : -2;
   failure[0] = report.code;
   failure[1] = report.kernel;
   failure[2] = report.value;
@@ -148,12 +149,12 @@ int index_all(const long* sizes, int blocks, int width, const T* table, const pg
   return 0;
 }
 PG_EXPORT int probe_index_f32(const long* sizes, int blocks, int width, const float* table, const pg::i64* index, const float* source,
-                              float* gathered, float* added, float* atomic, long* failure) {
-  return index_all(sizes, blocks, width, table, index, source, gathered, added, atomic, failure);
+                              float* gathered, float* added, float* replaced, float* atomic, long* failure) {
+  return index_all(sizes, blocks, width, table, index, source, gathered, added, replaced, atomic, failure);
 }
 PG_EXPORT int probe_index_bf16(const long* sizes, int blocks, int width, const pg::bf16* table, const pg::i64* index, const pg::bf16* source,
-                               pg::bf16* gathered, pg::bf16* added, pg::bf16* atomic, long* failure) {
-  return index_all(sizes, blocks, width, table, index, source, gathered, added, atomic, failure);
+                               pg::bf16* gathered, pg::bf16* added, pg::bf16* replaced, pg::bf16* atomic, long* failure) {
+  return index_all(sizes, blocks, width, table, index, source, gathered, added, replaced, atomic, failure);
 }
 
 template <class T>

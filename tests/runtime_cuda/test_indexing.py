@@ -1,4 +1,4 @@
-"""Gather, scatter-add and running sums on the simulated device."""
+"""Gather, scatter and running sums on the simulated device."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SHAPES = {
 def run(
     probe: Probe, sizes: tuple[int, ...], dtype: type, seed: int, index: np.ndarray, width: int = 1
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Return (table, source), (gathered, added, added by atomics) and the report."""
+    """Return (table, source), (gathered, added, replaced, added by atomics) and the report."""
     outer, extent, count, inner, _ = sizes
     random = np.random.default_rng(seed)
     table = random.standard_normal((outer, extent, inner)).astype(dtype)
     source = random.standard_normal((outer, count, inner)).astype(dtype)
-    results = [np.zeros_like(source), np.zeros_like(table), np.zeros_like(table)]
+    results = [np.zeros_like(source), *(np.zeros_like(table) for _ in range(3))]
     failure = np.zeros(4, np.int64)
     name = "probe_index_f32" if dtype is np.float32 else "probe_index_bf16"
     probe.call(name, sizes, 1 + 3 * seed, width, table, index, source, *results, failure, seed=seed)
@@ -48,21 +48,24 @@ def whole(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_gather_and_scatter_add_agree_with_numpy(build: Callable[[str], Probe], name: str) -> None:
+def test_gather_and_scatter_agree_with_numpy(build: Callable[[str], Probe], name: str) -> None:
     sizes = SHAPES[name]
     for seed in range(3):
         index = make_index(sizes, seed)
         width = 4 if sizes[3] % 4 == 0 and not sizes[4] and seed else 1
-        (table, source), (gathered, added, atomic), failure = run(
+        (table, source), (gathered, added, replaced, atomic), failure = run(
             build("image_probe"), sizes, np.float32, seed, index, width
         )
         full = whole(index, source.shape)
         np.testing.assert_array_equal(gathered, np.take_along_axis(table, full, 1))
         expected = table.copy()  # in float32 and in rising i: the same bits
+        latest = table.copy()
         for i in range(sizes[2]):
             at = full[:, i : i + 1]
             np.put_along_axis(expected, at, np.take_along_axis(expected, at, 1) + source[:, i : i + 1], 1)
+            np.put_along_axis(latest, at, source[:, i : i + 1], 1)
         np.testing.assert_array_equal(added, expected)
+        np.testing.assert_array_equal(replaced, latest)
         np.testing.assert_allclose(atomic, expected, rtol=1e-4, atol=1e-5)
         assert failure.tolist() == [0, 0, 0, 0]
 
@@ -70,12 +73,14 @@ def test_gather_and_scatter_add_agree_with_numpy(build: Callable[[str], Probe], 
 def test_sixteen_bits_are_rounded_after_each_addition(build: Callable[[str], Probe]) -> None:
     sizes = (1, 4, 20, 8, 0)
     index = make_index(sizes, 1)
-    (table, source), (gathered, added, _), _ = run(build("image_probe"), sizes, ml_dtypes.bfloat16, 1, index)
+    (table, source), (gathered, added, replaced, _), _ = run(build("image_probe"), sizes, ml_dtypes.bfloat16, 1, index)
     np.testing.assert_array_equal(gathered, table[:, index])
     expected = table.copy()
     for i, at in enumerate(index):
         expected[:, at] = expected[:, at] + source[:, i]
     np.testing.assert_array_equal(added, expected)
+    table[:, index] = source
+    np.testing.assert_array_equal(replaced, table)
 
 
 @pytest.mark.parametrize("name", ["embedding", "per_element"])
@@ -84,7 +89,7 @@ def test_a_wrong_index_is_reported_and_touches_nothing(build: Callable[[str], Pr
     sizes = SHAPES[name]
     index = make_index(sizes, 0)
     index.flat[3] = wrong
-    (table, source), (gathered, added, _), failure = run(build("image_probe"), sizes, np.float32, 0, index)
+    (table, source), (gathered, added, replaced, _), failure = run(build("image_probe"), sizes, np.float32, 0, index)
     assert failure.tolist() == [1, 7, wrong, sizes[1]]
     full, right = whole(index, source.shape), whole(index != wrong, source.shape)
     safe = np.where(right, full, 0)
@@ -94,7 +99,10 @@ def test_a_wrong_index_is_reported_and_touches_nothing(build: Callable[[str], Pr
         at = safe[:, i : i + 1]
         more = np.where(right[:, i : i + 1], source[:, i : i + 1], 0)
         np.put_along_axis(expected, at, np.take_along_axis(expected, at, 1) + more, 1)
+        kept = np.where(right[:, i : i + 1], source[:, i : i + 1], np.take_along_axis(table, at, 1))
+        np.put_along_axis(table, at, kept, 1)
     np.testing.assert_array_equal(added, expected)
+    np.testing.assert_array_equal(replaced, table)
 
 
 @pytest.mark.parametrize("sizes", [(3, 600, 1), (2, 64, 1), (5, 7, 1), (2, 9, 40), (1, 1, 1)])

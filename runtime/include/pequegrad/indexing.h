@@ -1,4 +1,4 @@
-// Gather, scatter-add, checks of indices, and running sums over data seen as (outer, extent, inner).
+// Gather, scatter, checks of indices, and running sums over data seen as (outer, extent, inner).
 //
 // Invariant: an index outside [0, extent) is reported and neither read nor written through.
 #pragma once
@@ -55,11 +55,19 @@ void gather_rows(const step_context& step, int kernel, const index_shape& s, con
   }
 }
 
-// out = base, then out[o][index][r] += source[o][i][r], in rising i whatever the number of workers: each worker owns
-// outer slices or, where there are few, columns of `inner`.
-template <class T, class Index>
-void scatter_add(const step_context& step, int kernel, const index_shape& s, const T* base, const Index* index, const T* source,
-                 T* out, int worker) {
+// What a scatter does with a number and the cell that its index names.
+struct adding {
+  template <class T> static PG_INLINE void at(T& cell, T number) { cell = T(cell + number); }
+};
+struct replacing {
+  template <class T> static PG_INLINE void at(T& cell, T number) { cell = number; }
+};
+
+// out = base, then source[o][i][r] goes to out[o][index][r], in rising i whatever the number of workers, so that the last
+// one stays where cells are replaced: each worker owns outer slices or, where there are few, columns of `inner`.
+template <class How, class T, class Index>
+void scatter_by(const step_context& step, int kernel, const index_shape& s, const T* base, const Index* index, const T* source, T* out,
+                int worker) {
   long outer_begin, outer_end, begin = 0, end = s.inner;
   if (s.outer >= step.workers) {
     share(s.outer, 1, worker, step.workers, outer_begin, outer_end);
@@ -82,8 +90,7 @@ void scatter_add(const step_context& step, int kernel, const index_shape& s, con
           if (!s.per_element) break;
           continue;
         }
-        T* cell = to + long(at) * s.inner + r;
-        *cell = T(*cell + from[r]);
+        How::at(to[long(at) * s.inner + r], from[r]);
       }
     }
   }

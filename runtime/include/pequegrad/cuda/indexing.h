@@ -1,4 +1,4 @@
-// Gather, scatter-add, checks of indices, and running sums over data seen as (outer, extent, inner).
+// Gather, scatter, checks of indices, and running sums over data seen as (outer, extent, inner).
 //
 // Invariants: an index outside [0, extent) is reported and neither read nor written through; sums have a fixed order but
 // in scatter_add_atomic, which says so; what is only moved keeps its bits.
@@ -52,23 +52,33 @@ __device__ __forceinline__ void gather_rows(const part& part, pg_failure* failur
   }
 }
 
+// What a scatter does with a number and the cell that its index names.
+struct adding {
+  template <class T> static __device__ __forceinline__ void at(T* cell, const T* number) {
+    store(cell, value_of<T>(load(cell) + load(number)));
+  }
+};
+struct replacing {
+  template <class T> static __device__ __forceinline__ void at(T* cell, const T* number) { move<1>(cell, number); }
+};
+
 // out = base, unless they are the same.
 template <class T> __device__ __forceinline__ void copy_base(const T* base, T* out, long first, long count) {
   if (base == out) return;
   for (long i = threadIdx.x; i < count; i += PG_BLOCK) move<1>(out + first + i, base + first + i);
 }
 
-// Rows of the table that a block of scatter_add owns, where one index moves a whole row: some 2,000 blocks have work.
+// Rows of the table that a block of a scatter owns, where one index moves a whole row: some 2,000 blocks have work.
 __host__ __device__ __forceinline__ long scatter_rows(const index_shape& s) {
   const long rows = tiles_of(s.outer * s.extent, 2048);
   return rows < 1 ? 1 : rows;
 }
 
 // One index a row: a block owns rows of the table, finds the indices that lie in them, 256 at a time and in order, and
-// adds their rows, one thread a column (with few columns, one a column and row of several).
-template <class T, class Index>
-__device__ __forceinline__ void scatter_add_rows(const part& part, pg_failure* failure, int kernel, const index_shape& s, const T* base,
-                                                 const Index* index, const T* source, T* out) {
+// moves their rows there, one thread a column (with few columns, one a column and row of several).
+template <class How, class T, class Index>
+__device__ __forceinline__ void scatter_by_rows(const part& part, pg_failure* failure, int kernel, const index_shape& s, const T* base,
+                                                const Index* index, const T* source, T* out) {
   PG_SHARED(int, found, PG_BLOCK);
   PG_SHARED(int, found_by_warp, PG_BLOCK / 32);
   const long rows = scatter_rows(s), chunks = tiles_of(s.extent, rows);
@@ -97,20 +107,17 @@ __device__ __forceinline__ void scatter_add_rows(const part& part, pg_failure* f
         for (int f = 0; f < total; ++f) {
           const long position = first + found[f], row = long(load(index + position));
           if (row % groups != group) continue;
-          for (long r = column; r < s.inner; r += PG_BLOCK) {
-            T* const cell = to + row * s.inner + r;
-            store(cell, value_of<T>(load(cell) + load(source + (o * s.count + position) * s.inner + r)));
-          }
+          for (long r = column; r < s.inner; r += PG_BLOCK) How::at(to + row * s.inner + r, source + (o * s.count + position) * s.inner + r);
         }
       __syncthreads();
     }
   }
 }
 
-// One index an element: a thread owns a column of the table, and adds to it in rising i.
-template <class T, class Index>
-__device__ __forceinline__ void scatter_add_elements(const part& part, pg_failure* failure, int kernel, const index_shape& s, const T* base,
-                                                     const Index* index, const T* source, T* out) {
+// One index an element: a thread owns a column of the table, and goes through it in rising i.
+template <class How, class T, class Index>
+__device__ __forceinline__ void scatter_by_elements(const part& part, pg_failure* failure, int kernel, const index_shape& s, const T* base,
+                                                    const Index* index, const T* source, T* out) {
   // A block takes whole outer slices side by side or, where they are broad, 256 columns of one.
   const long slices = s.inner < PG_BLOCK && s.inner > 0 ? PG_BLOCK / s.inner : 1, tiles = tiles_of(s.inner, PG_BLOCK);
   for (long unit = part.block; unit < tiles_of(s.outer, slices) * tiles; unit += part.blocks) {
@@ -127,20 +134,18 @@ __device__ __forceinline__ void scatter_add_elements(const part& part, pg_failur
     if (!is_column) continue;
     for (long i = 0; i < s.count; ++i) {
       const long from = (o * s.count + i) * s.inner + r, at = long(load(index + from));
-      if (!check_index(failure, kernel, at, s.extent)) continue;
-      T* const cell = out + (o * s.extent + at) * s.inner + r;
-      store(cell, value_of<T>(load(cell) + load(source + from)));
+      if (check_index(failure, kernel, at, s.extent)) How::at(out + (o * s.extent + at) * s.inner + r, source + from);
     }
   }
 }
 
-// out = base, then out[o][index][r] += source[o][i][r], each cell in rising i: the same bits whatever the grid.
+// out = base, then source[o][i][r] goes to out[o][index][r], each cell in rising i: the same bits whatever the grid.
 // Units: outer * tiles of scatter_rows(s) of extent, or with one index an element, columns / PG_BLOCK.
-template <class T, class Index>
-__device__ __forceinline__ void scatter_add(const part& part, pg_failure* failure, int kernel, const index_shape& s, const T* base,
-                                            const Index* index, const T* source, T* out) {
-  if (s.per_element) scatter_add_elements(part, failure, kernel, s, base, index, source, out);
-  else scatter_add_rows(part, failure, kernel, s, base, index, source, out);
+template <class How, class T, class Index>
+__device__ __forceinline__ void scatter_by(const part& part, pg_failure* failure, int kernel, const index_shape& s, const T* base,
+                                           const Index* index, const T* source, T* out) {
+  if (s.per_element) scatter_by_elements<How>(part, failure, kernel, s, base, index, source, out);
+  else scatter_by_rows<How>(part, failure, kernel, s, base, index, source, out);
 }
 
 // The first half of a scatter_add by atomics, a phase of its own: out = base.
