@@ -29,6 +29,8 @@ class Binder:
     _readers: dict[Value, dict[Group, list[Item]]] = field(default_factory=dict)
     """For each state that is written, the groups that read it, and of each the items that do."""
     _updated: set[Value] = field(default_factory=set)
+    _writers: dict[Value, list[Group]] = field(default_factory=dict)
+    """For each state that has got its new value, the groups that write it."""
     _fallible: list[Group] = field(default_factory=list)
 
     def bind(self) -> dict[Value, Home]:
@@ -123,6 +125,8 @@ class Binder:
         for root in fuser.roots(group, item):
             if root in self._updated:
                 self._add_reader(root, group, item)
+                for writer in self._writers.get(root, ()):
+                    fuser.add_edge(group, live(writer))
         return group
 
     def _reads_a_state(self, value: Value, target: Value) -> bool:
@@ -163,3 +167,4 @@ class Binder:
                 self.fuser.add_edge(live(reader), group)
         for fallible in self._fallible:
             self.fuser.add_edge(fallible, group)
+        self._writers.setdefault(target, []).append(group)

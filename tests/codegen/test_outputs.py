@@ -75,6 +75,21 @@ def test_a_product_may_overwrite_neither_of_its_own_operands():
     p.check()
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("kind", ["product", "row", "pointwise"])
+def test_a_state_may_keep_the_old_value_of_another_that_is_written_in_place(kind, is_first):
+    # The copy of the old value, made after its state had its writer, stood in one phase with that writer.
+    p = Program()
+    a, b, x = p.input("state"), p.input("state"), p.input("argument")
+    if kind == "product":
+        new = p.apply("matmul", x, x)
+    else:
+        new = p.apply("sub", x, a if kind == "pointwise" else p.apply("expand", p.apply("sum", x, dims=(1,), keepdim=True), shape=(3, 3)))
+    for state, value in ((b, a), (a, new))[:: 1 if is_first else -1]:
+        p.update(state, value)
+    p.check()
+
+
 def test_a_pointwise_update_is_written_in_place_by_one_kernel():
     p = Program()
     a, g = p.input("state"), p.input("argument")
