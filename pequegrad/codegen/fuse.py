@@ -542,7 +542,7 @@ class Fuser:
 
     def live_groups(self) -> list[Group]:
         """Return the groups that were not merged into others, in the order of their first items."""
-        return sorted((g for g in self.groups if g.merged_into is None), key=lambda g: g.items[0].order)
+        return sorted((g for g in self.groups if g.merged_into is None and g.items), key=lambda g: g.items[0].order)
 
 
 def live(group: Group | None) -> Group:

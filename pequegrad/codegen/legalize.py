@@ -161,9 +161,13 @@ def _scatter(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value
         return None
     part = r.apply(node.op, part, source, index, **params)
     rank = len(base.shape)
-    return (
-        r.apply(REGISTRY["slice_update"], base, part, starts=(0,) * rank, sizes=part.shape, steps=(1,) * rank),
-    )
+    return (r.apply(REGISTRY["slice_update"], base, part, starts=(0,) * rank, sizes=part.shape, steps=(1,) * rank),)
+
+
+def _slice_update(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
+    """An update of nothing: what it would update."""
+    base, new = inputs
+    return None if new.spec.size else (base,)
 
 
 def _scan(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
@@ -194,5 +198,6 @@ _FORMS = {
     "scatter": _scatter,
     "scatter_add": _scatter_add,
     "scan": _scan,
+    "slice_update": _slice_update,
     "squared_deviations": _squared_deviations,
 }

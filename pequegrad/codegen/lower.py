@@ -80,11 +80,13 @@ class _Lowering:
         self._buffer_numbers: dict[Value, int] = {}
         self._homes: dict[Value, Home] = {}
         self._transposed: set[Value] = set()
+        self._last_uses: dict[Value, Value | None] = {}
 
     def plan(self, workers: int) -> StepPlan:
         """Run all of it."""
         self.fuser.inputs = {item.value for item in self.graph.inputs}
         self._transposed = _read_transposed(self.graph)
+        self._last_uses = _last_uses(self.graph)
         used = (value for node in self.graph.nodes for value in node.inputs)
         self.fuser.uses = collections.Counter((*used, *(output.value for output in self.graph.outputs)))
         self.fuser.leaving = leaving_values(self.graph)
@@ -240,12 +242,16 @@ class _Lowering:
 
     def _scatter_over(self, item: Item, base: Value, operands: tuple[Value, ...]) -> None:
         fuser = self.fuser
-        filled = self._write_part(item, base, fuser.place(item.output))
+        earlier = self._make_room(item, base)
+        if not earlier:
+            root = Value(item.output.spec)
+            fuser.places[item.output] = fuser.place(root)
+            earlier = [live(self._write_part(item, base, fuser.place(root)).group)]
         item.kind = "anchor"
         item.inputs = tuple(self._in_memory(value, item, True) for value in operands)
         group = fuser.add_anchor(item, "index", ())
-        # Read as written by the anchor alone: the fill is no producer that others could join.
-        fuser.add_edge(live(filled.group), group)
+        for before in earlier:
+            fuser.add_edge(live(before), group)
 
     def _scan(self, item: Item) -> None:
         item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
@@ -326,8 +332,9 @@ class _Lowering:
         params = dict(item.params)
         base, new = item.inputs
         starts, sizes, steps = params["starts"], params["sizes"], params["steps"]
-        if not new.spec.size:
-            self.fuser.places[item.output] = self.fuser.place(base)
+        earlier = self._make_room(item, base)
+        if earlier:
+            self._write_after(item, new, self._part(self.fuser.place(base).root, starts, sizes, steps), earlier)
             return
         target = self._part(item.output, starts, sizes, steps)
         if all(abs(step) == 1 or size == 1 for step, size in zip(steps, sizes, strict=True)):
@@ -339,21 +346,40 @@ class _Lowering:
             self._write_around(item, lows, sizes, base, None)
             return
         copied = self._write_part(item, base, self.fuser.place(item.output))
-        part = Value(new.spec)
-        self.fuser.places[part] = target
-        written = Item("copy", REGISTRY["copy"], (), (self._ready(new, item),), (part,), item.location)
-        self._append_after(written, live(copied.group))
+        self._write_after(item, new, target, [live(copied.group)])
+
+    def _make_room(self, item: Item, base: Value) -> list[Group]:
+        """Have the result of ``item`` be what ``base`` is, in the same memory, where nobody needs that as it was any more.
+
+        Return the groups that must run before anything is written there; none where it takes memory of its own.
+        """
+        fuser = self.fuser
+        place = fuser.place(base)
+        root = place.root
+        if not place.is_whole or root not in fuser.writers or self._last_uses.get(base) is not item.output:
+            return []
+        fuser.places[item.output] = place
+        readers = [g for g in fuser.live_groups() if any(root in fuser.roots(g, member) for member in g.items)]
+        return [*dict.fromkeys((*fuser.producers(root), *readers))]
+
+    def _write_after(self, item: Item, value: Value, place: Place, earlier: list[Group]) -> None:
+        """Copy ``value`` to a place inside what the groups ``earlier`` write or read."""
+        part = Value(value.spec)
+        self.fuser.places[part] = place
+        written = Item("copy", REGISTRY["copy"], (), (self._ready(value, item),), (part,), item.location)
+        self._append_after(written, earlier)
 
     def _ready(self, value: Value, item: Item) -> Value:
         return value if self.fuser.place(value).root not in self.fuser.literals else self._copied(value, item)
 
-    def _append_after(self, item: Item, before: Group) -> None:
+    def _append_after(self, item: Item, earlier: list[Group]) -> None:
         fuser = self.fuser
         axes = axes_of(item.shape, ("point",) * len(item.shape))
         fuser.prepare(axes, item)
         group = fuser.new_group("map", axes)
         fuser.append(group, item)
-        fuser.add_edge(before, group)
+        for before in earlier:
+            fuser.add_edge(live(before), group)
 
     def _write_around(
         self, item: Item, starts: tuple[int, ...], sizes: tuple[int, ...], base: Value | None, fill: Any
@@ -491,6 +517,24 @@ def _read_transposed(graph: Graph) -> set[Value]:
                 is_swap = node.op.access(shape, strides, 0, **dict(node.params)) == swapped
             found[value] = found.get(value, True) and is_swap
     return {value for value, is_swap in found.items() if is_swap}
+
+
+def _last_uses(graph: Graph) -> dict[Value, Value | None]:
+    """Return for each value the first result of the application that reads it last, of all that read it or a view of it.
+
+    None where that reads it twice, or where it leaves the graph.
+    """
+    seen: dict[Value, Value] = {}
+    found: dict[Value, Value | None] = {}
+    for node in graph.nodes:
+        read = [seen.get(value, value) for value in node.inputs]
+        for value in read:
+            found[value] = node.outputs[0] if read.count(value) == 1 else None
+        if node.op.view and read:
+            seen[node.outputs[0]] = read[0]
+    for output in graph.outputs:
+        found[seen.get(output.value, output.value)] = None
+    return found
 
 
 def _title(group: Group) -> str:

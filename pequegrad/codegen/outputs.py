@@ -101,11 +101,15 @@ class Binder:
         fuser = self.fuser
         place = fuser.place(output.value)
         writer = fuser.items.get(place.root)
-        if writer is not None and place.root not in fuser.free and place.is_whole and place.root not in self.homes:
-            group = live(writer.group)
-            if self._may_overwrite(group, writer, target):
+        if place.is_whole and place.root not in self.homes and place.root not in fuser.free:
+            if writer is not None:
+                group = live(writer.group)
+                if self._may_overwrite(group, writer, target):
+                    self.homes[place.root] = home
+                    self._order(group, target)
+                    return
+            elif self._bind_parts(place.root, target):
                 self.homes[place.root] = home
-                self._order(group, target)
                 return
         value = output.value
         if self._reads_a_state(value, target):
@@ -160,6 +164,76 @@ class Binder:
                 if root is target and (strides != stored or offset):
                     return False
         return True
+
+    def _bind_parts(self, root: Value, target: Value) -> bool:
+        """Have the kernels that write ``root`` part by part change a state where it lies, if that is right; what they
+        would only copy from there to its own place is left out."""
+        fuser = self.fuser
+        parts = fuser.writers.get(root, [])
+        still = {part for part in parts if self._stays(part, target)}
+        writers = [*dict.fromkeys(live(part.group) for part in parts if part not in still)]
+        if not writers:
+            return False
+        for reader, items in self._readers.get(target, {}).items():
+            reader = live(reader)
+            reading = [item for item in items if item not in still]
+            if reading and any(reader.depends_on(writer) for writer in writers if writer is not reader):
+                return False
+            if reader in writers and any(self._reads_elsewhere(item, parts, target) for item in reading):
+                return False
+        checked = [group for group in self._fallible if group in writers]
+        for fallible in self._fallible:
+            before = self._index_makers(fallible) if fallible in writers else [fallible]
+            if any(group is writer or group.depends_on(writer) for group in before for writer in writers):
+                return False
+        for group in checked:
+            self._fallible[self._fallible.index(group)] = self._check_of(group)
+        for part in still:
+            group = live(part.group)
+            group.items.remove(part)
+            self._readers[target][group].remove(part)
+            if not self._readers[target][group]:
+                del self._readers[target][group]
+        for writer in writers:
+            self._order(writer, target)
+        return True
+
+    def _stays(self, part: Item, target: Value) -> bool:
+        """Whether an item copies a part of ``target`` to the same place in what it writes."""
+        if part.kind != "copy":
+            return False
+        read, written = self.fuser.place(part.inputs[0]), self.fuser.place(part.output)
+        return read.root is target and (read.shape, read.strides, read.offset) == (
+            written.shape, written.strides, written.offset,
+        )  # fmt: skip
+
+    def _reads_elsewhere(self, item: Item, parts: list[Item], target: Value) -> bool:
+        """Whether an item reads ``target`` where its own group writes something else than the same element."""
+        group = live(item.group)
+        written = set()
+        for part in parts:
+            if live(part.group) is group:
+                place = self.fuser.place(part.output)
+                tags = ("outer",) if part.level == "outer" else None
+                written.add((strides_over(group.axes, part.output.shape, place.strides, tags), place.offset))
+        return any(
+            root is target and {(strides, offset)} != written for root, strides, offset in self.fuser.reads(group, item)
+        )
+
+    def _index_makers(self, group: Group) -> list[Group]:
+        assert group.anchor is not None
+        return self.fuser.producers(self.fuser.place(group.anchor.inputs[-1]).root)
+
+    def _check_of(self, group: Group) -> Group:
+        """Return a new group that checks the indices of an index kernel, so that this one cannot fail any more."""
+        assert group.anchor is not None
+        index = group.anchor.inputs[-1]
+        extent, ignored = indexed_range(group.anchor)
+        params = (("extent", extent), ("ignored", ignored))
+        check = Item(
+            "anchor", REGISTRY["check_index"], params, (index,), (Value(index.spec),), group.anchor.location
+        )  # fmt: skip
+        return self.fuser.add_anchor(check, "index", ())
 
     def _order(self, group: Group, target: Value) -> None:
         for reader in self._readers.get(target, ()):

@@ -8,13 +8,11 @@ from pequegrad.dtypes import float64
 from pequegrad.ops.core import REGISTRY, Family
 from pequegrad.tensor import Tensor
 from pequegrad.trace.graph import GraphBuilder, Output, Value
-from tests.codegen.tracing import Traced
+from tests.codegen.tracing import Program, Traced
 
 REDUCTIONS = ("sum", "amax", "amin", "prod", "argmax", "argmin", "sum", "sum")
 SAMPLED = sorted(
-    name
-    for name, op in REGISTRY.items()
-    if isinstance(op.lowering, Family) and op.__module__.startswith("pequegrad.")
+    name for name, op in REGISTRY.items() if isinstance(op.lowering, Family) and op.__module__.startswith("pequegrad.")
 )
 UNARY = ("exp", "tanh", "neg", "relu", "square", "sigmoid", "abs")
 BINARY = ("add", "mul", "sub", "maximum", "minimum")
@@ -205,3 +203,40 @@ def random_program(seed: int, length: int = 25) -> Traced:
         if random.random() < 0.8:
             builder.outputs.append(Output(new, "update", f"update{len(builder.outputs)}", state))
     return Traced(builder.build(), program.arrays)
+
+
+def updates_in_parts(seed: int) -> Traced:
+    """Return a graph that writes parts of three states, in rows and at indices, one after the other and into each other."""
+    p = Program(seed)
+    random = p.random
+    states = [p.input("state") for _ in range(3)]
+    x = p.input("argument")
+    now = list(states)
+    known = [*states, x]
+    for _ in range(random.integers(2, 9)):
+        at = random.integers(3)
+        start, count = [(0, 1), (0, 2), (1, 2), (2, 1), (0, 3)][random.integers(5)]
+        source = known[random.integers(len(known))]
+        kind = random.integers(7)
+        if kind == 0:
+            other = int(random.integers(0, 4 - count))
+            now[at] = p.with_rows(now[at], start, count, p.apply("neg", p.rows(source, other, count)))
+        elif kind == 1:
+            now[at] = p.apply("slice_update", now[at], p.rows(source, 0, 2), starts=(2, 0), sizes=(2, 3), steps=(-2, 1))
+        elif kind == 2:
+            index = p.input("argument", random.integers(0, 3, 2))
+            now[at] = p.apply("scatter", now[at], p.rows(source, 0, 2), index, dim=0, aligned=False)
+        elif kind == 3:
+            index = p.input("argument", random.integers(0, 3, (2, 2)))
+            part = p.apply("slice", source, starts=(0, 0), sizes=(2, 2), steps=(1, 1))
+            now[at] = p.apply("scatter", now[at], part, index, dim=int(random.integers(2)), aligned=True)
+        elif kind == 4:
+            now[at] = [source, p.apply("matmul", source, x), p.apply("add", now[at], source)][random.integers(3)]
+        elif kind == 5:
+            now[at] = p.with_rows(now[at], start, count, p.apply("sin", p.rows(now[at], start, count)))
+        else:
+            p.result(p.apply("permute", now[at], dims=(1, 0)) if random.integers(2) else p.rows(source, start, count))
+        known += now
+    for state, value in zip(states, now, strict=True):
+        p.update(state, value)
+    return p.traced()

@@ -10,7 +10,7 @@ from pequegrad.passes import run_pipeline
 from pequegrad.trace.graph import Graph
 from pequegrad.trace.interpreter import run_graph
 from tests.codegen.compiling import TARGETS, Compiled, target_for, ways_of
-from tests.codegen.random_graphs import random_program
+from tests.codegen.random_graphs import random_program, updates_in_parts
 from tests.codegen.tracing import Traced, compare, trace
 
 PROGRAMS = 30
@@ -39,6 +39,15 @@ def test_random_programs_run_as_in_numpy(instruction_set, first):
     compiled = Compiled(traced.graph, target)
     for workers in ways_of(target):
         compare(expected, compiled.run(traced.arrays, workers), f"{instruction_set}, {workers} workers", rtol=1e-10)
+
+
+@pytest.mark.parametrize("instruction_set", TARGETS)
+def test_states_written_in_parts_become_what_they_should(instruction_set):
+    traced = together([updates_in_parts(seed) for seed in range(100, 100 + PROGRAMS)], "parts_of_states")
+    target = target_for(instruction_set)
+    compiled = Compiled(traced.graph, target)
+    for workers in ways_of(target):
+        compare(run_graph(traced.graph, traced.arrays), compiled.run(traced.arrays, workers), instruction_set)
 
 
 def test_random_programs_run_as_in_numpy_after_the_passes():

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
 from pequegrad import targets
-from pequegrad.codegen.interpret import allocate, run_plan
+from pequegrad.codegen.interpret import allocate, reach, run_plan
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import Contract, Index
-from pequegrad.codegen.schedule import reads_and_writes
-from pequegrad.dtypes import float64, int64
+from pequegrad.codegen.schedule import domain, reads_and_writes
+from pequegrad.dtypes import int64
 from pequegrad.errors import IndexOutOfRange, NotCompilable
-from pequegrad.ops.core import REGISTRY, TensorSpec
+from pequegrad.ops.core import REGISTRY
 from pequegrad.trace.graph import GraphBuilder, Location, Output
-from tests.codegen.tracing import Traced, check_plan
+from tests.codegen.random_graphs import updates_in_parts
+from tests.codegen.tracing import MATRIX, Program, check_plan
 
 RANDOM = np.random.default_rng(1)
-MATRIX = TensorSpec((3, 3), float64)
-
-
-class Program:
-    """A graph built by hand."""
-
-    def __init__(self) -> None:
-        self.builder = GraphBuilder()
-        self.arrays: list[np.ndarray] = []
-
-    def input(self, role, array=None, spec=MATRIX):
-        self.arrays.append(RANDOM.standard_normal(spec.shape) if array is None else array)
-        return self.builder.add_input(spec, role, f"{role}{len(self.arrays)}")
-
-    def apply(self, name, *inputs, **params):
-        return self.builder.apply(REGISTRY[name], inputs, params)[0]
-
-    def result(self, value):
-        self.builder.outputs.append(Output(value, "result", f"result{len(self.builder.outputs)}"))
-
-    def update(self, state, value):
-        self.builder.outputs.append(Output(value, "update", f"update{len(self.builder.outputs)}", state))
-
-    def check(self):
-        return check_plan(Traced(self.builder.build(), self.arrays))
 
 
 def test_two_states_can_be_exchanged():
@@ -49,7 +28,7 @@ def test_two_states_can_be_exchanged():
     a, b = p.input("state"), p.input("state")
     p.update(a, b)
     p.update(b, a)
-    p.check()
+    check_plan(p.traced())
 
 
 def test_three_states_can_go_round_with_arithmetic_on_the_way():
@@ -58,21 +37,21 @@ def test_three_states_can_go_round_with_arithmetic_on_the_way():
     p.update(a, p.apply("add", b, c))
     p.update(b, p.apply("mul", c, a))
     p.update(c, p.apply("sub", a, b))
-    p.check()
+    check_plan(p.traced())
 
 
 def test_a_state_can_become_its_own_transpose():
     p = Program()
     a = p.input("state")
     p.update(a, p.apply("permute", a, dims=(1, 0)))
-    p.check()
+    check_plan(p.traced())
 
 
 def test_a_product_may_overwrite_neither_of_its_own_operands():
     p = Program()
     a = p.input("state")
     p.update(a, p.apply("matmul", a, a))
-    p.check()
+    check_plan(p.traced())
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -81,20 +60,21 @@ def test_a_state_may_keep_the_old_value_of_another_that_is_written_in_place(kind
     # The copy of the old value, made after its state had its writer, stood in one phase with that writer.
     p = Program()
     a, b, x = p.input("state"), p.input("state"), p.input("argument")
-    if kind == "product":
-        new = p.apply("matmul", x, x)
-    else:
-        new = p.apply("sub", x, a if kind == "pointwise" else p.apply("expand", p.apply("sum", x, dims=(1,), keepdim=True), shape=(3, 3)))
+    new = p.apply("matmul", x, x)
+    if kind == "row":
+        new = p.apply("sub", x, p.apply("expand", p.apply("sum", x, dims=(1,), keepdim=True), shape=(3, 3)))
+    elif kind == "pointwise":
+        new = p.apply("sub", x, a)
     for state, value in ((b, a), (a, new))[:: 1 if is_first else -1]:
         p.update(state, value)
-    p.check()
+    check_plan(p.traced())
 
 
 def test_a_pointwise_update_is_written_in_place_by_one_kernel():
     p = Program()
     a, g = p.input("state"), p.input("argument")
     p.update(a, p.apply("sub", a, p.apply("mul", g, g)))
-    plan = p.check()
+    plan = check_plan(p.traced())
     assert len(plan.kernels) == 1
     assert plan.arena_bytes == 0
 
@@ -105,7 +85,7 @@ def test_an_update_waits_for_the_readers_of_the_old_value():
     new = p.apply("add", a, x)
     p.update(a, new)
     p.result(p.apply("matmul", p.apply("permute", a, dims=(1, 0)), x))
-    plan = p.check()
+    plan = check_plan(p.traced())
     assert isinstance(plan.phases[0].kernels[0], Contract)
     assert len(plan.phases) == 2
 
@@ -116,7 +96,7 @@ def test_a_reader_of_both_old_and_new_value_makes_the_update_go_through_memory_o
     new = p.apply("matmul", x, x)
     p.update(a, new)
     p.result(p.apply("matmul", new, a))
-    p.check()
+    check_plan(p.traced())
 
 
 def test_results_that_are_inputs_states_views_constants_or_given_twice_are_copies():
@@ -135,7 +115,7 @@ def test_results_that_are_inputs_states_views_constants_or_given_twice_are_copie
     ):
         p.result(value)
     p.update(a, y)
-    p.check()
+    check_plan(p.traced())
 
 
 def test_an_update_in_a_row_that_reads_the_old_value_in_every_sweep_is_written_in_the_last():
@@ -144,14 +124,14 @@ def test_an_update_in_a_row_that_reads_the_old_value_in_every_sweep_is_written_i
     shifted = p.apply("sub", a, p.apply("amax", a, dims=(1,), keepdim=True))
     powers = p.apply("exp", shifted)
     p.update(a, p.apply("mul", a, p.apply("div", powers, p.apply("sum", powers, dims=(1,), keepdim=True))))
-    plan = p.check()
+    plan = check_plan(p.traced())
     assert len(plan.kernels) == 1
 
 
 def gathering(index):
     p = Program()
     table, state = p.input("state"), p.input("state")
-    indices = p.input("argument", np.array(index), TensorSpec((2,), int64))
+    indices = p.input("argument", np.array(index))
     rows = p.apply("gather", p.apply("exp", table), indices, dim=0, aligned=False)
     p.update(state, p.apply("add", state, p.apply("sum", rows, dims=(0,), keepdim=False)))
     p.update(table, p.apply("neg", table))
@@ -159,7 +139,7 @@ def gathering(index):
 
 
 def test_states_are_written_after_every_kernel_that_may_fail():
-    plan = gathering([0, 2]).check()
+    plan = check_plan(gathering([0, 2]).traced())
     failing = next(i for i, phase in enumerate(plan.phases) if any(isinstance(k, Index) for k in phase.kernels))
     written = {i for i, buffer in enumerate(plan.buffers) if buffer.is_written and buffer.scope == "state"}
     assert len(written) == 2
@@ -176,6 +156,97 @@ def test_an_index_out_of_range_leaves_every_state_as_it_was():
         run_plan(plan, passed)
     for before, after in zip(p.arrays, passed, strict=False):
         np.testing.assert_array_equal(after, before)
+
+
+def assert_kernels_read_what_they_write_at_the_same_place(plan):
+    """A plan's workers share a kernel: none may read what another one writes in it."""
+    for kernel in plan.kernels:
+        reads, writes = reads_and_writes(kernel)
+        for read, write in itertools.product(reads, writes):
+            if read.buffer == write.buffer and (read.strides, read.offset) != (write.strides, write.offset):
+                (low, high), (first, last) = reach(read, kernel), reach(write, kernel)
+                assert high < first or last < low, kernel.name
+
+
+def stores(plan):
+    """Return the numbers of elements that the kernels of a plan store."""
+    return [[math.prod(domain(kernel)) for kernel in phase.kernels] for phase in plan.phases]
+
+
+def test_rows_of_a_state_are_written_where_it_lies_and_the_others_stay():
+    p = Program()
+    a, x = p.input("state"), p.input("argument")
+    first = p.with_rows(a, 1, 2, p.apply("exp", p.rows(x, 0, 2)))
+    p.update(a, p.with_rows(first, 0, 1, p.rows(x, 2, 1)))
+    plan = check_plan(p.traced())
+    assert plan.arena_bytes == 0
+    assert stores(plan) == [[6], [3]]
+
+
+def test_rows_of_a_state_change_by_what_they_are_themselves_in_one_kernel():
+    p = Program()
+    a = p.input("state")
+    p.update(a, p.with_rows(a, 1, 2, p.apply("exp", p.rows(a, 1, 2))))
+    assert stores(check_plan(p.traced())) == [[6]]
+
+
+def test_rows_made_of_others_of_the_same_state_go_through_memory_of_their_own():
+    p = Program()
+    a = p.input("state")
+    p.update(a, p.with_rows(a, 1, 2, p.apply("exp", p.rows(a, 0, 2))))
+    assert_kernels_read_what_they_write_at_the_same_place(check_plan(p.traced()))
+
+
+def test_rows_that_move_within_what_the_step_makes_go_through_memory_of_their_own():
+    p = Program()
+    a, x = p.input("state"), p.input("argument")
+    first = p.with_rows(a, 0, 1, p.rows(x, 0, 1))
+    p.update(a, p.with_rows(first, 1, 2, p.rows(first, 0, 2)))
+    assert_kernels_read_what_they_write_at_the_same_place(check_plan(p.traced()))
+
+
+def replay(index):
+    p = Program()
+    buffer, ready = p.input("state"), p.input("state")
+    x = p.input("argument", RANDOM.standard_normal((2, 3)))
+    indices = p.input("argument", np.array(index))
+    p.update(buffer, p.apply("scatter", buffer, x, indices, dim=0, aligned=False))
+    p.update(ready, p.apply("neg", ready))
+    return p
+
+
+def test_rows_at_indices_are_written_where_the_state_lies_once_the_indices_are_checked():
+    for index in ([2, 0], [1, 1]):
+        plan = check_plan(replay(index).traced())
+        check, scatter = (next(k for k in phase.kernels if isinstance(k, Index)) for phase in plan.phases)
+        assert (check.kind, scatter.kind) == ("check", "scatter")
+        assert plan.buffers[scatter.out.buffer].scope == "state"
+
+
+def test_a_wrong_index_leaves_a_state_that_is_written_at_indices_as_it_was():
+    p = replay([1, 3])
+    plan = lower(p.builder.build(), targets.get("cpp"))
+    passed = allocate(plan, p.arrays)
+    with pytest.raises(IndexOutOfRange, match="index 3 is out of range"):
+        run_plan(plan, passed)
+    for before, after in zip(p.arrays, passed, strict=False):
+        np.testing.assert_array_equal(after, before)
+
+
+def test_indices_made_of_what_the_step_has_written_are_no_reason_to_write_a_state_early():
+    p = Program()
+    a, x = p.input("state"), p.input("argument")
+    first = p.with_rows(a, 0, 1, p.rows(x, 0, 1))
+    index = p.apply(
+        "cast", p.apply("relu", p.apply("sign", p.apply("sum", first, dims=(1,), keepdim=False))), dtype=int64
+    )
+    p.update(a, p.apply("scatter", first, x, index, dim=0, aligned=False))
+    check_plan(p.traced())
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_states_written_in_parts_in_any_order_become_what_they_should(seed):
+    assert_kernels_read_what_they_write_at_the_same_place(check_plan(updates_in_parts(seed)))
 
 
 def test_an_op_without_a_kernel_is_refused_with_its_name_and_the_users_line():

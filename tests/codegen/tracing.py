@@ -13,9 +13,10 @@ from pequegrad.codegen.interpret import allocate, run_plan
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import StepPlan
 from pequegrad.codegen.schedule import MODEL, Choices
-from pequegrad.ops.core import REGISTRY
+from pequegrad.dtypes import as_dtype, float64
+from pequegrad.ops.core import REGISTRY, TensorSpec
 from pequegrad.tensor import Tensor
-from pequegrad.trace.graph import Graph, GraphBuilder, Output
+from pequegrad.trace.graph import Graph, GraphBuilder, Output, Value
 from pequegrad.trace.interpreter import run_graph
 from pequegrad.trace.record import record_call
 from pequegrad.trace.step import BoundStep
@@ -27,6 +28,41 @@ class Traced:
 
     graph: Graph
     arrays: list[np.ndarray]
+
+
+MATRIX = TensorSpec((3, 3), float64)
+
+
+class Program:
+    """A graph built by hand, of float64 matrices unless an array says otherwise."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.builder = GraphBuilder()
+        self.arrays: list[np.ndarray] = []
+        self.random = np.random.default_rng(seed)
+
+    def input(self, role: str, array: np.ndarray | None = None) -> Value:
+        array = self.random.standard_normal(MATRIX.shape) if array is None else array
+        self.arrays.append(array)
+        return self.builder.add_input(TensorSpec(array.shape, as_dtype(array.dtype)), role, f"{role}{len(self.arrays)}")
+
+    def apply(self, name: str, *inputs: Value, **params: Any) -> Value:
+        return self.builder.apply(REGISTRY[name], inputs, params)[0]
+
+    def rows(self, value: Value, start: int, count: int) -> Value:
+        return self.apply("slice", value, starts=(start, 0), sizes=(count, 3), steps=(1, 1))
+
+    def with_rows(self, value: Value, start: int, count: int, new: Value) -> Value:
+        return self.apply("slice_update", value, new, starts=(start, 0), sizes=(count, 3), steps=(1, 1))
+
+    def result(self, value: Value) -> None:
+        self.builder.outputs.append(Output(value, "result", f"result{len(self.builder.outputs)}"))
+
+    def update(self, state: Value, value: Value) -> None:
+        self.builder.outputs.append(Output(value, "update", f"update{len(self.builder.outputs)}", state))
+
+    def traced(self) -> Traced:
+        return Traced(self.builder.build(), self.arrays)
 
 
 def trace(function: Callable[..., Any], *arrays: np.ndarray) -> Traced:
