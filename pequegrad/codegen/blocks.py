@@ -158,13 +158,17 @@ def _grow(kernels: Sequence[Ordered], units: int, buffers: Sequence[Buffer]) -> 
     late_reads: set[int] = set()
     late_writes: set[int] = set()
     has_index = False
+    by_sample = {number for number, buffer in enumerate(buffers) if _is_by_sample(buffer, units)}
     for item in kernels:
         chosen = None
+        is_by_sample = not item.reads or any(b in by_sample or b in run.pitches for b in item.reads)
         for cut in cuts(item.kernel):
+            if not (is_by_sample or cut.is_sum):
+                continue  # as `_fits` would find; what is summed may be made of nothing that is read
             if cut.extent % units or (cut.is_sum and not _is_private(item.kernel, cut)):
                 continue
             found = reaches(item.kernel, cut, units)
-            if found is None or not _fits(found, run, read_before, buffers):
+            if found is None or not _fits(found, run, read_before, buffers, by_sample):
                 continue
             if any(r.buffer in late_writes or (r.is_write and r.buffer in late_reads) for r in found):
                 continue
@@ -195,7 +199,13 @@ def _grow(kernels: Sequence[Ordered], units: int, buffers: Sequence[Buffer]) -> 
     return run
 
 
-def _fits(found: Sequence[Reach], run: Run, read_before: dict[int, int], buffers: Sequence[Buffer]) -> bool:
+def _fits(
+    found: Sequence[Reach],
+    run: Run,
+    read_before: dict[int, int],
+    buffers: Sequence[Buffer],
+    by_sample: Collection[int],
+) -> bool:
     """Whether a block, of what members write, touches its own part alone, and something of the kernel is by sample."""
     shifts: dict[int, int] = {}
     for r in found:
@@ -212,9 +222,7 @@ def _fits(found: Sequence[Reach], run: Run, read_before: dict[int, int], buffers
     if any(r.buffer in written and not r.is_own for r in found):
         return False
     reads = [r for r in found if not r.is_write]
-    return not reads or any(
-        r.shift and (r.buffer in run.pitches or _is_by_sample(buffers[r.buffer], run.units)) for r in reads
-    )
+    return not reads or any(r.shift and (r.buffer in run.pitches or r.buffer in by_sample) for r in reads)
 
 
 def _is_by_sample(buffer: Buffer, units: int) -> bool:
@@ -433,6 +441,8 @@ def _with_outer(statement: Statement) -> Statement:
 
 def _place_locals(phases: Sequence[Phase], buffers: list[Buffer]) -> int:
     """Give each buffer that only one phase of blocks touches its place in memory of the block's own; return the bytes."""
+    if all(phase.blocks is None for phase in phases):
+        return 0
     users: dict[int, set[int]] = {}
     for number, phase in enumerate(phases):
         for kernel in phase.kernels:

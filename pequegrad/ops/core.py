@@ -321,6 +321,13 @@ class Interpreter:
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Take note that ``optimizer`` is about to update its parameters: its groups and its state are read."""
 
+    def updated(
+        self, update: Callable[..., Any], parameter: Any, gradient: Any, state: Any, group: Any, rates: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return what an optimizer's ``update`` makes of a parameter, its gradient and its state. It is pure, and of tensors
+        it knows what their specs say: so what is known of it for one parameter holds for others like it."""
+        return update(parameter, gradient, state, group, rates)
+
     @property
     def device(self) -> str:
         """Where a tensor without data is taken to lie."""

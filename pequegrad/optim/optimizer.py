@@ -118,13 +118,14 @@ class Optimizer:
     def ensure_state(self) -> None:
         """Make all state that is missing, for every parameter that requires grad; then no step has to."""
         for group in self.param_groups:
+            initial = self.initial_state(group)
             for parameter in group["params"]:
                 if parameter.requires_grad:
-                    self._ensure(parameter, group)
+                    self._ensure(parameter, initial)
 
-    def _ensure(self, parameter: Tensor, group: Group) -> State:
+    def _ensure(self, parameter: Tensor, initial: dict[str, float]) -> State:
         state = self.state.setdefault(parameter, {})
-        for name, value in self.initial_state(group).items():
+        for name, value in initial.items():
             if name not in state:
                 # Never inside a trace: there it would be a constant of the step.
                 with use_interpreter(EAGER), grad_mode(False):
@@ -153,21 +154,22 @@ class Optimizer:
             self.ensure_state()
             for group in self.param_groups:
                 rates = self.read_rates(group)
+                initial = self.initial_state(group)
                 derived: dict[Any, dict[str, Any]] = {}
                 for parameter in group["params"]:
                     gradient = parameter.grad
                     if gradient is not None:
                         if parameter.dtype not in derived:
                             derived[parameter.dtype] = self.derive(rates, group, parameter)
-                        self._apply(parameter, gradient, group, derived[parameter.dtype])
+                        # A parameter frozen since may still have a gradient, which counts, as in torch.
+                        state = self._ensure(parameter, initial)
+                        self._apply(parameter, gradient, state, group, derived[parameter.dtype])
         return loss
 
-    def _apply(self, parameter: Any, gradient: Any, group: Group, rates: dict[str, Any]) -> None:
-        # A parameter frozen since may still have a gradient, which counts, as in torch.
-        state = self._ensure(parameter, group)
+    def _apply(self, parameter: Any, gradient: Any, state: State, group: Group, rates: dict[str, Any]) -> None:
         if group.get("maximize"):
             gradient = -gradient
-        new, changed = self.update(parameter, gradient, state, group, rates)
+        new, changed = context.interpreter.updated(self.update, parameter, gradient, state, group, rates)
         for name, tensor in changed.items():
             state[name].assign(tensor)
         parameter.assign(new)
@@ -265,7 +267,7 @@ class Optimizer:
             return
         given = self.completed(given, group)
         initial = self.initial_state(group)
-        state = self._ensure(parameter, group)
+        state = self._ensure(parameter, initial)
         for name, tensor in state.items():
             tensor.assign(given[name] if name in given else initial.get(name, 0.0))
         state.update({n: t.clone().to(parameter.device) for n, t in given.items() if n not in state})

@@ -27,6 +27,7 @@ from ..tensor import Tensor
 from .fingerprint import holding
 from .graph import GraphBuilder, Location, Node, Value
 from .state import FromArgument, FromConstant, FromGradient, FromScalar, FromTensor, Source
+from .updates import Step, Updates
 
 # Versions given while tracing are negative and never repeat: a real tensor that remembers one finds it stale later.
 _trace_versions = itertools.count(-1, -1)
@@ -75,14 +76,16 @@ class Tracer(Interpreter):
         self.optimizers: dict[int, Any] = {}
         self.entangled: set[int] = set()
         self.scalar_reads: list[tuple[Any, Any, Any, Location]] = []
+        self.numbers: dict[tuple[DType, bytes], Value] = {}
+        """The constants of one number each, by dtype and bytes."""
         self._gradient_owner: dict[int, tuple[Storage, Tensor]] = {}
         self._scalars: dict[tuple[int, Any], Tensor] = {}
-        self._numbers: dict[tuple[DType, bytes], Value] = {}
         self._replayed: dict[int, tuple[Tensor, int, Value]] = {}
         self._links: dict[int, tuple[Tensor, Any, int, bool]] = {}
         self._made: dict[int, weakref.ref[Storage]] = {}
         self._new_states: list[tuple[Any, Any]] = []
         self._location: Location | None = None
+        self._updates = Updates(self)
         self.watcher: Any = None
         """What looks for the user's code, where it has been told that none runs."""
 
@@ -138,11 +141,11 @@ class Tracer(Interpreter):
         if array.ndim == 0 and array.dtype.kind in "biuf":
             dtype = as_dtype(array.dtype)
             number = dtype, array.tobytes()
-            known = self._numbers.get(number)
+            known = self.numbers.get(number)
             if known is None:
                 params = {"shape": (), "value": array.item(), "dtype": dtype}
                 (known,) = self._record(Full, (), params, (TensorSpec((), dtype),))
-                self._numbers[number] = known
+                self.numbers[number] = known
             return known
         copy = np.array(arrays.to_host(array), order="C")
         spec = TensorSpec(copy.shape, as_dtype(copy.dtype))
@@ -178,6 +181,18 @@ class Tracer(Interpreter):
         for value in outputs:
             self.places[value] = location
         return outputs
+
+    def repeat(self, steps: Sequence[Step], values: list[Value]) -> None:
+        """Record applications to ``values``, by their numbers there, and add the results to them."""
+        location = self.location()
+        is_backward = self._location is not None
+        for op, operands, params, specs in steps:
+            outputs = tuple([Value(spec) for spec in specs])
+            inputs = tuple([values[number] for number in operands])
+            self.builder.nodes.append(Node(op, inputs, params, outputs, location, is_backward))
+            for value in outputs:
+                self.places[value] = location
+            values += outputs
 
     def value_of(self, tensor: Tensor) -> Value:
         """Return the graph value that a tensor has now: traced, captured, or a view of either."""
@@ -324,6 +339,11 @@ class Tracer(Interpreter):
             optimizer.ensure_state()
         self._new_states.append((optimizer, before))
 
+    def updated(
+        self, update: Callable[..., Any], parameter: Any, gradient: Any, state: Any, group: Any, rates: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        return self._updates.run(update, parameter, gradient, state, group, rates)
+
     def no_data(self, tensor: Tensor) -> str:
         what = f"the traced tensor {tensor.spec}"
         if tensor._array is not None:
@@ -371,6 +391,7 @@ class Tracer(Interpreter):
         self._gradient_owner.clear()
         self._scalars.clear()
         self._replayed.clear()
+        self._updates.forget()
         self.standins.clear()
         holding.release()
 
