@@ -34,6 +34,7 @@ from .plan import (
     Phase,
     Row,
     Scan,
+    Sort,
     StepPlan,
     Store,
     Walk,
@@ -317,6 +318,13 @@ def _run_scan(kernel: Scan, memory: _Memory) -> None:
     memory.view(kernel.out, shape)[...] = np.cumsum(memory.view(kernel.source, shape), axis=1, dtype=kernel.dtype.numpy)
 
 
+def _run_sort(kernel: Sort, memory: _Memory) -> None:
+    shape = (kernel.outer, kernel.extent, kernel.inner)
+    found = REGISTRY["sort"].numpy(np, memory.view(kernel.source, shape), dim=1, descending=kernel.is_descending)
+    for access, result in zip((kernel.out, kernel.places), found, strict=True):
+        memory.view(access, shape)[...] = result
+
+
 def _run_attention(kernel: Attention, memory: _Memory) -> None:
     op = REGISTRY["attention" if kernel.kind == "forward" else "attention_grad"]
     inputs = zip(kernel.inputs, kernel.input_shapes, strict=True)
@@ -334,6 +342,7 @@ _RUNNERS: dict[type[Kernel], Callable[[Any, _Memory], None]] = {
     Window: _run_window,
     Index: _run_index,
     Scan: _run_scan,
+    Sort: _run_sort,
     Attention: _run_attention,
 }
 

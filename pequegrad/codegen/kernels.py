@@ -35,6 +35,7 @@ from .plan import (
     PoolShape,
     Row,
     Scan,
+    Sort,
     Stage,
     Statement,
     Store,
@@ -182,7 +183,8 @@ class KernelBuilder:
         """Return the kernel of this group."""
         builders: dict[str, Callable[[], Kernel]] = {
             "map": self._map, "row": self._row, "contract": self._contract, "conv2d": self._conv2d,
-            "window": self._window, "index": self._index, "scan": self._scan, "attention": self._attention,
+            "window": self._window, "index": self._index, "scan": self._scan, "sort": self._sort,
+            "attention": self._attention,
         }  # fmt: skip
         return builders[self.group.kind]()
 
@@ -437,13 +439,23 @@ class KernelBuilder:
         )  # fmt: skip
 
     def _scan(self) -> Scan:
-        item = self.group.anchor
-        assert item is not None
+        item, shape = self._along_a_dimension()
         (x,) = item.inputs
-        dim = dict(item.params)["dim"]
-        shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
         source, out = self._contiguous(x, shape), self._contiguous(item.output, shape)
         return Scan(self.name, self.origin, *shape, x.dtype, source, out)
+
+    def _sort(self) -> Sort:
+        item, shape = self._along_a_dimension()
+        (x,) = item.inputs
+        accesses = [self._contiguous(value, shape) for value in (x, *item.outputs)]
+        return Sort(self.name, self.origin, *shape, dict(item.params)["descending"], x.dtype, *accesses)
+
+    def _along_a_dimension(self) -> tuple[Item, tuple[int, int, int]]:
+        """Return the anchor and its operand's shape as (outer, extent, inner)."""
+        item = self.group.anchor
+        assert item is not None
+        shape, dim = item.inputs[0].shape, dict(item.params)["dim"]
+        return item, (math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
 
     def _attention(self) -> Attention:
         item = self.group.anchor

@@ -193,11 +193,18 @@ def _squared_deviations(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> 
     return _legal_form(r, summed, (squares,)) or (r.apply(summed.op, squares, **dict(node.params)),)
 
 
+def _sort(r: _Rewriter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
+    """A single number is in order."""
+    (x,) = inputs
+    return None if x.shape else (x, r.full(node.outputs[1], 0))
+
+
 _FORMS = {
     "gather": _gather,
     "scatter": _scatter,
     "scatter_add": _scatter_add,
     "scan": _scan,
     "slice_update": _slice_update,
+    "sort": _sort,
     "squared_deviations": _squared_deviations,
 }

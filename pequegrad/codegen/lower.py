@@ -257,6 +257,10 @@ class _Lowering:
         item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
         self.fuser.add_anchor(item, "scan", ())
 
+    def _sort(self, item: Item) -> None:
+        item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
+        self.fuser.add_anchor(item, "sort", ())
+
     def _attention(self, item: Item) -> None:
         """Results lie in memory as what they belong to: out as the queries, a gradient as its operand."""
         fuser = self.fuser
@@ -561,6 +565,7 @@ _FAMILIES = {
     "scatter": _Lowering._scatter,
     "scatter_add": _Lowering._scatter_add,
     "scan": _Lowering._scan,
+    "sort": _Lowering._sort,
     "attention": _Lowering._attention,
     "random": _Lowering._random,
     "concat": _Lowering._concat,

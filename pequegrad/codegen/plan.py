@@ -349,6 +349,26 @@ class Scan:
 
 
 @record
+class Sort:
+    """Elements in order along the middle of (outer, extent, inner), contiguous, and the places they came from.
+
+    Equal elements keep their order; NaN is greater than all else.
+    """
+
+    name: str
+    origin: Origin
+    outer: int
+    extent: int
+    inner: int
+    is_descending: bool
+    dtype: DType
+    source: Access
+    out: Access
+    places: Access
+    family = "sort"
+
+
+@record
 class Attention:
     """Attention or its gradient (``kind``: "forward", "gradient") for each matrix of ``batch``.
 
@@ -395,8 +415,8 @@ class Attention:
         return square * (square + 1) // 2 + (self.L - square) * self.S
 
 
-Kernel = Map | Row | Contract | Conv2d | Window | Index | Scan | Attention
-FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan", "attention")
+Kernel = Map | Row | Contract | Conv2d | Window | Index | Scan | Sort | Attention
+FAMILIES = ("map", "row", "contract", "conv2d", "window", "index", "scan", "sort", "attention")
 
 
 @record

@@ -29,6 +29,7 @@ from .plan import (
     Map,
     Row,
     Scan,
+    Sort,
     StepPlan,
     Store,
     Window,
@@ -283,7 +284,7 @@ def operand_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
         }[kernel.kind]
     if isinstance(kernel, Window):
         return [(access, _plane_size(kernel, i, True)) for i, access in enumerate(kernel.inputs)]
-    if isinstance(kernel, Scan):
+    if isinstance(kernel, Scan | Sort):
         return [(kernel.source, kernel.outer * kernel.extent * kernel.inner)]
     if isinstance(kernel, Attention):
         return _matrix_sizes(kernel, kernel.inputs, kernel.input_shapes)
@@ -308,6 +309,8 @@ def result_sizes(kernel: Kernel) -> list[tuple[Access, int]]:
         return [(access, _plane_size(kernel, i, False)) for i, access in enumerate(kernel.outputs)]
     if isinstance(kernel, Scan):
         return [(kernel.out, kernel.outer * kernel.extent * kernel.inner)]
+    if isinstance(kernel, Sort):
+        return [(access, kernel.outer * kernel.extent * kernel.inner) for access in (kernel.out, kernel.places)]
     if isinstance(kernel, Attention):
         return _matrix_sizes(kernel, kernel.outputs, kernel.output_shapes)
     if isinstance(kernel, Index):

@@ -21,6 +21,7 @@ from .plan import (
     Map,
     Row,
     Scan,
+    Sort,
     Stage,
     Statement,
     Store,
@@ -82,7 +83,7 @@ def cuts(kernel: Kernel) -> Iterator[Cut]:
         yield Cut("outer", 0, kernel.outer)
         if kernel.outer == 1 and kernel.source is None:
             yield Cut("count", 0, kernel.count)
-    elif isinstance(kernel, Scan):
+    elif isinstance(kernel, Scan | Sort):
         yield Cut("outer", 0, kernel.outer)
 
 

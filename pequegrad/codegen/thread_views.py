@@ -17,7 +17,7 @@ from ..targets import Target
 from .attention_views import attention_body
 from .expressions import scalar_type, vector_type
 from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, MULTIPROCESSORS, WARP
-from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, Store, Window
+from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, Sort, Store, Window
 from .product_views import contract_views, conv2d_views, scratch_bytes
 from .rendering import Address, KernelWriter, Line, Term
 from .views import (
@@ -26,6 +26,7 @@ from .views import (
     Loop,
     Parameter,
     ScanView,
+    SortView,
     StageView,
     WindowView,
     accumulator,
@@ -36,6 +37,7 @@ from .views import (
     position_in_row,
     reads,
     scan_view,
+    sort_view,
     window_view,
     with_axis,
 )  # fmt: skip
@@ -49,6 +51,8 @@ LONG_ROW = 1024
 """Rows of more elements than this get a whole block."""
 MANY_ROWS = 1056
 """From this many rows on, warps with a row each fill a device (132 multiprocessors, 8 warps each, at least)."""
+SORTED_BY_THREAD = 32
+"""Up to so many elements are sorted by one thread, as in cuda/sorting.h; more by a block."""
 SHORT_ROW = 16
 """Rows side by side with at most this many elements are read by one thread each; longer ones by a slice of the block."""
 
@@ -189,6 +193,10 @@ def views_of(
     if isinstance(kernel, Scan):
         blocks = kernel.outer if kernel.inner == 1 else -(-kernel.outer * kernel.inner // BLOCK)
         return (ScanBody(scan_view(kernel, dtypes), blocks),)
+    if isinstance(kernel, Sort):
+        columns = kernel.outer * kernel.inner
+        blocks = columns if kernel.extent > SORTED_BY_THREAD else -(-columns // BLOCK)
+        return (SortBody(sort_view(kernel, dtypes), blocks),)
     if isinstance(kernel, Attention):
         return (attention_body(kernel, dtypes),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
@@ -431,6 +439,19 @@ class ScanBody:
     """A running sum; its device function spreads the work over ``blocks`` by itself."""
 
     body: ScanView
+    blocks: int
+    shared = ""
+
+    @property
+    def head(self) -> KernelHead:
+        return self.body.head
+
+
+@record
+class SortBody:
+    """Elements in order; its device function spreads the work over ``blocks`` by itself."""
+
+    body: SortView
     blocks: int
     shared = ""
 

@@ -32,6 +32,7 @@ from .plan import (
     PoolShape,
     Row,
     Scan,
+    Sort,
     Statement,
     Store,
     Window,
@@ -263,6 +264,17 @@ class ScanView(LaneView):
 
 
 @record
+class SortView(LaneView):
+    """Elements in order."""
+
+    head: KernelHead
+    kernel: Sort
+    source: Address
+    out: Address
+    places: Address
+
+
+@record
 class MatrixView:
     """An operand or result of attention: where that of one matrix begins, and the strides of its rows and features."""
 
@@ -307,6 +319,8 @@ def views_of(
         return (index_view(kernel, dtypes, number),)
     if isinstance(kernel, Scan):
         return (scan_view(kernel, dtypes),)
+    if isinstance(kernel, Sort):
+        return (sort_view(kernel, dtypes),)
     if isinstance(kernel, Attention):
         return (attention_view(kernel, dtypes),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
@@ -663,6 +677,13 @@ def scan_view(kernel: Scan, dtypes: Sequence[DType]) -> ScanView:
     source = operand(writer, kernel.source, ())
     out = writer.address(Access(kernel.out.buffer, (), kernel.out.offset), is_written=True)
     return ScanView(head_of(writer), kernel, source, out)
+
+
+def sort_view(kernel: Sort, dtypes: Sequence[DType]) -> SortView:
+    writer = KernelWriter(dtypes, (), (), None)
+    source = operand(writer, kernel.source, ())
+    results = [writer.address(Access(a.buffer, (), a.offset), is_written=True) for a in (kernel.out, kernel.places)]
+    return SortView(head_of(writer), kernel, source, *results)
 
 
 def attention_view(kernel: Attention, dtypes: Sequence[DType]) -> AttentionView:

@@ -12,7 +12,7 @@ from ..ops.core import REGISTRY, Family, TensorSpec
 from ..trace.graph import Graph, Node, Output, Value
 
 HALVES = (float16, bfloat16)
-MOVES = ("gather", "scatter", "concat", "pad", "slice_update", "random")
+MOVES = ("gather", "scatter", "concat", "pad", "slice_update", "sort", "random")
 
 
 def widen_halves(graph: Graph) -> Graph:

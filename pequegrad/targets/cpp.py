@@ -46,6 +46,7 @@ HEADERS = (
     ("window", ("gemm.h", "window.h")),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),
+    ("sort", ("sorting.h",)),
     ("attention", ("attention.h", "scratch.h")),
 )
 

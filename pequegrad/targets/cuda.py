@@ -44,6 +44,7 @@ HEADERS = (
     ("window", ("window.h",)),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),
+    ("sort", ("sorting.h",)),
     ("attention", ("attention.h",)),
 )
 

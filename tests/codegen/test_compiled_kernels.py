@@ -215,10 +215,44 @@ def test_moves_of_every_kind(instruction_set):
                 params = {"dim": 0, "aligned": False, "shape": (5, 7)}
                 batch.expect(f"scatter_add {name}", batch.apply("scatter_add", [source, index], **params))
         batch.expect(f"number {name}", batch.apply("expand", batch.apply("copy", [number]), shape=(2, 2)))
+        for dim, descending in ((0, False), (1, True)):
+            values = batch.apply("sort", [table], dim=dim, descending=descending)
+            batch.expect(f"sort {name}", values)
         if dtype is not np.bool_:
             for dim, reverse in ((0, False), (1, True)):
                 batch.expect(f"cumsum {name}", batch.apply("cumsum", [table], dim=dim, reverse=reverse))
     assert_no_failures(batch.failures(target_for(instruction_set)))
+
+
+@SETS
+def test_sorting_is_stable_in_any_order_that_the_elements_come_in(instruction_set):
+    rng = np.random.default_rng(13)
+    batch = Batch("sorting")
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, 1.0, -2.5, np.nan], np.float32)
+    for extent in (1, 2, 24, 25, 32, 33, 64, 65, 300):
+        for columns in ((extent,), (3, extent), (extent, 2), (2, extent, 5)):
+            array = batch.input(rng.choice(special, columns) if extent % 2 else rng.integers(0, 40, columns))
+            for descending in (False, True):
+                dim = columns.index(extent)
+                batch.expect(f"sort {columns}", batch.apply("sort", [array], dim=dim, descending=descending))
+    for what, array in orders(3000 if instruction_set != "cuda-sim" else 600).items():
+        given = batch.input(array.astype(np.float64))
+        for descending in (False, True):
+            batch.expect(f"sort {what}", batch.apply("sort", [given], dim=0, descending=descending))
+    assert_no_failures(batch.failures(target_for(instruction_set)))
+
+
+def orders(count):
+    """Return elements in orders that a quicksort may part badly; the last of them so badly that it needs another way."""
+    up = np.arange(count)
+    odd = np.arange(1, count // 2, 2)
+    killer = up.copy()
+    killer[odd - 1], killer[odd] = odd, count // 2 + odd - 1
+    killer[count // 2 :] = 2 * np.arange(count - count // 2) + 2
+    return {
+        "rising": up, "falling": up[::-1], "equal": up * 0, "up and down": np.minimum(up, up[::-1]),
+        "two": up % 2, "median of three": killer,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [1, 2])
