@@ -76,9 +76,8 @@ def lines_of(code: CodeType) -> dict[int, Line]:
         elif name == "STORE_ATTR" and chain is not None:
             stores.setdefault(line, {})[Chain(chain.kind, chain.name, (*chain.steps, (True, value)))] = None
             chain = constant = None
-        elif name in ("STORE_GLOBAL", "STORE_DEREF") or (name == "STORE_NAME" and code.co_name == "<module>"):
-            kind = FREE if name == "STORE_DEREF" else GLOBAL
-            stores.setdefault(line, {})[Chain(kind, value)] = None
+        elif (stored := _stored(code, name, value)) is not None:
+            stores.setdefault(line, {})[stored] = None
             chain = constant = None
         else:
             chain = constant = None
@@ -92,6 +91,13 @@ def lines_of(code: CodeType) -> dict[int, Line]:
         line: Line(tuple(found), tuple(stores.get(line, ())), bool(names.get(line, set()) & _REFLECTIVE))
         for line, found in reads.items()
     }
+
+
+def _stored(code: CodeType, name: str, value: object) -> Chain | None:
+    """Return the variable of an outer scope that an instruction stores to; a cell that inner functions read is none."""
+    if name == "STORE_GLOBAL" or (name == "STORE_NAME" and code.co_name == "<module>"):
+        return Chain(GLOBAL, str(value))
+    return Chain(FREE, str(value)) if name == "STORE_DEREF" and value in code.co_freevars else None
 
 
 def _roots(code: CodeType, name: str, value: object) -> list[Chain]:

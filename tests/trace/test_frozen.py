@@ -293,6 +293,18 @@ def test_nonlocal_counter_raises(traced):
         traced(step)(X)
 
 
+def test_a_local_that_an_inner_function_reads_may_be_assigned(traced):
+    # The closed-over `scale` made a closure of the step; its own `x`, a cell for the lambda, was looked for there.
+    scale = 3.0
+
+    def step(x):
+        x = x * scale
+        y = 2
+        return (lambda: x + y)()
+
+    np.testing.assert_allclose(traced(step)(X).numpy(), X.numpy() * 3 + 2)
+
+
 def test_module_counter_raises_with_the_line(traced):
     class Counting(nn.Module):
         def __init__(self):
