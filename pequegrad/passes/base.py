@@ -81,6 +81,8 @@ class Rewriter:
             self.made_by[value] = node
 
     def finish(self) -> Graph:
-        """Return the new graph."""
+        """Return the new graph; the old one where nothing is new in it."""
+        if not self._replaced and tuple(self.nodes) == self.graph.nodes:
+            return self.graph
         outputs = tuple(Output(self.value(o.value), o.role, o.name, o.target) for o in self.graph.outputs)
         return Graph(self.graph.inputs, tuple(self.nodes), outputs, self.graph.name)

@@ -41,9 +41,12 @@ def number_of(node: Node | None) -> Any:
 def _folded(rewriter: Rewriter, node: Node) -> Any:
     if not node.inputs or len(node.outputs) != 1 or not node.op.pure:
         return None
-    numbers = [constant_of(rewriter, value) for value in node.inputs]
-    if any(number is None for number in numbers):
-        return None
+    numbers = []
+    for value in node.inputs:
+        number = constant_of(rewriter, value)
+        if number is None:
+            return None
+        numbers.append(number)
     if node.op.view or _is_copy(node):
         return numbers[0]
     if not (node.op.elementwise and isinstance(node.op.lowering, Expression)):

@@ -18,7 +18,7 @@ def merge_common_subexpressions(graph: Graph) -> Graph:
         if node.op.commutative:
             operands.sort()
         # By text: 0.0 and -0.0 are equal in Python, and so are 1 and True.
-        params = tuple((key, format_param(value)) for key, value in node.params)
+        params = tuple([(key, format_param(value)) for key, value in node.params])
         key = (node.op, tuple(operands), params)
         earlier = known.get(key) if node.op.pure else None
         if earlier is None:

@@ -13,4 +13,6 @@ def remove_dead_code(graph: Graph) -> Graph:
         if not node.op.pure or not needed.isdisjoint(node.outputs):
             kept.append(node)
             needed.update(node.inputs)
+    if len(kept) == len(graph.nodes):
+        return graph
     return Graph(graph.inputs, tuple(reversed(kept)), graph.outputs, graph.name)

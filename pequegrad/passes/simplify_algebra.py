@@ -37,9 +37,9 @@ def _equal_value(rewriter: Rewriter, node: Node) -> Value | None:
 
 
 def _pointwise_value(rewriter: Rewriter, node: Node) -> Value | None:
-    numbers = tuple(None if (c := constant_of(rewriter, value)) is None else repr(c) for value in node.inputs)
+    numbers = tuple([None if (c := constant_of(rewriter, value)) is None else repr(c) for value in node.inputs])
     (result,) = node.outputs
-    dtypes = tuple(value.dtype for value in node.inputs)
+    dtypes = tuple([value.spec.dtype for value in node.inputs])
     if result.dtype not in dtypes:
         found = -1
     else:

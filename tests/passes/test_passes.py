@@ -172,6 +172,18 @@ def test_the_pipeline_keeps_inputs_and_outputs_and_shrinks_a_program(b, x):
     ]
 
 
+@pytest.mark.parametrize("step", PIPELINE, ids=lambda step: step.name)
+def test_a_pass_that_finds_nothing_gives_the_graph_that_it_got(b, x, step):
+    graph = b.done(b.do("exp", x))
+    assert step.run(graph) is graph
+
+
+def test_a_pass_that_replaces_what_leaves_gives_another_graph(b, x):
+    graph = b.done(b.do("exp", b.do("mul", x, b.number(1.0))), b.do("copy", x))
+    after = simplify_algebra(graph)
+    assert after is not graph and after.outputs[1].value is x
+
+
 def test_a_pass_that_breaks_the_graph_is_found_out_at_once(b, x):
     graph = b.done(b.do("exp", x))
     strange = Graph(graph.inputs, (), (Output(Value(x.spec), "result", "y0"),))
