@@ -38,15 +38,18 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
     written: set[Value] = set()
     for node in reversed(graph.nodes):
         for value in node.outputs:
-            reading, level = users[value], levels[value]
+            level, is_result = levels[value], value in results
+            is_written, is_outside = is_result, not is_result and value in users
+            for user, is_sweep, later in users.get(value, ()):
+                if is_sweep or later > level:
+                    is_written = True
+                    is_outside = is_outside and not (is_sweep and isinstance(user.op.lowering, Family))
+                elif user.outputs[0] not in outside:
+                    is_outside = False
             # What is made of the graph's inputs alone is as near as they are, wherever it is read.
-            if level and (value in results or any(is_sweep or later > level for _, is_sweep, later in reading)):
+            if level and is_written:
                 written.add(value)
-            if value in results or not reading:
-                continue
-            if any(is_sweep and isinstance(user.op.lowering, Family) for user, is_sweep, _ in reading):
-                continue
-            if all(is_sweep or later > level or user.outputs[0] in outside for user, is_sweep, later in reading):
+            if is_outside:
                 outside.add(value)
     return _made_of_written(graph, outside, written)
 
