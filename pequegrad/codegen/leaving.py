@@ -40,11 +40,11 @@ def leaving_values(graph: Graph) -> frozenset[Value]:
         for value in node.outputs:
             level, is_result = levels[value], value in results
             is_written, is_outside = is_result, not is_result and value in users
-            for user, is_sweep, later in users.get(value, ()):
+            for reader, is_sweep, later in users.get(value, ()):
                 if is_sweep or later > level:
                     is_written = True
-                    is_outside = is_outside and not (is_sweep and isinstance(user.op.lowering, Family))
-                elif user.outputs[0] not in outside:
+                    is_outside = is_outside and not (is_sweep and isinstance(reader.op.lowering, Family))
+                elif reader.outputs[0] not in outside:
                     is_outside = False
             # What is made of the graph's inputs alone is as near as they are, wherever it is read.
             if level and is_written:
