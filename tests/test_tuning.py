@@ -266,8 +266,8 @@ PROGRAM = """
     from pequegrad import tuning
     from pequegrad.build import toolchain
     built, timed = [], []
-    compile_object, run = toolchain.compile_object, tuning._Variant.run
-    toolchain.compile_object = lambda *a: built.append(a) or compile_object(*a)
+    compile_objects, run = toolchain.compile_objects, tuning._Variant.run
+    toolchain.compile_objects = lambda *a: built.append(a) or compile_objects(*a)
     tuning._Variant.run = lambda v: timed.append(v) or [1.0 - 0.1 * (v.choices.recomputed == 1)]
     step = pg.compile(lambda x, y: ((x + 1) * y - x).tanh().sum(0) @ y.sum(0), mode="autotune", strict=True)
     x = np.ones((300, 20), np.float32)

@@ -242,22 +242,24 @@ def _build_step(
     progress("compiling")
     with root.begin(STEPS, digest) as folder:
         source = folder / f"{_file_name(key.name)}{target.source_suffix}"
-        source.write_text(_render(render), encoding="utf-8")
+        text = _render(render)
+        source.write_text(text, encoding="utf-8")
         product = folder / f"{loader.INIT_NAME}{key.python}"
-        step_object = folder / "step.o"
         includes = (keys.runtime_folder() / "include",)
         if device_compiler is None:
-            compiled = toolchain.compile_object(
-                compiler, (*key.flags, *target.parts_flags), includes, source, step_object
-            )
+            objects = [folder / f"step{number}.o" for number in range(1, toolchain.object_count(text) + 1)]
+            results = toolchain.compile_objects(compiler, (*key.flags, *target.parts_flags), includes, source, objects)
         else:
-            compiled = nvcc.compile_object(device_compiler, compiler, key.flags, includes, source, step_object)
-        _finish(root, digest, folder, source, compiled)
-        kernel_report.write(folder, kernel_report.parse(compiled.output))
+            objects = [folder / "step.o"]
+            results = [nvcc.compile_object(device_compiler, compiler, key.flags, includes, source, objects[0])]
+        for compiled in results:
+            _finish(root, digest, folder, source, compiled)
+        kernel_report.write(folder, kernel_report.parse(results[0].output))
         link_flags = (*(f"-L{place}" for place in key.nvcc_libraries), *key.link_flags)
-        linked = toolchain.link_shared(compiler, link_flags, (step_object, *shared), product)
+        linked = toolchain.link_shared(compiler, link_flags, (*objects, *shared), product)
         _finish(root, digest, folder, source, linked)
-        step_object.unlink()
+        for each in objects:
+            each.unlink()
         record = {
             "name": key.name,
             "key": key.fields(),

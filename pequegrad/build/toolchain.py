@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -128,24 +129,30 @@ def python_include_folders() -> tuple[Path, ...]:
     return (Path(pybind11.get_include()), python)
 
 
+def object_count(source: str) -> int:
+    """Return how many objects a step's source is to be compiled to, each at the same time as the others: one, or as many as it
+    says in lines ``#if PG_IN_OBJECT(number)``."""
+    return max(1, len(re.findall(r"^#if PG_IN_OBJECT\(\d+\)$", source, re.MULTILINE)))
+
+
 def compile_object(
     compiler: Compiler, flags: Sequence[str], include_folders: Sequence[Path], source: Path, output: Path
 ) -> CommandResult:
     """Compile one source file to an object file; the user's CXXFLAGS come last and so win."""
+    return compile_objects(compiler, flags, include_folders, source, [output])[0]
+
+
+def compile_objects(
+    compiler: Compiler, flags: Sequence[str], include_folders: Sequence[Path], source: Path, outputs: Sequence[Path]
+) -> list[CommandResult]:
+    """Compile one source file to an object file or, with PG_OBJECT defined as 1, 2 …, to several at the same time."""
     includes = [f"-I{folder}" for folder in include_folders]
-    return run_command(
-        [
-            *compiler.command,
-            *flags,
-            *includes,
-            *compiler.extra_flags,
-            "-pipe",
-            "-c",
-            str(source),
-            "-o",
-            str(output),
-        ]
-    )
+    commands = []
+    for number, output in enumerate(outputs, 1):
+        chosen = [f"-DPG_OBJECT={number}"] if len(outputs) > 1 else []
+        rest = [*compiler.extra_flags, "-pipe", "-c", str(source), "-o", str(output)]
+        commands.append([*compiler.command, *flags, *chosen, *includes, *rest])
+    return run_commands(commands)
 
 
 def link_shared(compiler: Compiler, flags: Sequence[str], objects: Sequence[Path], output: Path) -> CommandResult:
@@ -167,31 +174,43 @@ def run_command(command: Sequence[str], variables: Mapping[str, str] | None = No
     """Run a command to its end and return what it did; kill it, and what it started, if the wait is
     interrupted. ``variables``: its environment; None: this process's.
     """
+    return run_commands([command], variables)[0]
+
+
+def run_commands(commands: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None) -> list[CommandResult]:
+    """Run commands at the same time, all to their ends, and return what they did; see `run_command`."""
     import subprocess
 
     start = time.perf_counter()
+    running: list[subprocess.Popen[str]] = []
+    results = []
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # A group of its own, so that the compiler proper dies with its driver.
-            start_new_session=True,
-            text=True,
-            errors="replace",
-            env=variables,
-        )
-    except OSError as error:
-        raise ToolchainError(f"cannot start {command[0]}: {error.strerror}. {_INSTALL_HINT}") from error
-    try:
-        output, _ = process.communicate()
+        for command in commands:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    # A group of its own, so that the compiler proper dies with its driver.
+                    start_new_session=True,
+                    text=True,
+                    errors="replace",
+                    env=variables,
+                )
+            except OSError as error:
+                raise ToolchainError(f"cannot start {command[0]}: {error.strerror}. {_INSTALL_HINT}") from error
+            running.append(process)
+        for command, process in zip(commands, running, strict=True):
+            output, _ = process.communicate()
+            results.append(CommandResult(tuple(command), process.returncode, output, time.perf_counter() - start))
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):  # it had ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for process in running[len(results) :]:
+            with contextlib.suppress(ProcessLookupError):  # it had ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         raise
-    return CommandResult(tuple(command), process.returncode, output, time.perf_counter() - start)
+    return results
 
 
 def python_tag() -> str:

@@ -17,6 +17,7 @@ from ..records import record, replace
 from ..targets import Target
 from . import thread_views, views
 from .launch import MOST_BLOCKS, is_cooperative
+from .objects import parted
 from .plan import Blocks, Compute, Index, Kernel, StepPlan, Walk, statements
 from .rendering import Pointer
 from .text import likeness
@@ -114,14 +115,23 @@ class SlotView:
 
 
 @record
+class FunctionView:
+    """An emitted function: its text with its comment, and its parameters but for the step and the worker."""
+
+    name: str
+    pointers: tuple[Pointer, ...]
+    text: str
+
+
+@record
 class StepView:
-    """The whole file. ``arguments``: what ``step.argument`` of each number is, for people. ``is_timed``: each worker
-    writes the time into one more argument, int64 (workers, ``marks``): at the start, after each call of a phase, and
-    after its barrier."""
+    """The whole file. ``objects``: its functions, by the object that they are compiled to. ``arguments``: what
+    ``step.argument`` of each number is, for people. ``is_timed``: each worker writes the time into one more argument, int64
+    (workers, ``marks``): at the start, after each call of a phase, and after its barrier."""
 
     name: str
     headers: tuple[str, ...]
-    functions: tuple[str, ...]
+    objects: tuple[tuple[FunctionView, ...], ...]
     arguments: tuple[str, ...]
     slots: tuple[SlotView, ...]
     phases: tuple[PhaseView, ...]
@@ -129,6 +139,11 @@ class StepView:
     arena_bytes: int
     is_cooperative: bool
     is_timed: bool
+
+    @property
+    def functions(self) -> tuple[FunctionView, ...]:
+        """The functions of all objects."""
+        return tuple(function for functions in self.objects for function in functions)
 
     @property
     def marks(self) -> int:
@@ -186,7 +201,13 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
                 is_shared = known is not None
                 if known is None:
                     name = _unused(_identifier(kernel.name), [function.name for function in functions.values()])
-                    known = functions[body.text] = _Function(name, body.text.replace(views.OWN_NAME, name), {})
+                    known = functions[body.text] = _Function(
+                        name,
+                        body.text.replace(views.OWN_NAME, name),
+                        body.pointers,
+                        target.milliseconds_of(kernel.family),
+                        {},
+                    )
                 known.uses[comment] = None
                 if at == len(rounds):
                     rounds.append([])
@@ -204,7 +225,7 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
     return StepView(
         plan.name,
         tuple(headers),
-        tuple(_comment(list(function.uses)) + function.text for function in functions.values()),
+        _objects(list(functions.values()), plan.workers),
         _arguments(plan),
         _slots(plan),
         tuple(phases),
@@ -213,6 +234,17 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False) -> StepView:
         is_cooperative(target.launch, [phase.blocks for phase in phases], len(plan.slots)),
         is_timed,
     )
+
+
+def _objects(functions: list[_Function], workers: int) -> tuple[tuple[FunctionView, ...], ...]:
+    """Return the functions by the object that they are compiled to: at most as many as the step has workers."""
+    numbers = parted([function.milliseconds for function in functions], workers)
+    found: list[list[FunctionView]] = [[] for _ in range(max(numbers, default=0) + 1)]
+    for number, function in zip(numbers, functions, strict=True):
+        # One object calls what is in another.
+        text = function.text if len(found) == 1 else function.text.removeprefix("static ")
+        found[number].append(FunctionView(function.name, function.pointers, _comment(list(function.uses)) + text))
+    return tuple(map(tuple, found))
 
 
 def _said_of(kernel: Kernel) -> tuple[str, ...]:
@@ -266,10 +298,13 @@ class _Bodies:
 
 @record
 class _Function:
-    """An emitted function. ``uses``: the comments of the kernels that it serves, each once, in order."""
+    """An emitted function. ``milliseconds``: what it takes the compiler, about. ``uses``: the comments of the kernels that
+    it serves, each once, in order."""
 
     name: str
     text: str
+    pointers: tuple[Pointer, ...]
+    milliseconds: int
     uses: dict[tuple[str, ...], None]
 
 

@@ -49,6 +49,7 @@ class Target:
     ``shared_bytes`` of shared memory for each block of threads, of those.
     ``parts``: a source of the runtime that is compiled once, with a step's flags, and linked with all steps ("": none);
     ``parts_flags`` tell a step that it need not compile these parts itself.
+    ``milliseconds``: what a kernel of each family takes the compiler, about, where a step may be compiled as several objects.
     ``launch``: "graph" (a node for each phase), "cooperative" (one kernel) or "auto"; of execution "threads" alone.
     """
 
@@ -74,6 +75,7 @@ class Target:
     shared_bytes: int = 0
     parts: str = ""
     parts_flags: tuple[str, ...] = ()
+    milliseconds: tuple[tuple[str, int], ...] = ()
     launch: str = "auto"
 
     @property
@@ -95,6 +97,10 @@ class Target:
     def headers_of(self, family: str) -> tuple[str, ...]:
         """Headers that a kernel family's template needs."""
         return dict(self.headers)[family]
+
+    def milliseconds_of(self, family: str) -> int:
+        """Milliseconds that a kernel of the family takes the compiler, about; 0 where a step is one object anyway."""
+        return dict(self.milliseconds)[family] if self.milliseconds else 0
 
     def with_instruction_set(self, instruction_set: InstructionSet) -> Target:
         """Return this target for exactly the given instruction set instead of all that this machine has."""

@@ -78,15 +78,15 @@ def test_a_full_or_read_only_folder_costs_a_warning_not_the_step(root, quick_tem
 
 
 def test_a_disk_that_fills_up_while_the_compiler_writes_costs_a_warning(root, quick_temporary, monkeypatch):
-    compile_object = toolchain.compile_object
+    compile_objects = toolchain.compile_objects
 
-    def fill(compiler, flags, includes, source, output):
-        if Path(output).is_relative_to(root):
-            text = "as: fatal error: closing step.o: No space left on device"
-            return toolchain.CommandResult(("g++",), 1, text, 0.1)
-        return compile_object(compiler, flags, includes, source, output)
+    def fill(compiler, flags, includes, source, outputs):
+        if Path(outputs[0]).is_relative_to(root):
+            text = "as: fatal error: closing step1.o: No space left on device"
+            return [toolchain.CommandResult(("g++",), 1, text, 0.1)]
+        return compile_objects(compiler, flags, includes, source, outputs)
 
-    monkeypatch.setattr(toolchain, "compile_object", fill)
+    monkeypatch.setattr(toolchain, "compile_objects", fill)
     builds_in_temporary_folder(15, "No space left", quick_temporary)
 
 

@@ -92,6 +92,59 @@ def test_ctrl_c_kills_the_compiler_and_leaves_no_half_build(root, compiler):
     assert not cache.entries() and not list(root.glob("steps/*/.tmp-*"))
 
 
+def test_a_step_of_two_objects_is_one_module_and_leaves_no_object(root):
+    built = build(step_source("twofold", SCALE=3))
+    run_affine(built, 3)
+    log = (built.path.parent / "build.log").read_text()
+    assert "-DPG_OBJECT=1" in log and "-DPG_OBJECT=2" in log and log.count("[exit status 0") == 3
+    assert list(built.path.parent.glob("*.o")) == []
+
+
+def test_an_error_in_the_second_object_is_the_step_s_and_keeps_its_source(root):
+    with pytest.raises(ToolchainError, match=r"this_name_is_missing.* was not declared") as caught:
+        build(step_source("twofold", SCALE=3, BROKEN=1))
+    assert "-DPG_OBJECT=2" in str(caught.value)
+    assert not cache.entries() and not list(root.glob("steps/*/.tmp-*"))
+
+
+def test_commands_run_at_the_same_time(tmp_path):
+    """Each waits for what the other writes."""
+    results = toolchain.run_commands(
+        [
+            ["sh", "-c", f"touch {tmp_path / mine}; until [ -e {tmp_path / other} ]; do sleep 0.01; done; echo {mine}"]
+            for mine, other in (("a", "b"), ("b", "a"))
+        ]
+    )
+    assert [(result.status, result.output) for result in results] == [(0, "a\n"), (0, "b\n")]
+
+
+def test_ctrl_c_kills_all_commands_that_run(tmp_path):
+    process = start_python(
+        f"""
+        import signal
+        from pequegrad.build import toolchain
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            toolchain.run_commands([["sh", "-c", f"echo $$ > {tmp_path}/{{name}}; sleep 60"] for name in "ab"])
+        except KeyboardInterrupt:
+            print("interrupted")
+        """
+    )
+    commands = [int(wait_for(tmp_path / name)) for name in "ab"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert out.strip() == "interrupted", err
+    assert not [number for number in commands if Path(f"/proc/{number}").exists()]
+
+
+def test_a_command_that_cannot_start_ends_those_that_run(tmp_path):
+    running = tmp_path / "running"
+    with pytest.raises(ToolchainError, match="cannot start"):
+        toolchain.run_commands([["sh", "-c", f"echo $$ > {running}; sleep 60"], [str(tmp_path / "missing")]])
+    if running.exists() and running.read_text():
+        assert not Path(f"/proc/{running.read_text().strip()}").exists()
+
+
 def test_missing_python_headers_name_the_cure(monkeypatch, tmp_path):
     monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(ToolchainError, match="python3-dev"):

@@ -74,7 +74,8 @@ def test_emitted_text_compiles_without_warnings(name, tmp_path):
 def test_lines_are_short_and_each_kernel_says_where_it_comes_from(name):
     lines = text_of(name).splitlines()
     assert [line for line in lines if len(line) > WIDTH or line != line.rstrip()] == []
-    kernels = [i for i, line in enumerate(lines) if re.match(r"static void (?!run\()", line)]
+    kernels = [i for i, line in enumerate(lines) if re.match(r"(static )?void (?!run\()", line)]
+    kernels = [i for i in kernels if not next(part for part in lines[i:] if part.endswith((";", "{"))).endswith(";")]
     assert kernels
     for i in kernels:
         above = lines[i - 1]
@@ -114,6 +115,23 @@ def test_kernels_with_equal_bodies_share_a_function():
     text = render(lower(batch.graph(), target, 1), target)
     assert len(re.findall(r"^static void contract", text, re.M)) == 1
     assert len(re.findall(r"^  contract\w+\(", text, re.M)) == 2
+
+
+def test_a_step_of_much_text_is_compiled_as_objects_that_are_one_program():
+    """As many as the step has workers; each kernel stands once, in its order, and which object it is in is all that differs."""
+    graph, target = optimized("transformer").graph, targets.get("cpp")
+    one, two = (lower(graph, target, workers) for workers in (1, 2))
+    assert [len(view(plan, target).objects) for plan in (one, two)] == [1, 2]
+    text = render(two, target)
+    assert re.findall(r"^#(?:if|endif).*", text, re.M) == [
+        "#if PG_IN_OBJECT(1)",
+        "#endif",
+        "#if PG_IN_OBJECT(2)",
+        "#endif",
+    ]
+    assert "PG_IN_OBJECT" not in render(one, target)
+    names = [function.name for function in view(two, target).functions]
+    assert re.findall(r"^void (\w+)\(", text, re.M) == names + names  # declared, and then defined
 
 
 def layered(count: int) -> Traced:

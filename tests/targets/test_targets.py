@@ -171,3 +171,9 @@ def test_an_unknown_name_lists_the_known_ones():
         targets.get("c")
     with pytest.raises(DeviceError, match="unknown instruction set 'mmx'; expected one of x86-64-v4"):
         targets.get("cpp", instruction_set="mmx")
+
+
+def test_a_target_that_says_what_kernels_take_the_compiler_says_it_of_each_family():
+    target = targets.get("cpp")
+    assert [family for family, _ in target.headers] == [family for family, _ in target.milliseconds]
+    assert targets.get("cuda", architecture="sm_80").milliseconds_of("map") == 0

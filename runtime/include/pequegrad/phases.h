@@ -3,6 +3,13 @@
 #include "interface.h"
 #include "vec.h"
 
+// A step of many kernels is compiled as several objects at once: each has PG_OBJECT defined, from 1 on. Without it, it is one.
+#if defined(PG_OBJECT)
+#define PG_IN_OBJECT(number) (PG_OBJECT == number)
+#else
+#define PG_IN_OBJECT(number) 1
+#endif
+
 namespace pg {
 
 // What every kernel of a step may ask for.
