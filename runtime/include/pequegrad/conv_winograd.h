@@ -74,9 +74,12 @@ PG_INLINE conv2d_winograd_rows<T> conv2d_winograd_rows_of(const T* plane, const 
           has_second ? lanes : 0, width};
 }
 
-// Row i of the points of all tiles of a block, of one channel's image: to[j * point + place].
+// Row i of the points of all tiles of a block, of one channel's image: to[j * point + place]. Meanwhile comes row i of the next
+// channel's tiles, which begins at `ahead`, where that is not null: channels are often a power of two apart, and push each
+// other's rows out of the caches.
 template <class T, bool IS_SUM>
-PG_INLINE void conv2d_winograd_input(const conv2d_winograd_rows<T>& rows, long column, long count, long span, T* to, long point) {
+PG_INLINE void conv2d_winograd_input(const conv2d_winograd_rows<T>& rows, const T* ahead, long lanes_of_place, long column, long count,
+                                     long span, T* to, long point) {
   typedef typename lanes<T>::native native;
   typedef typename lanes<T>::unaligned unaligned;
   for (long lane = 0; lane < span; lane += lanes<T>::count) {
@@ -84,6 +87,10 @@ PG_INLINE void conv2d_winograd_input(const conv2d_winograd_rows<T>& rows, long c
     T* out = to + lane;
     for (long t = 0; t < count; ++t, out += span) {
       const native c2 = rows.template at<IS_SUM>(column + 2 * t + 2, lane), c3 = rows.template at<IS_SUM>(column + 2 * t + 3, lane);
+      if (ahead) {
+        __builtin_prefetch(ahead + (2 * t + 2) * lanes_of_place + lane, 0, 2);
+        __builtin_prefetch(ahead + (2 * t + 3) * lanes_of_place + lane, 0, 2);
+      }
       *reinterpret_cast<unaligned*>(out) = c0 - c2;
       *reinterpret_cast<unaligned*>(out + point) = c1 + c2;
       *reinterpret_cast<unaligned*>(out + 2 * point) = c2 - c1;
@@ -95,12 +102,16 @@ PG_INLINE void conv2d_winograd_input(const conv2d_winograd_rows<T>& rows, long c
 
 template <class T>
 PG_NOINLINE void conv2d_winograd_image(const conv2d_winograd_plan<T>& plan, const conv2d_winograd_block& block, int i, const T* plane,
-                                       const T* zeros, T* to, long point) {
+                                       bool has_next, const T* zeros, T* to, long point) {
   const long top = 2 * block.row - plan.pad_h, column = 2 * block.first - plan.pad_w;
   const long first = i == 0 ? 0 : i == 2 ? 2 : 1, second = i == 3 ? 3 : i == 2 ? 1 : 2;
   const auto rows = conv2d_winograd_rows_of(plane + block.lane, zeros, top + first, top + second, plan.m.in_h, plan.m.in_w, plan.s.lanes);
-  if (i == 1) conv2d_winograd_input<T, true>(rows, column, block.count, plan.span, to, point);
-  else conv2d_winograd_input<T, false>(rows, column, block.count, plan.span, to, point);
+  const long row = plan.m.in_w * plan.s.lanes, size = plan.m.in_h * row;
+  const bool is_far = plan.m.in_channels * size * long(sizeof(T)) > conv2d_resident_bytes;
+  const bool is_inside = top + i >= 0 && top + i < plan.m.in_h;
+  const T* const ahead = is_far && has_next && is_inside ? plane + size + (top + i) * row + column * plan.s.lanes + block.lane : nullptr;
+  if (i == 1) conv2d_winograd_input<T, true>(rows, ahead, plan.s.lanes, column, block.count, plan.span, to, point);
+  else conv2d_winograd_input<T, false>(rows, ahead, plan.s.lanes, column, block.count, plan.span, to, point);
 }
 
 // ---- forward, and gradient of the input -----------------------------------------------------------------------------------
@@ -260,7 +271,8 @@ template <class T> struct conv2d_winograd_walk {
     packed_group = block.g;
     for (long c = 0; c < channels; ++c)
       for (int i = 0; i < 4; ++i)
-        conv2d_winograd_image(plan, block, i, image + c * plane, zeros, points + 4 * i * point + c * plan.row, point);
+        conv2d_winograd_image(plan, block, i, image + c * plane, c + 1 < channels, zeros, points + 4 * i * point + c * plan.row,
+                              point);
   }
 
   // Where row `i` of the block's results begins in a channel's plane.
@@ -421,8 +433,8 @@ PG_NOINLINE void conv2d_winograd_grad_weight(const conv2d_shape& s, const T* x, 
         for (long u = unit; u < next; ++u) {
           const conv2d_winograd_block block = conv2d_winograd_block_of(plan, u);
           for (long c = 0; c < in; ++c)
-            conv2d_winograd_image(plan, block, i, x + ((block.n * s.groups + g) * in + c) * in_plane, zeros, images + c * places + filled,
-                                  in * places);
+            conv2d_winograd_image(plan, block, i, x + ((block.n * s.groups + g) * in + c) * in_plane, c + 1 < in, zeros,
+                                  images + c * places + filled, in * places);
           for (long o = 0; o < out; ++o)
             conv2d_winograd_gradient(plan, block, i, dy + ((block.n * s.groups + g) * out + o) * out_plane, zeros,
                                      gradients + o * places + filled, out * places);
