@@ -49,6 +49,11 @@ BATCH_TO_SHARE = 16
 # Adam's three, on two cores with 1 MiB of L2 each: asked for ahead, 48 MiB are 10 % faster, 3.8 MiB 1 to 6 %; whole steps whose
 # matrices have 0.6 to 0.8 MiB were no faster beyond their noise.
 NEAR_BYTES = 2 << 20
+# A product is small where a panel of B, of so many vectors' width, and all of A take no more than so many bytes: the panel stays
+# in L1 while all rows of A pass by, and A near it while all panels do. Rows whole pages apart fall into the same sets of L1.
+SMALL_VECTORS = 4
+SMALL_PANEL_BYTES, SMALL_ROWS_BYTES = 1 << 14, 1 << 15
+PAGE_BYTES = 1 << 12
 # window.h's names, where they differ from the kind's.
 WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
 # A name that no emitted text contains otherwise: the function's own, put in once equal bodies are known.
@@ -165,7 +170,8 @@ class RowView(LaneView):
 @record
 class ContractView(LaneView):
     """A matrix product, batched, with its epilogue. ``form``: "whole" where its columns are whole vectors, "runs_on" where they
-    are not, but its epilogue walks from the end of a row straight into the next, or "any"."""
+    are not, but its epilogue walks from the end of a row straight into the next, "small" where it is either and its operands
+    stay in caches (gemm_small.h), or "any"."""
 
     head: KernelHead
     type: str
@@ -527,10 +533,11 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
     lines = writer.vector_lines(kernel.epilogue)
     batch = math.prod(kernel.batch)
     dtype = f"pg::{kernel.dtype.c_name}"
+    far_updates = _far_updates(kernel, writer, batch_indices)
     return ContractView(
         head_of(writer),
         dtype,
-        "whole" if kernel.n % lanes == 0 else "runs_on" if _runs_on(kernel) else "any",
+        _form(kernel, lanes, bool(far_updates)),
         batch,
         decoded(batch_indices, kernel.batch, [a, b, *lines]),
         batch >= BATCH_TO_SHARE,
@@ -543,7 +550,25 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
         (kernel.b.strides[rank], kernel.b.strides[rank + 1]),
         parameters_of(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
         tuple(lines),
-        _far_updates(kernel, writer, batch_indices),
+        far_updates,
+    )
+
+
+def _form(kernel: Contract, lanes: int, is_far: bool) -> str:
+    form = "whole" if kernel.n % lanes == 0 else "runs_on" if _runs_on(kernel) else "any"
+    return "small" if form != "any" and not is_far and _is_small(kernel, lanes) else form
+
+
+def _is_small(kernel: Contract, lanes: int) -> bool:
+    """Whether gemm_small.h computes a product that is of whole vectors or runs on."""
+    if not kernel.m * kernel.n * kernel.k or (kernel.n % lanes and kernel.n > SMALL_VECTORS * lanes):
+        return False
+    size = kernel.dtype.itemsize
+    row_bytes = kernel.a.strides[-2] * size
+    return (
+        SMALL_VECTORS * lanes * kernel.k * size <= SMALL_PANEL_BYTES
+        and kernel.m * kernel.k * size <= SMALL_ROWS_BYTES
+        and not (row_bytes and row_bytes % PAGE_BYTES == 0)
     )
 
 

@@ -231,20 +231,51 @@ def test_large_matrices_that_an_epilogue_changes_are_asked_for_ahead():
         compare(run_graph(graph, traced.arrays), got, f"width {width}")
 
 
-def test_rows_that_are_no_whole_vectors_run_on_where_the_epilogue_does():
-    target = targets.get("cpp")
+def two_narrow_layers(samples: int) -> Traced:
     manual_seed(0)
     random = np.random.default_rng(0)
     model = nn.Sequential(nn.Linear(6, 44), nn.Tanh(), nn.Linear(44, 5))
-    x, y = random.standard_normal((9, 6)).astype(np.float32), random.standard_normal((9, 5)).astype(np.float32)
+    x, y = (random.standard_normal((samples, extent)).astype(np.float32) for extent in (6, 5))
     traced = nets.training_step(model, optim.Adam(model.parameters()), x, y, functional.mse_loss)
-    graph = run_pipeline(traced.graph)
-    found = re.findall(r"pg::gemm<(.*?)>\((\d+), (\d+),", render(lower(graph, target, 2), target))
+    return Traced(run_pipeline(traced.graph), traced.arrays)
+
+
+def test_rows_that_are_no_whole_vectors_run_on_where_the_epilogue_does():
+    target = targets.get("cpp")
+    traced = two_narrow_layers(131)
+    found = re.findall(r"pg::gemm<(.*?)>\((\d+), (\d+),", render(lower(traced.graph, target, 2), target))
     forms = {(int(m), int(n)): "runs_on" in form for form, m, n in found}
     # The forward pass adds a bias to each column; a weight's gradient only meets what lies as the weight does.
-    assert forms[44, 6] and forms[5, 44] and not forms[9, 5]
-    got = Compiled(graph, target).run(traced.arrays, 2)
-    compare(run_graph(graph, traced.arrays), got, "rows that run on")
+    assert forms[44, 6] and forms[5, 44] and not forms[131, 5]
+    got = Compiled(traced.graph, target).run(traced.arrays, 2)
+    compare(run_graph(traced.graph, traced.arrays), got, "rows that run on")
+
+
+def test_products_whose_operands_stay_in_caches_are_of_constant_sizes():
+    target = targets.get("cpp", instruction_set="x86-64-v4")
+    small = {}
+    for samples in (9, 131):
+        traced = two_narrow_layers(samples)
+        text = render(lower(traced.graph, target, 2), target)
+        small[samples] = set(re.findall(r"pg::gemm_small<pg::f32, (\d+, \d+), ", text))
+    assert {"44, 6", "5, 44"} <= small[9] and not {"44, 6", "5, 44"} & small[131]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_small_products_of_any_size_give_what_their_graph_gives(seed):
+    random = np.random.default_rng(seed)
+    extents = [1, 2, 3, 5, 8, 16, 17, 31, 48, 64]
+    samples, inputs, hidden, outputs = (int(extent) for extent in random.choice(extents, 4))
+    manual_seed(seed)
+    model = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+    x, y = (random.standard_normal((samples, extent)).astype(np.float32) for extent in (inputs, outputs))
+    traced = nets.training_step(model, optim.SGD(model.parameters(), lr=0.1), x, y, functional.mse_loss)
+    graph = run_pipeline(traced.graph)
+    expected = run_graph(graph, traced.arrays)
+    sizes = (samples, inputs, hidden, outputs)
+    compiled = Compiled(graph, target_for("native"))
+    for workers in (1, 3):
+        compare(expected, compiled.run(traced.arrays, workers), f"{sizes}, {workers} workers")
 
 
 def test_large_results_of_a_convolution_are_asked_for_ahead():
