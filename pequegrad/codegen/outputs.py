@@ -172,8 +172,8 @@ class Binder:
         parts = fuser.writers.get(root, [])
         still = {part for part in parts if self._stays(part, target)}
         writers = [*dict.fromkeys(live(part.group) for part in parts if part not in still)]
-        if not writers:
-            return False
+        if not writers or any(live(part.group).depends_on(writer) for part in still for writer in writers):
+            return False  # the old value, put back where another part has been written, is no copy to its own place
         for reader, items in self._readers.get(target, {}).items():
             reader = live(reader)
             reading = [item for item in items if item not in still]

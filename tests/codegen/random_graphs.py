@@ -219,8 +219,9 @@ def updates_in_parts(seed: int) -> Traced:
         source = known[random.integers(len(known))]
         kind = random.integers(7)
         if kind == 0:
-            other = int(random.integers(0, 4 - count))
-            now[at] = p.with_rows(now[at], start, count, p.apply("neg", p.rows(source, other, count)))
+            other = start if random.integers(2) else int(random.integers(0, 4 - count))
+            rows = p.rows(source, other, count)
+            now[at] = p.with_rows(now[at], start, count, p.apply("neg", rows) if random.integers(2) else rows)
         elif kind == 1:
             now[at] = p.apply("slice_update", now[at], p.rows(source, 0, 2), starts=(2, 0), sizes=(2, 3), steps=(-2, 1))
         elif kind == 2:

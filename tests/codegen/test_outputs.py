@@ -190,6 +190,14 @@ def test_rows_of_a_state_change_by_what_they_are_themselves_in_one_kernel():
     assert stores(check_plan(p.traced())) == [[6]]
 
 
+def test_rows_that_get_their_old_value_back_have_it():
+    p = Program()
+    a, x = p.input("state"), p.input("argument")
+    first = p.with_rows(a, 0, 2, p.rows(x, 0, 2))
+    p.update(a, p.with_rows(first, 1, 1, p.rows(a, 1, 1)))
+    check_plan(p.traced())
+
+
 def test_rows_made_of_others_of_the_same_state_go_through_memory_of_their_own():
     p = Program()
     a = p.input("state")
