@@ -178,11 +178,10 @@ inline bool run_graph(const pg_sim_graph& graph) {
   return true;
 }
 
-template <class... P> struct KernelLaunch final : Launch {
-  void (*kernel)(P...);
-  std::tuple<std::decay_t<P>...> arguments;
-  KernelLaunch(void (*kernel_)(P...), std::decay_t<P>... values) : kernel(kernel_), arguments(values...) {}
-  void run() const override { std::apply(kernel, arguments); }
+template <class F> struct KernelLaunch final : Launch {
+  F call;
+  explicit KernelLaunch(F call_) : call(std::move(call_)) {}
+  void run() const override { call(); }
 };
 
 inline cudaError_t check_sizes(const Launch& launch) {
@@ -205,7 +204,9 @@ template <class... P, class... A> cudaError_t launch(const char* text, bool coop
   static_assert(sizeof...(P) == sizeof...(A), "a launch needs one argument per parameter of the kernel");
   const Lock lock(machine.lock);
   const Quiet quiet;
-  auto made = std::make_shared<KernelLaunch<P...>>(kernel, static_cast<std::decay_t<P>>(arguments)...);
+  // Captured, not kept in a std::tuple: of two hundred arguments that takes the compiler ten seconds.
+  auto call = [kernel, arguments...] { kernel(static_cast<std::decay_t<P>>(arguments)...); };
+  auto made = std::make_shared<KernelLaunch<decltype(call)>>(std::move(call));
   made->text = text;
   made->grid = grid;
   made->block = block;
