@@ -82,13 +82,23 @@ PG_NOINLINE void gemm_kernel(long K, const T* a, long a_row, long a_k, const T* 
   gemm_sums<T, ROWS, VECTORS, INDIRECT>(K, a, a_row, a_k, b, b_k, offsets, tile, tile_row, accumulate, [](long) {});
 }
 
-// The full tile, and on the way, one at each k, asks for lines of memory that will be read and written once its sums are there.
+// Lines of memory that a micro-kernel asks for, one at each k: first those that will be written.
+struct gemm_lines {
+  enum { most = 256 };
+  const char* line[most];
+  long written, count;
+};
+
+// The full tile, and on the way `lines`.
 template <class T>
 PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
-                                   const char* const* lines, long count) {
+                                   const gemm_lines& lines) {
+  const long written = lines.written, count = lines.count;
+  const char* const* const line = lines.line;
   // Not inlined at once, what does nothing but ask for lines is taken for what has no effect, and left out.
   const auto ask = [=](long k) __attribute__((always_inline)) {
-    if (k < count) __builtin_prefetch(lines[k], 1, 2);
+    if (k < written) __builtin_prefetch(line[k], 1, 2);
+    else if (k < count) __builtin_prefetch(line[k], 0, 2);
   };
   gemm_sums<T, gemm_tile<T>::rows, gemm_tile<T>::vectors, false>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, ask);
 }
@@ -253,7 +263,11 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
     for (long t = begin; t < end; ++t) {
       const long row = first_row(t), count = first_row(t + 1) - row;
       T* packed = to + (t - begin) * to_tile + block * count;
-      if (row + (gemm_tile<T>::rows + PG_LANES - 1) / PG_LANES * PG_LANES <= safe) {
+      if (count == gemm_tile<T>::rows) {
+        // A whole vector's store would cross a line at every other k.
+        for (long k = block; k < block_end; ++k, packed += gemm_tile<T>::rows)
+          __builtin_memcpy(packed, a + k * a_col + row, gemm_tile<T>::rows * sizeof(T));
+      } else if (row + (gemm_tile<T>::rows + PG_LANES - 1) / PG_LANES * PG_LANES <= safe) {
         // What is written behind a tile's rows, the next k replaces.
         for (long k = block; k < block_end; ++k, packed += count)
           PG_UNROLL for (int r = 0; r < gemm_tile<T>::rows; r += PG_LANES) store_plain(packed + r, load_plain(a + k * a_col + row + r));
@@ -269,6 +283,28 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
 struct gemm_update {
   const void* start;
   long row, size;
+};
+
+// A part of an operand that will be packed: what is left of it to be asked for, in shares of `calls` micro-kernels.
+struct gemm_coming {
+  const char* start;
+  long rows, row_bytes, stride, share, row, byte;
+
+  PG_INLINE void set(const void* to, long to_rows, long to_row_bytes, long to_stride, long calls) {
+    *this = {static_cast<const char*>(to), to_rows, to_row_bytes, to_stride, (to_rows * ((to_row_bytes + 63) / 64) + calls - 1) / calls, 0, 0};
+  }
+  PG_INLINE void add_to(gemm_lines& lines) {
+    long left = share < gemm_lines::most - lines.count ? share : gemm_lines::most - lines.count;
+    while (left > 0 && row < rows) {
+      const char* line = start + row * stride + byte;
+      const long of_row = (row_bytes - byte + 63) / 64, count = of_row < left ? of_row : left;
+      for (long i = 0; i < count; ++i, line += 64) lines.line[lines.count + i] = line;
+      lines.count += count;
+      left -= count;
+      byte += 64 * count;
+      if (count == of_row) byte = 0, ++row;
+    }
+  }
 };
 
 // The walk over one worker's rectangle: blocks of C, in each block tiles of rows; after tile(), its sums lie at `sums`.
@@ -290,6 +326,9 @@ template <class T> struct gemm_walk {
   } place[gemm_cut<T>::most_columns / PG_LANES];
   long row, rows;  // of the tile, the row within the block
   const T* sums;
+  // Of operands that do not stay in L2, what is read next comes while what was read before is multiplied.
+  bool is_far;
+  gemm_coming coming_a, coming_b;
 
   PG_NOINLINE gemm_walk(long M, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch, long row_begin,
                         long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count)
@@ -299,6 +338,8 @@ template <class T> struct gemm_walk {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
+    is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
+    coming_a = coming_b = gemm_coming{};
   }
 
   // Whether the sums of a whole row of N can follow those of the row before at once. Then they do: what a kernel stores behind the
@@ -326,6 +367,7 @@ template <class T> struct gemm_walk {
     columns = col_end - col < stride ? col_end - col : stride;
     for (long k = 0; k < cut.k_blocks; ++k) {
       pack(k * cut.k);
+      if (is_far) look_for_b(k * cut.k, block);
       for (long t = 0; k + 1 < cut.k_blocks && t < tiles; ++t) tile(t);
     }
   }
@@ -346,25 +388,56 @@ template <class T> struct gemm_walk {
     }
   }
 
+  // What pack() reads next: the next part of k, or of the next block.
+  PG_NOINLINE void look_for_b(long k, long block) {
+    long column = col, width = columns, next = k + cut.k;
+    coming_b = gemm_coming{};
+    if (next >= K) {
+      if (++block == blocks()) return;
+      const long across = block % column_blocks;
+      column = col_begin + panel_col(even_cut(panels, column_blocks, across));
+      width = col_begin + panel_col(even_cut(panels, column_blocks, across + 1)) - column;
+      width = col_end - column < width ? col_end - column : width;
+      next = 0;
+    }
+    const long depth = K - next < cut.k ? K - next : cut.k, size = sizeof(T), calls = tiles * block_panels;
+    const T* const b = B + next * b_row + column * b_col;
+    if (b_col == 1) coming_b.set(b, depth, width * size, b_row * size, calls);
+    else if (b_row == 1) coming_b.set(b, width, depth * size, b_col * size, calls);
+  }
+
+  // What tile(begin) reads, and packs where it is more than one tile.
+  PG_INLINE void look_for_a(long begin, long count) {
+    coming_a = gemm_coming{};
+    if (begin >= tiles) return;
+    const long end = begin + count < tiles ? begin + count : tiles, from = tile_row(begin), next_rows = tile_row(end) - from;
+    const long size = sizeof(T), calls = count * block_panels;
+    const T* const next = A + (first_row + from) * a_row + k_begin * a_col;
+    if (a_col == 1) coming_a.set(next, next_rows, k_count * size, a_row * size, calls);
+    else if (a_row == 1) coming_a.set(next, k_count, next_rows * size, a_col * size, calls);
+  }
+
   PG_NOINLINE void tile(long t) {
     row = tile_row(t);
     rows = tile_row(t + 1) - row;
     const T* a = A + (first_row + row) * a_row + k_begin * a_col;
-    long a_stride = a_row, a_k = a_col;
+    long a_stride = a_row, a_k = a_col, together = 1, within = 0;
     T* const packed = scratch + cut.packed_b();
     if (a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64) {
       a_stride = cut.k + PG_LANES;
       gemm_copy_rows(packed, a_stride, a, a_row, rows, k_count);
       a = packed;
     } else if (a_row == 1 && a_col != 1 && block_panels >= 4) {
-      const long within = t % cut.group;
+      together = cut.group;
+      within = t % cut.group;
       if (within == 0)
         gemm_pack_rows(packed, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, k_count, t, t + cut.group < tiles ? t + cut.group : tiles,
                        M - first_row, [&](long i) { return tile_row(i); });
       a = packed + within * cut.packed_tile();
       a_k = rows;
     }
-    const bool looks_ahead = update_count > 0 && rows == tile_size::rows && k_begin + k_count == K;
+    if (is_far && within == 0) look_for_a(t + together, together);
+    const bool looks_ahead = (is_far || update_count > 0) && rows == tile_size::rows;
     T* const to = packed + cut.group * cut.packed_tile() + (cut.k_blocks > 1 ? row * stride : 0);
     const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
     for (long i = 0; i < block_panels; ++i) {
@@ -378,17 +451,22 @@ template <class T> struct gemm_walk {
     sums = to;
   }
 
-  // A whole panel of the tile, while the lines of all updated matrices under it come.
+  // A whole panel of the tile, while the lines of all updated matrices under it come, if its sums are complete with it, and some of
+  // what is read next.
   PG_NOINLINE void ahead(const T* a, long a_stride, long a_k, const panel_place& panel, T* to) {
-    const char* lines[most_updates * tile_size::rows * (tile_size::width * sizeof(T) / 64 + 1)];
-    const long used = columns - panel.first < tile_size::width ? columns - panel.first : long(tile_size::width);
+    constexpr int row_lines = (tile_size::width * sizeof(T) + 63) / 64;
+    static_assert(most_updates * tile_size::rows * row_lines <= gemm_lines::most, "a list of lines holds all updates");
+    gemm_lines lines;
     long count = 0;
-    for (int u = 0; u < update_count; ++u)
-      for (long r = 0; r < tile_size::rows; ++r) {
-        const char* line = static_cast<const char*>(updates[u].start) + (first_row + row + r) * updates[u].row + (col + panel.first) * updates[u].size;
-        for (const char* const end = line + used * updates[u].size; line < end; line += 64) lines[count++] = line;
-      }
-    gemm_kernel_ahead<T>(k_count, a, a_stride, a_k, panel.b, panel.b_k, to + panel.first, stride, k_begin > 0, lines, count);
+    for (int u = 0; u < update_count && k_begin + k_count == K; ++u) {
+      const char* line = static_cast<const char*>(updates[u].start) + (first_row + row) * updates[u].row + (col + panel.first) * updates[u].size;
+      PG_UNROLL for (int r = 0; r < tile_size::rows; ++r, line += updates[u].row)
+        PG_UNROLL for (int i = 0; i < row_lines; ++i) lines.line[count++] = line + 64 * i;
+    }
+    lines.count = lines.written = count;
+    coming_b.add_to(lines);
+    coming_a.add_to(lines);
+    gemm_kernel_ahead<T>(k_count, a, a_stride, a_k, panel.b, panel.b_k, to + panel.first, stride, k_begin > 0, lines);
   }
 };
 
@@ -467,6 +545,7 @@ inline void gemm_share(long M, long N, long K, int worker, int workers, long& ro
                                         const gemm_update*, int);                          \
   PART void gemm_walk<float>::enter(long);                                                 \
   PART void gemm_walk<float>::pack(long);                                                  \
+  PART void gemm_walk<float>::look_for_b(long, long);                                     \
   PART void gemm_walk<float>::tile(long);                                                 \
   PART void gemm_walk<float>::ahead(const float*, long, long, const gemm_walk<float>::panel_place&, float*);
 #if defined(PG_PARTS_APART)
