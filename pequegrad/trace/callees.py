@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-from .fingerprint import Same, TooLarge, fingerprint
+from ..locations import USER_FILES
+from .fingerprint import Same, TooLarge, fingerprint, is_module
 from .graph import Location
 from .reads import FROZEN_ITERATOR, TOO_MUCH, holds_iterator
 
@@ -25,15 +26,24 @@ class Callees:
 
     def __init__(self) -> None:
         self._codes: dict[CodeType, Location] = {}
+        self._called: dict[FunctionType, CodeType] = {}
+        self._searched: set[CodeType] = set()
         self._kinds: set[tuple[CodeType, int]] = set()
         self._members: list[tuple[Callable[[], Any], str, Callable[[], Any], Location]] = []
         self._functions: list[tuple[Callable[[], Any], CodeType, Any, list[Any], Location]] = []
         self._keywords: list[tuple[Callable[[], Any], dict[str, Any], Location]] = []
 
-    def note(self, frame: FrameType) -> None:
-        """Remember the function of a frame that begins, and where its class, if it is a method, keeps it."""
+    def note(self, frame: FrameType, function: FunctionType | None) -> None:
+        """Remember the function of a frame that begins, and where its class, if it is a method, keeps it.
+
+        ``function``: what the frame is a call of, or None where that is not known.
+        """
         code = frame.f_code
         location = self._codes.setdefault(code, Location(code.co_filename, code.co_firstlineno, code.co_name))
+        if function is None:
+            self._searched.add(code)
+        else:
+            self._called[function] = code
         if not code.co_argcount:
             return
         first = frame.f_locals.get(code.co_varnames[0])
@@ -49,13 +59,16 @@ class Callees:
     def finish(self) -> str | None:
         """Read what is built into the functions that were called; return why that is impossible, or None.
 
-        A frame does not tell which function it is a call of, so all functions of its code are read.
+        A frame does not tell which function it is a call of: where nothing else does, all functions of its code are read.
         """
         self._kinds.clear()
-        for function in gc.get_referrers(*self._codes) if self._codes else ():
-            if not isinstance(function, FunctionType) or function.__code__ not in self._codes:
-                continue
-            location, reference = self._codes[function.__code__], Same(function).reference
+        called, self._called = self._called, {}
+        # Each search looks at all objects that there are, which takes milliseconds.
+        for found in gc.get_referrers(*self._searched) if self._searched else ():
+            if isinstance(found, FunctionType) and found.__code__ in self._searched:
+                called[found] = found.__code__
+        for function, code in called.items():
+            location, reference = self._codes[code], Same(function).reference
             defaults = function.__defaults__ or ()
             if holds_iterator([*defaults, *(function.__kwdefaults__ or {}).values()]):
                 return f"{location}: a default value of {function.__name__} is an iterator: {FROZEN_ITERATOR}"
@@ -69,7 +82,7 @@ class Callees:
             # A tuple of immutable values needs no second look while it is the same one.
             is_closed = all(type(value) in _IMMUTABLE for value in defaults)
             kept = function.__defaults__ if is_closed else _ABSENT
-            self._functions.append((reference, function.__code__, kept, contents, location))
+            self._functions.append((reference, code, kept, contents, location))
         return None
 
     def description(self) -> dict[str, Any] | None:
@@ -105,6 +118,19 @@ class Callees:
             if {name: fingerprint(value) for name, value in (function.__kwdefaults__ or {}).items()} != keywords:
                 return f"{function.__name__} ({location}): its default values changed"
         return None
+
+
+def forward_of(frame: FrameType) -> FunctionType | None:
+    """Return the function that a frame is a call of, if a module's own ``__call__`` calls the module's ``forward`` there."""
+    code, caller = frame.f_code, frame.f_back
+    if caller is None or not code.co_argcount or USER_FILES[caller.f_code.co_filename]:
+        return None
+    module = frame.f_locals.get(code.co_varnames[0])
+    if not is_module(module) or "forward" in vars(module):
+        return None
+    call, forward = _member(type(module), "__call__"), _member(type(module), "forward")
+    is_call = isinstance(call, FunctionType) and call.__code__ is caller.f_code
+    return forward if is_call and isinstance(forward, FunctionType) and forward.__code__ is code else None
 
 
 def _member(kind: type, name: str) -> Any:

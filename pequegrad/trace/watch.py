@@ -28,7 +28,7 @@ from ..config import is_environment
 from ..locations import USER_FILES, location_at, user_location
 from ..tensor import Tensor
 from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
-from .callees import Callees
+from .callees import Callees, forward_of
 from .fingerprint import TooLarge, holding, is_module, is_random_source, random_state
 from .graph import Location
 from .reads import (
@@ -74,6 +74,7 @@ class Watch:
         self._tracer = tracer
         self._is_guarding = is_guarding
         self._function = getattr(function, "__wrapped__", function)
+        self._called = getattr(function, "__func__", function)
         self._reads: dict[Any, Read | None] = {}
         self._written: set[tuple[int, Any]] = set()
         self._stores: dict[Any, tuple[Any, Any, str, Location]] = {}
@@ -124,13 +125,16 @@ class Watch:
             return None
         if code.co_filename == "<string>" and code.co_name.startswith("__"):
             return None  # the methods that dataclasses write themselves
+        function = forward_of(frame)
         if self._last is None:  # the compiled function itself, whose arguments come from outside
+            if isinstance(self._called, types.FunctionType) and self._called.__code__ is code:
+                function = self._called
             self._last = Location(code.co_filename, frame.f_lineno, code.co_name)
             for name, value in frame.f_locals.items():
                 if is_random_source(value):
                     self._add(None, (), value, name, self._last, None)
         if self._is_guarding:
-            self._callees.note(frame)
+            self._callees.note(frame, function)
         return self._on_event
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -206,9 +210,10 @@ class Watch:
         return roots
 
     def _closures(self, frame: FrameType, local: dict[str, Any]) -> list[Any]:
-        """Return the functions that this frame may be a call of: the frame does not tell."""
+        """Return the functions that this frame may be a call of, where it does not show which."""
         code = frame.f_code
-        known = self._functions.get(code)
+        forward = forward_of(frame)
+        known = self._functions.get(code) if forward is None else [forward]
         if known is None:
             candidates = [self._function, getattr(self._function, "__func__", None)]
             known = [f for f in candidates if getattr(f, "__code__", None) is code]

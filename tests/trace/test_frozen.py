@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import random
 import sys
@@ -110,6 +111,37 @@ def test_changed_closure_of_a_helper_and_of_a_comprehension_takes_effect(traced)
     check(function, X, [6, 9])
     shifts.append(0.0)
     check(function, X, [9, 15])
+
+
+def test_the_closure_and_default_of_a_forward_are_found_without_a_search_of_all_objects(traced, monkeypatch):
+    """Three such searches were a third of the time that it took to trace a small convnet."""
+    searches = []
+    monkeypatch.setattr(
+        gc, "get_referrers", lambda *codes, real=gc.get_referrers: searches.append(codes) or real(*codes)
+    )
+
+    def make_net(scale):
+        class Net(nn.Module):
+            def forward(self, x, shift=1.0):
+                return x * scale + shift
+
+        def change(new):
+            nonlocal scale
+            scale = new
+
+        return Net(), change
+
+    (net, change), (_, change_other) = make_net(2.0), make_net(2.0)
+    function = traced(lambda x: net(x))
+    check(function, X, [3, 5])
+    assert not searches
+    change_other(5.0)
+    check(function, X, [3, 5])
+    assert function.cache_info().steps == 1
+    change(3.0)
+    check(function, X, [4, 7])
+    type(net).forward.__defaults__ = (2.0,)
+    check(function, X, [5, 8])
 
 
 def test_changed_entry_of_a_global_dict_takes_effect(traced, monkeypatch):
