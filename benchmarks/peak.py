@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pequegrad import targets
-from pequegrad.build.toolchain import locate_command
+from pequegrad.build.programs import locate_command
 from pequegrad.errors import ToolchainError
 
 SOURCE = Path(__file__).parent / "peak.cpp"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import arrays, targets
-from .build import cache
+from .build import known
 from .build.keys import CacheKey
 from .config import STANCES, config
 from .errors import (
@@ -301,11 +301,11 @@ class CompiledFunction:
     def _build(self, captured: Captured, target: Target, reason: str, home: str, tensors: Sequence[Tensor]) -> Execute:
         traced = captured.trace.graph
         start = time.perf_counter()
-        cache.check_can_run(target)
+        known.check_can_run(target)
         key = self._graph_key(traced, target)
-        known = cache.find_by_graph(key, target) if key is not None else None
-        if known is not None:
-            built, facts = known[0], StepFacts.from_text(known[1])
+        found = known.find_by_graph(key, target) if key is not None else None
+        if found is not None:
+            built, facts = found[0], StepFacts.from_text(found[1])
             planned = time.perf_counter() - start - built.seconds
         else:
             plan, target = self._plan(traced, target, lambda: _copied_inputs(captured, tensors), home)
@@ -314,7 +314,7 @@ class CompiledFunction:
             step_key = _making().step_key(plan, target)
             built = _making().build(step_key, plan, target, self._say_progress)
             if key is not None:
-                cache.keep_by_graph(key, step_key, facts.to_text())
+                known.keep_by_graph(key, step_key, facts.to_text())
         seconds = time.perf_counter() - start
         self._log(facts, built, planned)
         if not config.quiet:
@@ -332,9 +332,9 @@ class CompiledFunction:
         if text is None or options.mode == "autotune":
             return None
         for_whom = f"{options.precision} memory={options.memory} workers={config.workers()} {target.identity()}"
-        return cache.make_graph_key(f"{for_whom}\n{text}", target, name=traced.name)
+        return known.make_graph_key(f"{for_whom}\n{text}", target, name=traced.name, probes=lambda: _making().PROBES)
 
-    def _log(self, facts: StepFacts, built: cache.BuiltStep, planned: float) -> None:
+    def _log(self, facts: StepFacts, built: known.BuiltStep, planned: float) -> None:
         """Print what ``config.logs`` asks for beside the one line."""
         texts = {
             "code": f"source: {built.source_path}",
@@ -435,9 +435,9 @@ class CompiledFunction:
 
     def _for(self, instance: Any) -> CompiledFunction:
         """Return the compiled function of one instance; it lives no longer than the instance."""
-        known = self._methods.get(id(instance))
-        if known is not None and known[0]() is instance:
-            return known[1]
+        made = self._methods.get(id(instance))
+        if made is not None and made[0]() is instance:
+            return made[1]
         key, methods = id(instance), self._methods
         try:
             reference: Any = weakref.ref(instance, lambda _: methods.pop(key, None))

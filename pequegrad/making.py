@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from . import profiling, tuning
-from .build import cache
+from .build import cache, kernel_report
+from .build.cache import PROBES
 from .build.kernel_report import KernelReport
 from .build.keys import CacheKey
+from .build.known import BuiltStep
 from .codegen import emit
 from .codegen.lower import memory_report
 from .codegen.memory import MemoryReport
@@ -30,6 +32,7 @@ from .trace.graph import Graph
 from .trace.signature import Call
 
 __all__ = [
+    "PROBES",
     "Artifact",
     "Lowered",
     "artifact",
@@ -70,7 +73,7 @@ class Artifact:
     @property
     def kernels(self) -> tuple[KernelReport, ...]:
         """What each kernel takes on a device: registers, shared memory, stack, spills; empty for the processor."""
-        return self.exportable.built.kernels
+        return kernel_report.read(self.path.parent)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write one folder that `pequegrad.load_step` runs in a process that traces and compiles nothing.
@@ -101,7 +104,7 @@ def step_key(plan: StepPlan, target: Target) -> CacheKey:
     return cache.make_key(format_plan(plan), target, name=plan.name)
 
 
-def build(key: CacheKey, plan: StepPlan, target: Target, progress: Say, *, is_for_here: bool = True) -> cache.BuiltStep:
+def build(key: CacheKey, plan: StepPlan, target: Target, progress: Say, *, is_for_here: bool = True) -> BuiltStep:
     """Return the built step of a plan: from memory, from disk, or compiled now. ``is_for_here``: to run on this
     machine; raises DeviceError where it cannot."""
     return cache.get_or_build(key, lambda: _render(plan, target), target, progress, is_for_here=is_for_here)
@@ -117,9 +120,7 @@ def lowered(traced: Graph, plan: StepPlan, target: Target) -> Lowered:
     return Lowered(traced, plan, _render(plan, target), memory_report(plan))
 
 
-def artifact(
-    name: str, call: Call, captured: Captured, plan: StepPlan, target: Target, built: cache.BuiltStep
-) -> Artifact:
+def artifact(name: str, call: Call, captured: Captured, plan: StepPlan, target: Target, built: BuiltStep) -> Artifact:
     """Return a built step, ready to be saved. ``call``: the arguments it was traced with, without their data."""
     exportable = Exportable(name, call, captured, plan, target, built)
     return Artifact(built.path, built.source_path, built.seconds, built.origin, exportable)

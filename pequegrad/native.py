@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from .build import cache
+from .build.known import BuiltStep
 from .build.loader import StepFailure
 from .config import config
 from .locations import Location
@@ -62,7 +62,7 @@ class StepFacts(Record):
 class NativeStep:
     """Runs a built step, once or many times. Raises IndexOutOfRange, with the user's line, for a bad index."""
 
-    def __init__(self, built: cache.BuiltStep, facts: StepFacts) -> None:
+    def __init__(self, built: BuiltStep, facts: StepFacts) -> None:
         built.module.configure([(nbytes, is_written) for nbytes, is_written, _ in facts.slots], facts.arena_bytes)
         self._module = built.module
         self._facts = facts

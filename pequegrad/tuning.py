@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays
-from .build import cache
+from .build import cache, known
 from .codegen import emit
 from .codegen.alternatives import PLAIN, alternatives
 from .codegen.lower import lower
@@ -72,13 +72,13 @@ class Tuner:
                 return MODEL
             raise
         name = f"choices {key.digest} of {self.workers} workers"
-        known = cache.recall(name, str(_FORMAT))
-        if known is not None:
-            return _read(known)
+        found = cache.recall(name, str(_FORMAT))
+        if found is not None:
+            return _read(found)
         if inputs is None:
             return MODEL
         try:
-            cache.check_can_run(self.target)
+            known.check_can_run(self.target)
         except DeviceError as error:
             report.outcome(f"not tuned, the cost model's choices stay: {error}")
             return MODEL

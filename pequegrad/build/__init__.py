@@ -1,13 +1,13 @@
 """From a key and a source text to a step that runs: the compiler, the disk cache, the loader.
 
 Invariant: only ``toolchain`` starts processes, only ``cache`` and ``folder`` write into the cache, only
-``loader`` imports step modules.
+``loader`` imports step modules. A step that is found needs ``known`` alone, and what it imports.
 """
 
 from __future__ import annotations
 
-from .cache import BuiltStep, get_or_build, make_key
-from .keys import CacheKey, runtime_folder
+from .keys import CacheKey
+from .known import BuiltStep
 from .loader import StepFailure, StepModule
 
-__all__ = ["BuiltStep", "CacheKey", "StepFailure", "StepModule", "get_or_build", "make_key", "runtime_folder"]
+__all__ = ["BuiltStep", "CacheKey", "StepFailure", "StepModule"]

@@ -1,7 +1,7 @@
-"""From a key to a running step: out of memory, out of the disk cache, or compiled now.
+"""From a key to a running step: out of memory, out of the disk cache, or compiled now; and the cache, for people.
 
-Invariant: a hit renders nothing and imports neither jinja2 nor pybind11; a module is loaded only after its
-sums were found right; trouble with the cache folder costs a warning and time, never the step.
+Invariant: a hit renders nothing and imports neither jinja2 nor pybind11; trouble with the cache folder costs a warning
+and time, never the step.
 """
 
 from __future__ import annotations
@@ -14,50 +14,25 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .. import targets
 from ..config import config
 from ..errors import CacheError, CompilerBug, ToolchainError
-from ..records import record
 from ..targets import Target
 from . import folder as disk
-from . import kernel_report, keys, loader, nvcc, toolchain
+from . import kernel_report, keys, known, loader, nvcc, programs, toolchain
 from .folder import BINDINGS, STEPS, Entry, Root
-from .kernel_report import KernelReport
 from .keys import CacheKey
-from .loader import StepModule
-from .toolchain import Compiler
+from .known import BuiltStep, Origin
 
 Progress = Callable[[str], None]
-Origin = Literal["compiled", "disk", "memory"]
+PROBES = keys.Probes(toolchain.probe_version, nvcc.probe)
 
 _BINDING_SOURCE = "binding/binding.cpp"
 _BUILD_LOG = "build.log"
 # Graphs of which is kept what they became, the last used ones: some kilobytes each.
 _MOST_GRAPHS = 4096
-
-
-@record
-class BuiltStep:
-    """A step ready to run. ``seconds``: what getting it took now. ``path``, ``source_path``: its module and
-    source file.
-    """
-
-    module: StepModule
-    path: Path
-    source_path: Path
-    seconds: float
-    origin: Origin
-
-    def again(self, seconds: float) -> BuiltStep:
-        """Return the step as it comes out of memory, which took ``seconds``."""
-        return BuiltStep(self.module, self.path, self.source_path, seconds, "memory")
-
-    @property
-    def kernels(self) -> tuple[KernelReport, ...]:
-        """What each kernel on a device takes there; empty for a step on the processor."""
-        return kernel_report.read(self.path.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +65,11 @@ class CacheStats:
     unfinished_builds: int
 
 
-_loaded: dict[str, BuiltStep] = {}
 _building: dict[str, threading.Lock] = {}
-_state_lock = threading.Lock()
 
 
 def _forget_locks_in_child() -> None:
     # Another thread of the parent may have held one at the moment of the fork; nobody would release it here.
-    global _state_lock
-    _state_lock = threading.Lock()
     _building.clear()
 
 
@@ -111,38 +82,7 @@ def make_key(plan_text: str, target: Target, *, name: str) -> CacheKey:
 
     Raises ToolchainError, with the cure, when there is no compiler.
     """
-    return keys.make_step_key(plan_text, target, name=name, memo=disk.open_root())
-
-
-def make_graph_key(graph_text: str, target: Target, *, name: str) -> CacheKey:
-    """Return the key under which is kept what a traced graph became, for `find_by_graph`. Raises ToolchainError."""
-    return keys.make_graph_key(graph_text, target, name=name, memo=disk.open_root())
-
-
-def find_by_graph(key: CacheKey, target: Target) -> tuple[BuiltStep, str] | None:
-    """Return the step that the graph of ``key`` became, here or in another process, and how it is run, if both are there
-    and whole. Raises DeviceError where this machine cannot run it."""
-    start = time.perf_counter()
-    root = disk.open_root()
-    known = root.recall_graph(key.digest, key.fields())
-    if known is None:
-        return None
-    digest, facts = known
-    keys.check_can_run(target, key)
-    with _state_lock:
-        built = _loaded.get(digest)
-    if built is not None:
-        return built.again(0.0), facts
-    entry = root.read_known(STEPS, digest, keys.digest_of)
-    if entry is None:
-        return None
-    root.touch(entry)
-    return _load(entry, digest, "disk", start), facts
-
-
-def keep_by_graph(key: CacheKey, step: CacheKey, facts: str) -> None:
-    """Keep, for `find_by_graph`, that the graph of ``key`` became the step of the key ``step``, and how it is run."""
-    disk.open_root().keep_graph(key.digest, key.fields(), step.digest, facts)
+    return keys.make_step_key(plan_text, target, name=name, memo=disk.open_root(), probes=lambda: PROBES)
 
 
 def recall(name: str, stamp: str) -> str | None:
@@ -153,12 +93,6 @@ def recall(name: str, stamp: str) -> str | None:
 def remember(name: str, stamp: str, value: str) -> None:
     """Keep a fact that was slow to find out, until the cache is cleared."""
     disk.open_root().put(name, stamp, value)
-
-
-def check_can_run(target: Target) -> None:
-    """Raise DeviceError if this machine cannot run steps for the target: its processor or device is another, or there is
-    none."""
-    keys.check_can_run(target)
 
 
 def get_or_build(
@@ -180,27 +114,19 @@ def get_or_build(
     if is_for_here:
         keys.check_can_run(target, key)
     digest = key.digest
-    with _state_lock:
-        known = _loaded.get(digest)
+    with known.lock:
+        built = known.loaded.get(digest)
         building = _building.setdefault(digest, threading.Lock())
-    if known is not None:
-        return known.again(0.0)
+    if built is not None:
+        return built.again(0.0)
     with building:
-        known = _loaded.get(digest)
-        if known is not None:
-            return known.again(time.perf_counter() - start)
+        built = known.loaded.get(digest)
+        if built is not None:
+            return built.again(time.perf_counter() - start)
         entry, origin = _find_or_build(key, digest, render, target, progress or (lambda text: None))
-        return _load(entry, digest, origin, start)
-
-
-def _load(entry: Entry, digest: str, origin: Origin, start: float) -> BuiltStep:
-    """Load a checked entry; of two threads that do so at once, one's module is kept."""
-    module = loader.load(entry.product, digest)
-    built = BuiltStep(module, entry.product, entry.source, time.perf_counter() - start, origin)
-    with _state_lock:
-        built = _loaded.setdefault(digest, built)
+        built = known.load(entry, digest, origin, start)
+    with known.lock:
         _building.pop(digest, None)
-    disk.log(f"{origin} {entry.folder} in {built.seconds * 1e3:.1f} ms")
     return built
 
 
@@ -240,12 +166,13 @@ def _build_step(
     compiler, device_compiler = key.host_compiler, key.device_compiler
     shared = [_get_or_build_shared(root, key, target, progress, *each) for each in _shared_sources(root, key, target)]
     progress("compiling")
-    with root.begin(STEPS, digest) as folder:
+    with root.begin(STEPS, digest) as place:
+        folder = Path(place)
         source = folder / f"{_file_name(key.name)}{target.source_suffix}"
         text = _render(render)
         source.write_text(text, encoding="utf-8")
         product = folder / f"{loader.INIT_NAME}{key.python}"
-        includes = (keys.runtime_folder() / "include",)
+        includes = (Path(keys.runtime_folder(), "include"),)
         if device_compiler is None:
             objects = [folder / f"step{number}.o" for number in range(1, toolchain.object_count(text) + 1)]
             results = toolchain.compile_objects(compiler, (*key.flags, *target.parts_flags), includes, source, objects)
@@ -268,7 +195,7 @@ def _build_step(
             "created": time.time(),
             "build_seconds": round(time.perf_counter() - start, 3),
         }
-        return root.publish(STEPS, digest, folder, record)
+        return root.publish(STEPS, digest, place, record)
 
 
 def _shared_sources(root: Root, key: CacheKey, target: Target) -> list[tuple[str, str, dict[str, Any]]]:
@@ -283,21 +210,22 @@ def _get_or_build_shared(
     root: Root, key: CacheKey, target: Target, progress: Progress, what: str, source: str, identity: dict[str, Any]
 ) -> Path:
     digest = keys.digest_of(identity)
-    known = root.read(BINDINGS, digest, identity)
-    if known is None:
+    entry = root.read(BINDINGS, digest, identity)
+    if entry is None:
         with root.held(digest, progress):
-            known = root.read(BINDINGS, digest, identity)
-            if known is None:
+            entry = root.read(BINDINGS, digest, identity)
+            if entry is None:
                 progress(f"compiling {what}, once for this machine")
-                known = _build_shared(root, key, digest, identity, keys.runtime_folder() / source)
-    root.touch(known)
-    return known.product
+                entry = _build_shared(root, key, digest, identity, Path(keys.runtime_folder(), source))
+    root.touch(entry)
+    return Path(entry.product)
 
 
 def _build_shared(root: Root, key: CacheKey, digest: str, identity: dict[str, Any], source: Path) -> Entry:
     start = time.perf_counter()
-    includes = (keys.runtime_folder() / "include", *toolchain.python_include_folders())
-    with root.begin(BINDINGS, digest) as folder:
+    includes = (Path(keys.runtime_folder(), "include"), *toolchain.python_include_folders())
+    with root.begin(BINDINGS, digest) as place:
+        folder = Path(place)
         product = folder / f"{source.stem}.o"
         compiled = toolchain.compile_object(key.host_compiler, identity["flags"], includes, source, product)
         _finish(root, digest, folder, source, compiled)
@@ -309,7 +237,7 @@ def _build_shared(root: Root, key: CacheKey, digest: str, identity: dict[str, An
             "created": time.time(),
             "build_seconds": round(time.perf_counter() - start, 3),
         }
-        return root.publish(BINDINGS, digest, folder, record)
+        return root.publish(BINDINGS, digest, place, record)
 
 
 def _finish(root: Root, digest: str, folder: Path, source: Path, result: toolchain.CommandResult) -> None:
@@ -319,7 +247,7 @@ def _finish(root: Root, digest: str, folder: Path, source: Path, result: toolcha
     with open(folder / _BUILD_LOG, "a", encoding="utf-8") as file:
         file.write(result.log())
     if result.status != 0:
-        kept = root.keep_failed(digest, folder)
+        kept = Path(root.keep_failed(digest, str(folder)))
         kept_source = kept / source.name if source.parent == folder else source
         raise toolchain.compile_failure(result, kept_source, kept / _BUILD_LOG, nvcc.cure(result.output))
 
@@ -350,7 +278,7 @@ def _tidy(root: Root, just_built: str) -> None:
         for _, size, folder in sorted(sized, key=lambda item: item[0]):
             if total <= limit:
                 break
-            if folder.name != just_built and root.remove_unless_held(folder.name, folder):
+            if os.path.basename(folder) != just_built and root.remove_unless_held(os.path.basename(folder), folder):
                 total -= size
                 disk.log(f"evicted {folder}: the cache is larger than {config.cache_size_mb} MiB")
     except OSError as error:
@@ -366,18 +294,18 @@ def describe_machine() -> dict[str, Any]:
     """
     memo = disk.open_root()
     target = targets.get("cpp")
-    compiler: Compiler | None = None
+    compiler: programs.Compiler | None = None
     problem: str | None = None
     try:
-        compiler = keys.find_compiler(memo)
+        compiler = keys.find_compiler(memo, lambda: PROBES)
         toolchain.python_include_folders()
     except ToolchainError as error:
         problem = str(error)
-    device_compiler: nvcc.Nvcc | None = None
+    device_compiler: programs.Nvcc | None = None
     nvcc_problem: str | None = "not asked without a C++ compiler, which it needs" if compiler is None else None
     if compiler is not None:
         try:
-            device_compiler = keys.find_nvcc(memo, compiler)
+            device_compiler = keys.find_nvcc(memo, compiler, lambda: PROBES)
         except ToolchainError as error:
             nvcc_problem = str(error)
     device = targets.find_device()
@@ -409,7 +337,7 @@ def self_test(progress: Progress | None = None) -> BuiltStep:
     it is wrong.
     """
     target = targets.get("cpp")
-    source = (keys.runtime_folder() / "binding" / "selftest.cpp").read_text(encoding="utf-8")
+    source = Path(keys.runtime_folder(), "binding", "selftest.cpp").read_text(encoding="utf-8")
     built = get_or_build(make_key(source, target, name="selftest"), lambda: source, target, progress)
     a, b = array("f", range(1024)), array("f", range(1, 1025))
     built.module.configure([(4096, False), (4096, False), (4096, True)], arena_bytes=4096)
@@ -436,14 +364,14 @@ def stats() -> CacheStats:
     root = _existing_root()
     steps = root.folders(STEPS) if root else []
     return CacheStats(
-        path=path,
+        path=Path(path),
         mode=config.cache,
         problem=problem,
         entries=len(steps),
         bytes=disk.tree_bytes(path) if root else 0,
         limit_bytes=config.cache_size_mb * 2**20,
         bindings=len(root.folders(BINDINGS)) if root else 0,
-        failed_builds=len(list((path / "failed").glob("*"))),
+        failed_builds=len(list(Path(path, "failed").glob("*"))),
         unfinished_builds=len(root.temporaries()) if root else 0,
     )
 
@@ -459,14 +387,14 @@ def show(beginning: str) -> tuple[EntryInfo, dict[str, Any]]:
             f"{len(found)} steps of the cache begin with {beginning!r}{f': {some}' if some else ''}. "
             "See: pequegrad cache ls"
         )
-    return found[0], disk.read_record(found[0].folder)
+    return found[0], disk.read_record(str(found[0].folder))
 
 
 def verify() -> list[EntryInfo]:
     """Return all steps of the disk cache with ``problem`` set where an entry is broken or was altered."""
     return [
-        _describe(info.folder, disk.find_problem(Entry(info.folder, disk.read_record(info.folder))))
-        for info in entries()
+        _describe(folder, disk.find_problem(Entry(folder, disk.read_record(folder))))
+        for folder in [str(info.folder) for info in entries()]
     ]
 
 
@@ -481,8 +409,8 @@ def clear() -> int:
     root.sweep()
     for kind in (STEPS, BINDINGS):
         for folder in root.folders(kind):
-            root.remove_unless_held(folder.name, folder)
-    disk.remove_tree(root.path / "failed")
+            root.remove_unless_held(os.path.basename(folder), folder)
+    disk.remove_tree(f"{root.path}/failed")
     root.forget_graphs()
     root.forget_memo()
     return max(0, before - disk.tree_bytes(root.path))
@@ -490,28 +418,28 @@ def clear() -> int:
 
 def forget_loaded() -> None:
     """Drop the modules kept in memory, so that the next call looks on disk. Modules in use stay valid."""
-    with _state_lock:
-        _loaded.clear()
+    with known.lock:
+        known.loaded.clear()
 
 
 def _existing_root() -> Root | None:
     path = disk.cache_path()
-    if not path.is_dir() or disk.refusal(path) is not None:
+    if not os.path.isdir(path) or disk.refusal(path) is not None:
         return None
     return Root(path, is_writable=config.cache != "readonly", is_temporary=False)
 
 
-def _describe(folder: Path, problem: str | None = None) -> EntryInfo:
+def _describe(folder: str, problem: str | None = None) -> EntryInfo:
     record = disk.read_record(folder)
     key = record.get("key")
     return EntryInfo(
-        digest=folder.name,
+        digest=os.path.basename(folder),
         name=str(record.get("name", "?")),
         target=str(key.get("target", "?")) if isinstance(key, dict) else "?",
         bytes=disk.tree_bytes(folder),
         created=float(record.get("created", 0.0)),
         last_used=disk.last_used(folder),
         build_seconds=float(record.get("build_seconds", 0.0)),
-        folder=folder,
+        folder=Path(folder),
         problem=problem,
     )

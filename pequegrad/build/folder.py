@@ -22,7 +22,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from ..config import config
@@ -39,31 +38,31 @@ _POLL_SECONDS = 0.02
 
 _said: set[str] = set()
 _opened: dict[tuple[str, str, int], Root] = {}
-_temporary_roots: list[tuple[int, Path]] = []
+_temporary_roots: list[tuple[int, str]] = []
 
 
 @record
 class Entry:
     """A folder of the cache whose record was read: ``product`` is the module or object file that it is about."""
 
-    folder: Path
+    folder: str
     record: dict[str, Any]
 
     @property
-    def product(self) -> Path:
+    def product(self) -> str:
         """The module or object file."""
-        return self.folder / self.record["product"]
+        return os.path.join(self.folder, self.record["product"])
 
     @property
-    def source(self) -> Path:
+    def source(self) -> str:
         """The source file that the product was compiled from."""
-        return self.folder / self.record["source"]
+        return os.path.join(self.folder, self.record["source"])
 
 
 class Root:
     """One usable cache folder. ``is_temporary``: private to this process and removed at its end."""
 
-    def __init__(self, path: Path, *, is_writable: bool, is_temporary: bool) -> None:
+    def __init__(self, path: str, *, is_writable: bool, is_temporary: bool) -> None:
         self.path = path
         self.is_writable = is_writable
         self.is_temporary = is_temporary
@@ -74,31 +73,29 @@ class Root:
     def get(self, name: str, stamp: str) -> str | None:
         """Return the fact of that name if it was kept with that stamp."""
         if self._memo is None:
-            self._memo = _read_memo(self.path / _MEMO)
+            self._memo = _read_memo(f"{self.path}/{_MEMO}")
         known = self._memo.get(name)
         return known[1] if known is not None and known[0] == stamp else None
 
     def put(self, name: str, stamp: str, value: str) -> None:
         """Keep a fact, on disk too where that is possible."""
         # Other processes write here as well: take in what they found first.
-        self._memo = {**_read_memo(self.path / _MEMO), **(self._memo or {}), name: [stamp, value]}
+        self._memo = {**_read_memo(f"{self.path}/{_MEMO}"), **(self._memo or {}), name: [stamp, value]}
         if self.is_writable:
             with contextlib.suppress(OSError):  # a memo saves time, it is never needed
-                temporary = self.path / f"{_TEMPORARY}{_MEMO}-{os.getpid()}-{threading.get_ident()}"
-                temporary.write_text(json.dumps(self._memo, indent=1), encoding="utf-8")
-                os.replace(temporary, self.path / _MEMO)
+                _replace(f"{self.path}/{_MEMO}", json.dumps(self._memo, indent=1))
 
     def forget_memo(self) -> None:
         """Remove all facts."""
         self._memo = None
         with contextlib.suppress(FileNotFoundError):
-            (self.path / _MEMO).unlink()
+            os.unlink(f"{self.path}/{_MEMO}")
 
     # ---- entries ----
 
-    def folder(self, kind: str, digest: str) -> Path:
+    def folder(self, kind: str, digest: str) -> str:
         """Return where the entry of that digest lies, or would."""
-        return self.path / kind / digest[:2] / digest
+        return f"{self.path}/{kind}/{digest[:2]}/{digest}"
 
     def read(self, kind: str, digest: str, identity: dict[str, Any]) -> Entry | None:
         """Return the entry if it is there, is about ``identity``, and its product has its recorded size and
@@ -110,8 +107,8 @@ class Root:
         """Return the entry if it is there, its identity has this digest, and its product is as recorded."""
         return self._checked(self.folder(kind, digest), lambda key: digest_of(key) == digest)
 
-    def _checked(self, folder: Path, is_wanted: Callable[[Any], bool]) -> Entry | None:
-        if not folder.is_dir():
+    def _checked(self, folder: str, is_wanted: Callable[[Any], bool]) -> Entry | None:
+        if not os.path.isdir(folder):
             return None
         entry = Entry(folder, read_record(folder))
         problem = find_problem(entry)
@@ -123,31 +120,31 @@ class Root:
         return entry
 
     @contextlib.contextmanager
-    def begin(self, kind: str, digest: str) -> Iterator[Path]:
+    def begin(self, kind: str, digest: str) -> Iterator[str]:
         """Yield a new folder beside the entry's place; remove it at the end unless ``publish`` has renamed
         it.
         """
-        shelf = self.folder(kind, digest).parent
+        shelf = os.path.dirname(self.folder(kind, digest))
         os.makedirs(shelf, mode=0o700, exist_ok=True)
-        folder = shelf / f"{_TEMPORARY}{digest}-{os.getpid()}-{time.monotonic_ns()}"
+        folder = f"{shelf}/{_TEMPORARY}{digest}-{os.getpid()}-{time.monotonic_ns()}"
         os.mkdir(folder, mode=0o700)
         try:
             yield folder
         finally:
             remove_tree(folder)
 
-    def publish(self, kind: str, digest: str, folder: Path, record: dict[str, Any]) -> Entry:
+    def publish(self, kind: str, digest: str, folder: str, record: dict[str, Any]) -> Entry:
         """Write the record with the product's sums into a folder from ``begin`` and give it its place.
 
         The caller holds the digest's lock; a broken entry in that place is replaced.
         """
-        record = {**record, **_sums(folder / record["product"])}
-        with open(folder / _RECORD, "w", encoding="utf-8") as file:
+        record = {**record, **_sums(f"{folder}/{record['product']}")}
+        with open(f"{folder}/{_RECORD}", "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
             file.write("\n")
         place = self.folder(kind, digest)
-        if place.exists():
-            broken = place.with_name(f"{folder.name}-replaced")
+        if os.path.exists(place):
+            broken = f"{folder}-replaced"
             os.rename(place, broken)
             remove_tree(broken)
         os.rename(folder, place)
@@ -158,7 +155,7 @@ class Root:
     def recall_graph(self, digest: str, identity: dict[str, Any]) -> tuple[str, str] | None:
         """Return (the digest of the step, how it is run) that `keep_graph` kept, if the file is whole and is about
         ``identity``."""
-        path = self.folder(GRAPHS, digest).with_suffix(".json")
+        path = f"{self.folder(GRAPHS, digest)}.json"
         try:
             with open(path, "rb") as file:
                 if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
@@ -182,27 +179,27 @@ class Root:
         """Keep which step a graph became, and how it is run; the file appears whole, by renaming."""
         if not self.is_writable:
             return
-        path = self.folder(GRAPHS, digest).with_suffix(".json")
+        path = f"{self.folder(GRAPHS, digest)}.json"
         record = {"key": identity, "step": step, "facts": facts, "sha256": _sum_of_graph(step, facts)}
         with contextlib.suppress(OSError):  # it saves time, it is never needed
-            os.makedirs(path.parent, mode=0o700, exist_ok=True)
-            temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-            os.replace(temporary, path)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            _replace(path, json.dumps(record, indent=1))
 
     def forget_graphs(self, keep: int = 0) -> None:
         """Remove all but the ``keep`` that were used last, and what killed processes left of them."""
-        found = sorted((self.path / GRAPHS).glob("*/*"), key=_last_change, reverse=True)
+        found = sorted(_on_shelves(f"{self.path}/{GRAPHS}"), key=_last_change, reverse=True)
         for path in found[keep:]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
-    def keep_failed(self, digest: str, folder: Path) -> Path:
+    def keep_failed(self, digest: str, folder: str) -> str:
         """Move the folder of a failed build to where the user can read it; return its new place."""
-        place = self.path / "failed" / digest
-        os.makedirs(place.parent, mode=0o700, exist_ok=True)
+        failed = f"{self.path}/failed"
+        place = f"{failed}/{digest}"
+        os.makedirs(failed, mode=0o700, exist_ok=True)
         remove_tree(place)
         os.rename(folder, place)
-        for old in sorted(place.parent.iterdir(), key=_last_change)[:-16]:
+        for old in sorted(_children(failed), key=_last_change)[:-16]:
             remove_tree(old)
         return place
 
@@ -210,16 +207,18 @@ class Root:
         """Note that the entry was used now."""
         if self.is_writable:
             with contextlib.suppress(OSError):  # at worst it is evicted too early
-                os.utime(entry.folder / _RECORD)
+                os.utime(f"{entry.folder}/{_RECORD}")
 
-    def folders(self, kind: str) -> list[Path]:
+    def folders(self, kind: str) -> list[str]:
         """Return the folders of all entries, broken ones too."""
-        shelves = (self.path / kind).glob("*/*")
-        return [folder for folder in shelves if not folder.name.startswith(_TEMPORARY) and folder.is_dir()]
+        found = _on_shelves(f"{self.path}/{kind}")
+        return [folder for folder in found if not _is_temporary(folder) and os.path.isdir(folder)]
 
-    def temporaries(self) -> list[Path]:
+    def temporaries(self) -> list[str]:
         """Return the folders of builds that are under way, or were killed."""
-        return [folder for kind in (STEPS, BINDINGS) for folder in (self.path / kind).glob(f"*/{_TEMPORARY}*")]
+        return [
+            place for kind in (STEPS, BINDINGS) for place in _on_shelves(f"{self.path}/{kind}") if _is_temporary(place)
+        ]
 
     # ---- locks ----
 
@@ -232,8 +231,8 @@ class Root:
         """
         from filelock import FileLock, Timeout
 
-        os.makedirs(self.path / "locks", mode=0o700, exist_ok=True)
-        lock = FileLock(self.path / "locks" / f"{digest}.lock")
+        os.makedirs(f"{self.path}/locks", mode=0o700, exist_ok=True)
+        lock = FileLock(f"{self.path}/locks/{digest}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -247,14 +246,14 @@ class Root:
         finally:
             lock.release()
 
-    def remove_unless_held(self, digest: str, folder: Path) -> bool:
+    def remove_unless_held(self, digest: str, folder: str) -> bool:
         """Remove a folder that belongs to the digest, unless a process holds its lock; return whether it
         went.
         """
         from filelock import FileLock, Timeout
 
-        os.makedirs(self.path / "locks", mode=0o700, exist_ok=True)
-        lock = FileLock(self.path / "locks" / f"{digest}.lock")
+        os.makedirs(f"{self.path}/locks", mode=0o700, exist_ok=True)
+        lock = FileLock(f"{self.path}/locks/{digest}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -268,19 +267,15 @@ class Root:
     def sweep(self) -> None:
         """Remove what killed builds have left."""
         for folder in self.temporaries():
-            self.remove_unless_held(folder.name.removeprefix(_TEMPORARY).partition("-")[0], folder)
+            self.remove_unless_held(os.path.basename(folder).removeprefix(_TEMPORARY).partition("-")[0], folder)
 
 
-def cache_path() -> Path:
+def cache_path() -> str:
     """Return the cache folder that the settings name; it need not exist."""
-    if config.cache_dir is not None:
-        return Path(config.cache_dir).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("pequegrad", appauthor=False))
+    return config.cache_folder()
 
 
-def refusal(path: Path) -> str | None:
+def refusal(path: str) -> str | None:
     """Return why the cache must not use an existing folder, or None."""
     status = os.stat(path)
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
@@ -290,14 +285,16 @@ def refusal(path: Path) -> str | None:
     return None
 
 
-def usability(path: Path, mode: str) -> str | None:
+def usability(path: str, mode: str) -> str | None:
     """Return why the folder cannot be used as things stand, or None; nothing is created."""
     if mode == "off":
         return None
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             return refusal(path) or (None if mode == "readonly" or os.access(path, os.W_OK) else "it is read-only")
-        above = next((folder for folder in path.parents if folder.exists()), Path("/"))
+        above = os.path.dirname(path)
+        while not os.path.exists(above):
+            above = os.path.dirname(above)
         return None if mode == "readonly" or os.access(above, os.W_OK) else f"{above} is read-only"
     except OSError as error:
         return error.strerror or str(error)
@@ -311,17 +308,17 @@ def open_root() -> Root:
     if mode == "off":
         return temporary_root()
     path = cache_path()
-    key = (str(path), mode, os.getpid())  # a forked child must not lean on its parent's temporary folder
+    key = (path, mode, os.getpid())  # a forked child must not lean on its parent's temporary folder
     if key not in _opened:
         _opened[key] = _open(path, mode)
     return _opened[key]
 
 
-def _open(path: Path, mode: str) -> Root:
+def _open(path: str, mode: str) -> Root:
     try:
         if mode == "on":
             os.makedirs(path, mode=0o700, exist_ok=True)
-        elif not path.is_dir():
+        elif not os.path.isdir(path):
             return temporary_root()
         problem = refusal(path)
     except OSError as error:
@@ -332,7 +329,7 @@ def _open(path: Path, mode: str) -> Root:
     return Root(path, is_writable=mode == "on", is_temporary=False)
 
 
-def warn_unusable(path: Path, problem: str) -> None:
+def warn_unusable(path: str, problem: str) -> None:
     """Say once that the cache folder cannot be used and what to do."""
     text = (
         f"the cache folder {path} is not used: {problem}. Steps are compiled into a temporary folder, "
@@ -351,7 +348,7 @@ def temporary_root() -> Root:
         import atexit
         import tempfile
 
-        path = Path(tempfile.mkdtemp(prefix="pequegrad-"))
+        path = tempfile.mkdtemp(prefix="pequegrad-")
         _temporary_roots.append((os.getpid(), path))
         if len(_temporary_roots) == 1:
             atexit.register(_remove_temporary_roots)
@@ -365,10 +362,10 @@ def _remove_temporary_roots() -> None:
             remove_tree(path)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: str) -> dict[str, Any]:
     """Return an entry's record; an unreadable one counts as empty, and so as a broken entry."""
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
+        record = json.loads(_content(f"{folder}/{_RECORD}"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -391,13 +388,13 @@ def find_problem(entry: Entry) -> str | None:
     return None
 
 
-def last_used(folder: Path) -> float:
+def last_used(folder: str) -> float:
     """Return when the entry was last used, in seconds since the epoch."""
-    record = folder / _RECORD
-    return _last_change(record if record.exists() else folder)
+    record = f"{folder}/{_RECORD}"
+    return _last_change(record if os.path.exists(record) else folder)
 
 
-def tree_bytes(folder: Path) -> int:
+def tree_bytes(folder: str) -> int:
     """Return the bytes of all files below a folder, some of which may vanish meanwhile."""
     total = 0
     for place, _, names in os.walk(folder):
@@ -407,7 +404,7 @@ def tree_bytes(folder: Path) -> int:
     return total
 
 
-def remove_tree(folder: Path) -> None:
+def remove_tree(folder: str) -> None:
     """Remove a folder and all in it as far as that is possible; nothing happens when there is none."""
     import shutil
 
@@ -420,16 +417,46 @@ def log(text: str) -> None:
         print(f"pequegrad cache: {text}", file=sys.stderr)
 
 
-def _last_change(path: Path) -> float:
+def _last_change(path: str) -> float:
     try:
-        return path.stat().st_mtime
+        return os.stat(path).st_mtime
     except FileNotFoundError:
         return 0.0
 
 
-def _sums(path: Path) -> dict[str, Any]:
+def _children(place: str) -> list[str]:
+    """Return the paths of what lies in a folder; none where there is no such folder."""
+    try:
+        return [f"{place}/{name}" for name in os.listdir(place)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _on_shelves(place: str) -> list[str]:
+    """Return the paths of all that lies in the folders of a folder."""
+    return [path for shelf in _children(place) for path in _children(shelf)]
+
+
+def _is_temporary(path: str) -> bool:
+    return os.path.basename(path).startswith(_TEMPORARY)
+
+
+def _content(path: str) -> bytes:
     with open(path, "rb") as file:
-        data = file.read()
+        return file.read()
+
+
+def _replace(path: str, text: str) -> None:
+    """Write a file so that it appears whole, by renaming."""
+    above, name = os.path.split(path)
+    temporary = f"{above}/{_TEMPORARY}{name}-{os.getpid()}-{threading.get_ident()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _sums(path: str) -> dict[str, Any]:
+    data = _content(path)
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -437,9 +464,9 @@ def _sum_of_graph(step: str, facts: str) -> str:
     return hashlib.sha256(f"{step}\0{facts}".encode()).hexdigest()
 
 
-def _read_memo(path: Path) -> dict[str, list[str]]:
+def _read_memo(path: str) -> dict[str, list[str]]:
     try:
-        memo = json.loads(path.read_bytes())
+        memo = json.loads(_content(path))
     except (OSError, ValueError):
         return {}
     if not isinstance(memo, dict):

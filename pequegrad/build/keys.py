@@ -5,28 +5,25 @@ Invariant: every input that could change a module's bytes or meaning is a field 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
 import os
-import stat
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from .. import targets
 from ..config import config
 from ..errors import CacheError, DeviceError, ToolchainError
+from ..records import fields, record
 from ..targets import Target
-from . import nvcc, toolchain
-from .nvcc import Nvcc
-from .toolchain import Compiler
+from . import programs
+from .programs import Compiler, Nvcc
 
 _FORMAT = 2  # goes up when the layout of an entry changes
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # All of the runtime that the binding's object is made of: other headers may change without compiling it again.
 BINDING_SOURCES = ("binding/binding.cpp", "binding/call.h", "include/pequegrad/interface.h", "include/pequegrad/pool.h")
 # The Python that turns a plan into source: an edit there changes the source of an equal plan.
@@ -48,13 +45,25 @@ class Memo(Protocol):
         """Keep a fact."""
 
 
-@dataclass(frozen=True, slots=True)
+class Probes(NamedTuple):
+    """What asks compilers what they are, by starting them: ``cxx(command)`` returns a version, ``nvcc(path, host)`` a
+    version and the folders of libraries. Raise ToolchainError."""
+
+    cxx: Callable[[Sequence[str]], str]
+    nvcc: Callable[[str, Compiler], tuple[str, tuple[str, ...]]]
+
+
+GetProbes = Callable[[], Probes]
+"""Asked only where the memo does not know a compiler: the modules that start processes are loaded for that alone."""
+
+
+@record
 class CacheKey:
     """Everything that decides what a step module is. ``name`` is for people and is no part of the identity. The fields
     of nvcc are empty where the C++ compiler alone is asked.
     """
 
-    name: str = dataclasses.field(compare=False)
+    name: str
     format: int
     target: str
     launch: str
@@ -79,7 +88,8 @@ class CacheKey:
 
     def fields(self) -> dict[str, Any]:
         """Return the identity as a dictionary of JSON values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+        values = fields(self)
+        del values["name"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
@@ -105,38 +115,39 @@ def digest_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def runtime_folder() -> Path:
+def runtime_folder() -> str:
     """Return the folder of the runtime's headers: inside an installed package, or beside it in a source
     checkout.
     """
-    for folder in (_PACKAGE / "_runtime", _PACKAGE.parent / "runtime"):
-        if (folder / "include").is_dir():
+    installed, beside = f"{_PACKAGE}/_runtime", f"{os.path.dirname(_PACKAGE)}/runtime"
+    for folder in (installed, beside):
+        if os.path.isdir(f"{folder}/include"):
             return folder
     raise CacheError(
-        f"the runtime headers are missing: neither {_PACKAGE / '_runtime'} nor {_PACKAGE.parent / 'runtime'} "
-        "has them. "
-        "Install pequegrad again."
+        f"the runtime headers are missing: neither {installed} nor {beside} has them. Install pequegrad again."
     )
 
 
-def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo) -> CacheKey:
+def make_step_key(plan_text: str, target: Target, *, name: str, memo: Memo, probes: GetProbes) -> CacheKey:
     """Return the key of the step with this canonical plan text. Raises ToolchainError when there is no
     compiler, or no nvcc for a target that needs it.
     """
-    generator = hash_folders(memo, *(_PACKAGE / room for room in _GENERATOR_ROOMS), suffix=".py")
-    return _make_key(plan_text, generator, _package_version(memo, generator), target, name, memo)
+    generator = hash_folders(memo, *(f"{_PACKAGE}/{room}" for room in _GENERATOR_ROOMS), suffix=".py")
+    return _make_key(plan_text, generator, _package_version(memo, generator), target, name, memo, probes)
 
 
-def make_graph_key(graph_text: str, target: Target, *, name: str, memo: Memo) -> CacheKey:
+def make_graph_key(graph_text: str, target: Target, *, name: str, memo: Memo, probes: GetProbes) -> CacheKey:
     """Return the key under which is kept what became of a traced graph: like a step's, but with all of the package's Python,
     which makes the plan of a graph. Raises as `make_step_key` does."""
     package = hash_folders(memo, _PACKAGE, suffix=".py")
-    return _make_key(graph_text, package, "", target, name, memo)
+    return _make_key(graph_text, package, "", target, name, memo, probes)
 
 
-def _make_key(text: str, generator: str, version: str, target: Target, name: str, memo: Memo) -> CacheKey:
-    compiler = find_compiler(memo)
-    device_compiler = find_nvcc(memo, compiler) if target.compiler == "nvcc" else _NO_NVCC
+def _make_key(
+    text: str, generator: str, version: str, target: Target, name: str, memo: Memo, probes: GetProbes
+) -> CacheKey:
+    compiler = find_compiler(memo, probes)
+    device_compiler = find_nvcc(memo, compiler, probes) if target.compiler == "nvcc" else _NO_NVCC
     return CacheKey(
         name=name,
         format=_FORMAT,
@@ -144,7 +155,7 @@ def _make_key(text: str, generator: str, version: str, target: Target, name: str
         launch=target.launch,
         plan=hashlib.sha256(text.encode()).hexdigest(),
         generator=generator,
-        templates=hash_folders(memo, _PACKAGE / "templates"),
+        templates=hash_folders(memo, f"{_PACKAGE}/templates"),
         headers=hash_folders(memo, runtime_folder()),
         compiler=compiler.command,
         compiler_version=compiler.version,
@@ -157,7 +168,7 @@ def _make_key(text: str, generator: str, version: str, target: Target, name: str
         nvcc_append_flags=device_compiler.append_flags,
         nvcc_libraries=device_compiler.library_folders,
         processor=targets.host_processor() if target.is_native else targets.host_machine(),
-        python=toolchain.python_tag(),
+        python=programs.python_tag(),
         pybind11=_pybind11_version(memo),
         pequegrad=version,
     )
@@ -167,7 +178,7 @@ def binding_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
     """Return what decides the binding's object: the same for all steps of one Python, pybind11 and compiler."""
     return {
         "format": _FORMAT,
-        "headers": hash_folders(memo, *(runtime_folder() / name for name in BINDING_SOURCES)),
+        "headers": hash_folders(memo, *(f"{runtime_folder()}/{name}" for name in BINDING_SOURCES)),
         "compiler": list(key.compiler),
         "compiler_version": key.compiler_version,
         "flags": list(target.binding_flags),
@@ -183,7 +194,7 @@ def parts_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
     processor and a set of flags."""
     return {
         "format": _FORMAT,
-        "headers": hash_folders(memo, runtime_folder() / "include", runtime_folder() / target.parts),
+        "headers": hash_folders(memo, f"{runtime_folder()}/include", f"{runtime_folder()}/{target.parts}"),
         "compiler": list(key.compiler),
         "compiler_version": key.compiler_version,
         "flags": list(key.flags),
@@ -192,36 +203,36 @@ def parts_fields(key: CacheKey, target: Target, memo: Memo) -> dict[str, Any]:
     }
 
 
-def find_compiler(memo: Memo) -> Compiler:
+def find_compiler(memo: Memo, probes: GetProbes) -> Compiler:
     """Return the compiler; a process is started only when the compiler has changed since the memo was
     written.
     """
-    command = toolchain.locate_command()
-    name, stamp = f"version of {' '.join(command)}", toolchain.command_stamp(command)
+    command = programs.locate_command()
+    name, stamp = f"version of {' '.join(command)}", programs.command_stamp(command)
     version = memo.get(name, stamp)
     if version is None:
-        version = toolchain.probe_version(command)
+        version = probes().cxx(command)
         memo.put(name, stamp, version)
-    return Compiler(command, toolchain.extra_flags(), version)
+    return Compiler(command, programs.extra_flags(), version)
 
 
-def find_nvcc(memo: Memo, host: Compiler) -> Nvcc:
+def find_nvcc(memo: Memo, host: Compiler, probes: GetProbes) -> Nvcc:
     """Return nvcc; a process is started only when it has changed since the memo was written. Where none is there any
     more, return the last one that was: what it has built is still good.
     """
-    prepend, append = nvcc.user_flags()
+    prepend, append = programs.nvcc_flags()
     try:
-        path = nvcc.locate()
+        path = programs.locate_nvcc()
     except ToolchainError:
         last = memo.get(_LAST_NVCC, "") if config.cuda_home is None else None
         if last is None:
             raise
         path, version, *libraries = json.loads(last)
         return Nvcc(path, version, prepend, append, tuple(libraries))
-    name, stamp = f"nvcc {path}", toolchain.command_stamp((path,))
+    name, stamp = f"nvcc {path}", programs.command_stamp((path,))
     known = memo.get(name, stamp)
     if known is None:
-        version, folders = nvcc.probe(path, host)
+        version, folders = probes().nvcc(path, host)
         known = json.dumps([path, version, *folders])
         memo.put(name, stamp, known)
         memo.put(_LAST_NVCC, "", known)
@@ -240,19 +251,19 @@ def check_can_run(target: Target, key: CacheKey | None = None) -> None:
     device = targets.find_device()
     if isinstance(device, str):
         raise DeviceError(targets.no_device(device))
-    toolkit = nvcc.release_of(key.nvcc_version) if key is not None else ""
+    toolkit = programs.release_of(key.nvcc_version) if key is not None else ""
     problem = targets.device_problem(device, target.instruction_set.name, toolkit)
     if problem is not None:
         raise DeviceError(f"a compiled step cannot run on this machine: {problem}.")
 
 
-def hash_folders(memo: Memo, *folders: Path, suffix: str = "") -> str:
+def hash_folders(memo: Memo, *folders: str, suffix: str = "") -> str:
     """Return a hash over names and contents of files and of all files below folders; unchanged files are not read
     again.
     """
     files = sorted(found for folder in folders for found in _list_files(folder, suffix))
     stamp = hashlib.sha256("\n".join(f"{name} {mark}" for name, _, mark, _ in files).encode()).hexdigest()
-    name = f"contents of {' '.join(map(str, folders))} {suffix}".rstrip()
+    name = f"contents of {' '.join(folders)} {suffix}".rstrip()
     known = memo.get(name, stamp)
     if known is not None:
         return known
@@ -276,27 +287,35 @@ def distribution_version(distribution: str) -> str:
         return "not installed"
 
 
-def _list_files(place: Path, suffix: str) -> list[tuple[str, str, str, float]]:
+def _list_files(place: str, suffix: str) -> list[tuple[str, str, str, float]]:
     """Return (name, path, stamp, time of change) of a file or of each file below a folder but hidden ones."""
-    found, waiting = [], [str(place)]
+    above = len(os.path.dirname(place)) + 1
+    if not os.path.isdir(place):
+        return _stamped([place], above)
+    paths, waiting = [], [place]
     while waiting:
-        path = waiting.pop()
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(".") or name == "__pycache__":
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif name.endswith(suffix):
+                    paths.append(entry.path)
+    return _stamped(paths, above)
+
+
+def _stamped(paths: list[str], above: int) -> list[tuple[str, str, str, float]]:
+    found = []
+    for path in paths:
         try:
             status = os.stat(path)
-            if stat.S_ISDIR(status.st_mode):
-                waiting += [f"{path}/{name}" for name in os.listdir(path) if _is_source(name)]
-                continue
         except FileNotFoundError:
             continue  # a room that is not there adds nothing
-        if path.endswith(suffix):
-            mark = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-            name = path[len(str(place.parent)) + 1 :]
-            found.append((name, path, mark, max(status.st_mtime, status.st_ctime)))
+        mark = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+        found.append((path[above:], path, mark, max(status.st_mtime, status.st_ctime)))
     return found
-
-
-def _is_source(name: str) -> bool:
-    return not name.startswith(".") and name != "__pycache__"
 
 
 def _pybind11_version(memo: Memo) -> str:
@@ -304,7 +323,7 @@ def _pybind11_version(memo: Memo) -> str:
     spec = importlib.util.find_spec("pybind11")
     if spec is None or spec.origin is None:
         return "none"
-    return _memoised_version(memo, "pybind11", toolchain.file_stamp(spec.origin))
+    return _memoised_version(memo, "pybind11", programs.file_stamp(spec.origin))
 
 
 def _package_version(memo: Memo, generator: str) -> str:

@@ -11,7 +11,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CacheError, DeviceError, IndexOutOfRange
@@ -80,7 +79,7 @@ class StepModule:
 
     __slots__ = ("_native", "make_call", "path", "try_run", "try_run_many")
 
-    def __init__(self, native: Any, path: Path) -> None:
+    def __init__(self, native: Any, path: str) -> None:
         self._native = native
         self.path = path
         self.try_run: Callable[[Sequence[Any], int], tuple[int, int, int, int, str] | None] = native.run
@@ -110,7 +109,7 @@ class StepModule:
             raise StepFailure(*failure).error()
 
 
-def load(path: Path, unique_name: str) -> StepModule:
+def load(path: str, unique_name: str) -> StepModule:
     """Load a step's module file under a name of its own and give it the process's thread pool.
 
     The caller has checked the file's sums. Raises CacheError when it is no module for this Python all the
@@ -118,8 +117,8 @@ def load(path: Path, unique_name: str) -> StepModule:
     """
     global _pool_capsule
     name = f"pequegrad._steps.{unique_name}_{next(_numbers)}.{INIT_NAME}"
-    file_loader = importlib.machinery.ExtensionFileLoader(name, str(path))
-    spec = importlib.machinery.ModuleSpec(name, file_loader, origin=str(path))
+    file_loader = importlib.machinery.ExtensionFileLoader(name, path)
+    spec = importlib.machinery.ModuleSpec(name, file_loader, origin=path)
     try:
         native = importlib.util.module_from_spec(spec)
         file_loader.exec_module(native)

@@ -1,32 +1,24 @@
-"""Find nvcc and run it: the source of a step on a device to an object, with the C++ compiler for its host part.
+"""Run nvcc: the source of a step on a device to an object, with the C++ compiler for its host part.
 
 Invariant: nvcc gets the flags that the cache key names and no others; its variables of the environment are settings.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import config, environment
+from ..config import environment
 from ..errors import ToolchainError
-from ..records import record
 from . import toolchain
-from .toolchain import CommandResult, Compiler
+from .programs import NVCC_HINT, Compiler, Nvcc, find_program, locate_nvcc, release_of
+from .toolchain import CommandResult
 
 OLDEST_TOOLKIT = (12, 4)  # the first whose --split-compile and mma of all types the templates were written for
-_WHEEL_FOLDERS = ("cu13", "cuda_nvcc")  # in site-packages/nvidia: wheels of CUDA 13 and of CUDA 12
 _LIBRARY = "libcudart_static.a"
 _READ_BY_NVCC = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
-_INSTALL_HINT = (
-    'Install one (python -m pip install "pequegrad[cuda]", or NVIDIA\'s CUDA toolkit) or set CUDA_HOME to the folder of the '
-    'toolkit. target="cuda-sim" needs none.'
-)
 # What nvcc or the linker prints, and the cure.
 _CURES = (
     (
@@ -57,60 +49,6 @@ _CURES = (
 )
 
 
-@record
-class Nvcc:
-    """nvcc: its path, what it says of its version, the user's own flags before and after ours, and where its libraries
-    lie.
-    """
-
-    path: str
-    version: str
-    prepend_flags: tuple[str, ...]
-    append_flags: tuple[str, ...]
-    library_folders: tuple[str, ...]
-
-    @property
-    def release(self) -> str:
-        """CUDA's version, such as "13.0"."""
-        return release_of(self.version)
-
-
-def release_of(version: str) -> str:
-    """Return CUDA's version from what nvcc says of itself, such as "13.0"; "" where it does not say."""
-    found = re.search(r"\brelease (\d+\.\d+)", version)
-    return found[1] if found else ""
-
-
-def locate() -> str:
-    """Return nvcc's path without starting it: of ``config.cuda_home`` (CUDA_HOME), on PATH, or of pip's wheels.
-
-    Raises ToolchainError with the cure when there is none.
-    """
-    if config.cuda_home is not None:
-        program = Path(config.cuda_home).expanduser() / "bin" / "nvcc"
-        if not os.access(program, os.X_OK):
-            raise ToolchainError(
-                f"no nvcc: CUDA_HOME is {str(config.cuda_home)!r}, and there is no {program}. {_INSTALL_HINT}"
-            )
-        return str(program)
-    path = shutil.which("nvcc")
-    if path is not None:
-        return path
-    for folder in _wheels():
-        program = folder / "bin" / "nvcc"
-        if os.access(program, os.X_OK):
-            return str(program)
-    raise ToolchainError(
-        f"no nvcc: looked at CUDA_HOME, which is not set, on PATH, and for the wheels of pequegrad[cuda]. {_INSTALL_HINT}"
-    )
-
-
-def _wheels() -> list[Path]:
-    spec = importlib.util.find_spec("nvidia")  # a namespace package, which many wheels share
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return [Path(place) / name for name in _WHEEL_FOLDERS for place in places]
-
-
 def probe(path: str, host: Compiler) -> tuple[str, tuple[str, ...]]:
     """Return the line of --version that names the release, and the folders of its libraries. Raises ToolchainError when
     it does not run or is too old.
@@ -118,13 +56,11 @@ def probe(path: str, host: Compiler) -> tuple[str, tuple[str, ...]]:
     said = toolchain.run_command([path, "--version"], _environment())
     version = next((line.strip() for line in said.output.splitlines() if release_of(line)), "")
     if said.status != 0 or not version:
-        raise ToolchainError(
-            f"nvcc does not run: {path} --version said:\n{toolchain.quote(said.output)}\n{_INSTALL_HINT}"
-        )
+        raise ToolchainError(f"nvcc does not run: {path} --version said:\n{toolchain.quote(said.output)}\n{NVCC_HINT}")
     release = release_of(version)
     if tuple(map(int, release.split("."))) < OLDEST_TOOLKIT:
         oldest = "{}.{}".format(*OLDEST_TOOLKIT)
-        raise ToolchainError(f"{path} is of CUDA {release}, and pequegrad needs {oldest} or newer. {_INSTALL_HINT}")
+        raise ToolchainError(f"{path} is of CUDA {release}, and pequegrad needs {oldest} or newer. {NVCC_HINT}")
     # nvcc itself knows best where its toolkit lies: it may be a script or a link elsewhere.
     dry = toolchain.run_command([path, *_host_options(host), "--dryrun", "probe.cu"], _environment())
     top = re.search(r"^#\$ TOP=(.*)$", dry.output, re.MULTILINE)
@@ -138,17 +74,12 @@ def probe(path: str, host: Compiler) -> tuple[str, tuple[str, ...]]:
     return version, tuple(found[:1])
 
 
-def user_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the user's NVCC_PREPEND_FLAGS and NVCC_APPEND_FLAGS, split as a shell would."""
-    return tuple(shlex.split(config.nvcc_prepend_flags)), tuple(shlex.split(config.nvcc_append_flags))
-
-
 def compile_object(
     nvcc: Nvcc, host: Compiler, flags: Sequence[str], include_folders: Sequence[Path], source: Path, output: Path
 ) -> CommandResult:
     """Compile one source file to an object file; the user's NVCC_APPEND_FLAGS come last and so win."""
     if not os.access(nvcc.path, os.X_OK):
-        locate()  # it went since the key was made: say so
+        locate_nvcc()  # it went since the key was made: say so
     return toolchain.run_command(
         [
             nvcc.path,
@@ -174,7 +105,7 @@ def cure(output: str) -> str:
 def _host_options(host: Compiler) -> list[str]:
     # nvcc takes a program without arguments: behind a launcher, as in `ccache g++ -m64`, that is the last program.
     programs = [word for word in host.command if not word.startswith("-")]
-    program = shutil.which(programs[-1]) or programs[0]
+    program = find_program(programs[-1]) or programs[0]
     return [f"-ccbin={program}", *(f"-Xcompiler={word}" for word in host.command if word.startswith("-"))]
 
 

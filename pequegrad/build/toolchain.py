@@ -1,4 +1,4 @@
-"""Find the C++ compiler and run it: source to object, objects to a shared module.
+"""Run the C++ compiler: source to object, objects to a shared module.
 
 Invariant: the only file that starts processes. Whatever ends this process's wait for a compiler ends the
 compiler too.
@@ -10,36 +10,18 @@ import contextlib
 import os
 import re
 import shlex
-import shutil
 import signal
-import sys
 import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..config import config
 from ..errors import ToolchainError
 from ..records import record
+from .programs import CXX_HINT, Compiler
 
-CANDIDATES = ("g++", "c++", "clang++")
 _QUOTED_LINES = 12
-_INSTALL_HINT = (
-    "Install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install or brew install gcc; "
-    "conda: conda install -c conda-forge cxx-compiler) or set CXX to its path."
-)
 _FULL_DISK = ("No space left on device", "Read-only file system", "Disk quota exceeded", "File too large")
-
-
-@record
-class Compiler:
-    """A C++ compiler: the command with resolved path, the user's own CXXFLAGS, and the first line of
-    --version.
-    """
-
-    command: tuple[str, ...]
-    extra_flags: tuple[str, ...]
-    version: str
 
 
 @record
@@ -61,47 +43,6 @@ class CommandResult:
         ending = "" if self.output.endswith("\n") or not self.output else "\n"
         summary = f"[exit status {self.status}, {self.seconds:.2f} s]"
         return f"$ {shlex.join(self.command)}\n{self.output}{ending}{summary}\n"
-
-
-def locate_command() -> tuple[str, ...]:
-    """Return the compiler command, its program as a full path, without starting it.
-
-    ``config.cxx`` (CXX, which may carry arguments) comes first, then g++, c++ and clang++ on PATH. Raises
-    ToolchainError with the cure when there is none.
-    """
-    if config.cxx:
-        program, *arguments = shlex.split(config.cxx)
-        path = shutil.which(program)
-        if path is None:
-            raise ToolchainError(
-                f"no C++ compiler: CXX is {config.cxx!r}, and {program!r} is not there. {_INSTALL_HINT}"
-            )
-        return (path, *arguments)
-    for program in CANDIDATES:
-        path = shutil.which(program)
-        if path is not None:
-            return (path,)
-    raise ToolchainError(f"no C++ compiler: looked for {', '.join(CANDIDATES)} on PATH. {_INSTALL_HINT}")
-
-
-def extra_flags() -> tuple[str, ...]:
-    """Return the user's CXXFLAGS, split as a shell would."""
-    return tuple(shlex.split(config.cxxflags))
-
-
-def file_stamp(path: str | Path) -> str:
-    """Return a text that changes whenever the file is replaced or edited."""
-    status = os.stat(path)
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-
-
-def command_stamp(command: Sequence[str]) -> str:
-    """Return a text that changes when a program of the command does, such as g++ in ``ccache g++``."""
-    stamps = []
-    for word in command:
-        path = None if word.startswith("-") else shutil.which(word)
-        stamps.append(word if path is None else f"{path}:{file_stamp(path)}")
-    return " ".join(stamps)
 
 
 def probe_version(command: Sequence[str]) -> str:
@@ -199,7 +140,7 @@ def run_commands(commands: Sequence[Sequence[str]], variables: Mapping[str, str]
                     env=variables,
                 )
             except OSError as error:
-                raise ToolchainError(f"cannot start {command[0]}: {error.strerror}. {_INSTALL_HINT}") from error
+                raise ToolchainError(f"cannot start {command[0]}: {error.strerror}. {CXX_HINT}") from error
             running.append(process)
         for command, process in zip(commands, running, strict=True):
             output, _ = process.communicate()
@@ -211,13 +152,6 @@ def run_commands(commands: Sequence[Sequence[str]], variables: Mapping[str, str]
             process.wait()
         raise
     return results
-
-
-def python_tag() -> str:
-    """Return what a module compiled for this Python is called, such as ``.cpython-311-x86_64-linux-gnu.so``."""
-    from importlib.machinery import EXTENSION_SUFFIXES
-
-    return EXTENSION_SUFFIXES[0] if EXTENSION_SUFFIXES else f".{sys.implementation.cache_tag}.so"
 
 
 def quote(output: str) -> str:

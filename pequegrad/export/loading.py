@@ -88,7 +88,7 @@ def _module(folder: Path, manifest: Manifest) -> StepModule:
         module = _modules.get(digest)
         if module is None:
             try:
-                module = loader.load(folder / manifest.module.name, digest)
+                module = loader.load(str(folder / manifest.module.name), digest)
             except CacheError as error:
                 raise ArtifactError(
                     f"{folder / manifest.module.name} does not load here: {error.__cause__}. Its C or C++ library may be newer "

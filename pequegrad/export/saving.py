@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import serialization
 from ..build import folder as cache_folder
-from ..build.cache import BuiltStep
+from ..build.known import BuiltStep
 from ..codegen import emit
 from ..codegen.plan import StepPlan
 from ..dtypes import DType
@@ -150,7 +150,7 @@ def _value(binding: InputBinding) -> Any:
 
 def _built_files(step: Exportable) -> tuple[bytes, bytes, dict[str, Any]]:
     """Return the module, its source, and the cache's record of the build."""
-    record = cache_folder.read_record(step.built.path.parent)
+    record = cache_folder.read_record(step.built.entry.folder)
     try:
         module, source = step.built.path.read_bytes(), step.built.source_path.read_bytes()
     except OSError as error:

@@ -24,7 +24,7 @@ def binding(cache_dir: Path) -> Path:
     """
     if COMPILER is None:
         pytest.skip("there is no g++ on this machine")
-    if not (keys.runtime_folder() / "include" / "pequegrad" / "pool.h").exists():
+    if not Path(keys.runtime_folder(), "include", "pequegrad", "pool.h").exists():
         pytest.skip("the runtime has no pool.h")
     cache.self_test()
     return cache_dir

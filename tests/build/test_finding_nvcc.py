@@ -15,7 +15,7 @@ import pytest
 
 import pequegrad as pg
 from pequegrad import targets
-from pequegrad.build import BuiltStep, cache, nvcc
+from pequegrad.build import BuiltStep, cache, programs
 from pequegrad.errors import DeviceError, ToolchainError
 from tests.build.conftest import COMPILER
 from tests.build.helpers import run_affine, step_source
@@ -29,8 +29,8 @@ def machine(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for name in ("CXX", "CUDA_HOME", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
         monkeypatch.delenv(name, raising=False)
 
-    def which(program, *rest, real=shutil.which):
-        found = real(program, *rest)
+    def find_program(program, real=programs.find_program):
+        found = real(program)
         return None if program == "nvcc" and not str(found).startswith(str(tmp_path)) else found
 
     def find_spec(name, *rest, real=importlib.util.find_spec):
@@ -38,8 +38,8 @@ def machine(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
             return real(name, *rest)
         return importlib.machinery.PathFinder.find_spec(name, [str(tmp_path / "site-packages")])
 
-    monkeypatch.setattr(nvcc.shutil, "which", which)
-    monkeypatch.setattr(nvcc.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(programs, "find_program", find_program)
+    monkeypatch.setattr(programs.importlib.util, "find_spec", find_spec)
     return tmp_path
 
 
@@ -94,11 +94,11 @@ def test_the_nvcc_of_a_wheel_builds_a_step_with_the_library_beside_it(machine, w
 
 def test_path_comes_before_wheels_and_cuda_home_before_path(machine, monkeypatch):
     kits = [toolkit(machine / place) for place in ("site-packages/nvidia/cu13", "path", "home")]
-    assert nvcc.locate() == f"{kits[0]}/bin/nvcc"
+    assert programs.locate_nvcc() == f"{kits[0]}/bin/nvcc"
     monkeypatch.setenv("PATH", f"{kits[1]}/bin", prepend=os.pathsep)
-    assert nvcc.locate() == f"{kits[1]}/bin/nvcc"
+    assert programs.locate_nvcc() == f"{kits[1]}/bin/nvcc"
     monkeypatch.setenv("CUDA_HOME", str(kits[2]))
-    assert nvcc.locate() == f"{kits[2]}/bin/nvcc"
+    assert programs.locate_nvcc() == f"{kits[2]}/bin/nvcc"
     run_affine(build(), 3)
     assert [len(calls(kit)) for kit in kits] == [0, 0, 1]
 
@@ -142,7 +142,7 @@ def test_an_old_nvcc_is_refused_with_both_versions_before_anything_is_compiled(m
 @pytest.mark.parametrize("release", ["12.4", "12.10", "13.0"])
 def test_the_oldest_release_that_is_taken_and_later_ones_are(machine, monkeypatch, release):
     monkeypatch.setenv("CUDA_HOME", str(toolkit(machine / "home", release)))
-    assert nvcc.release_of(cache.make_key("plan", TARGET, name="step").nvcc_version) == release
+    assert programs.release_of(cache.make_key("plan", TARGET, name="step").nvcc_version) == release
 
 
 def test_an_nvcc_that_does_not_run_is_named_with_what_it_said(machine, monkeypatch):

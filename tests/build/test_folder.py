@@ -28,7 +28,7 @@ def quick_temporary(root, monkeypatch, tmp_path):
     """The temporary folder, with the binding in it."""
     lent = tmp_path / "lent"
     shutil.copytree(root / folder.BINDINGS, lent / folder.BINDINGS)
-    folder._opened[("", "temporary", os.getpid())] = folder.Root(lent, is_writable=True, is_temporary=True)
+    folder._opened[("", "temporary", os.getpid())] = folder.Root(str(lent), is_writable=True, is_temporary=True)
     return lent
 
 
@@ -130,7 +130,7 @@ def test_off_writes_nothing_into_the_cache_and_leaves_no_temporary_folder(root):
         from pequegrad.build import folder
         from tests.build.helpers import build, step_source
         config.cache = "off"
-        shutil.copytree({str(root / folder.BINDINGS)!r}, folder.temporary_root().path / folder.BINDINGS)
+        shutil.copytree({str(root / folder.BINDINGS)!r}, Path(folder.temporary_root().path, folder.BINDINGS))
         built = build(step_source("affine", SCALE=22))
         assert built.origin == "compiled" and built.path.exists()
         print(built.path)

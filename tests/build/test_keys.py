@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 from pequegrad import targets
-from pequegrad.build import cache, keys
+from pequegrad.build import cache, keys, programs
 
 
 class NoMemo:
@@ -74,7 +75,7 @@ def test_the_python_and_pybind11_change_the_key(root, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(keys, "_pybind11_version", lambda memo: "0.0")
         second = digest()
-    monkeypatch.setattr(keys.toolchain, "python_tag", lambda: ".another-python.so")
+    monkeypatch.setattr(programs, "python_tag", lambda: ".another-python.so")
     assert len({first, second, digest()}) == 3
 
 
@@ -82,7 +83,7 @@ def test_the_python_and_pybind11_change_the_key(root, monkeypatch):
 def test_an_edited_header_changes_the_key(root, tmp_path, monkeypatch, part):
     runtime = tmp_path / "runtime"
     shutil.copytree(keys.runtime_folder(), runtime)
-    monkeypatch.setattr(keys, "runtime_folder", lambda: runtime)
+    monkeypatch.setattr(keys, "runtime_folder", lambda: str(runtime))
     first = digest()
     header = runtime / part
     header.write_text(header.read_text() + "// an edit\n")
@@ -95,7 +96,7 @@ def test_an_edited_template_or_generator_changes_the_key(root, tmp_path, monkeyp
     (package / room).mkdir(parents=True)
     runtime = keys.runtime_folder()
     monkeypatch.setattr(keys, "runtime_folder", lambda: runtime)
-    monkeypatch.setattr(keys, "_PACKAGE", package)
+    monkeypatch.setattr(keys, "_PACKAGE", str(package))
     before = digest()
     (package / room / "kernel.py").write_text("first = 1\n")
     first = digest()
@@ -109,35 +110,35 @@ def test_a_folder_is_read_again_only_when_a_file_in_it_has_changed(tmp_path, mon
     monkeypatch.setattr(keys, "_SETTLED_SECONDS", 0.0)
     time.sleep(0.05)
     memo = DictionaryMemo()
-    first = keys.hash_folders(memo, tmp_path)
+    first = keys.hash_folders(memo, str(tmp_path))
     assert len(memo) == 1
     monkeypatch.setattr("builtins.open", None)  # a reader would fail
-    assert keys.hash_folders(memo, tmp_path) == first
+    assert keys.hash_folders(memo, str(tmp_path)) == first
     monkeypatch.undo()
     status = file.stat()
     file.write_text("two")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same mtime
-    assert keys.hash_folders(memo, tmp_path) != first
+    assert keys.hash_folders(memo, str(tmp_path)) != first
 
 
 def test_a_file_that_was_written_a_moment_ago_is_not_trusted_to_its_stamp(tmp_path):
     (tmp_path / "a.h").write_text("one")
     memo = DictionaryMemo()
-    keys.hash_folders(memo, tmp_path)
+    keys.hash_folders(memo, str(tmp_path))
     assert not memo
 
 
 def test_names_count_as_well_as_contents_and_hidden_files_do_not(tmp_path):
     (tmp_path / "a.h").write_text("one")
-    first = keys.hash_folders(NoMemo(), tmp_path)
+    first = keys.hash_folders(NoMemo(), str(tmp_path))
     (tmp_path / ".a.h.swp").write_text("editor")
-    assert keys.hash_folders(NoMemo(), tmp_path) == first
+    assert keys.hash_folders(NoMemo(), str(tmp_path)) == first
     (tmp_path / "a.h").rename(tmp_path / "b.h")
-    assert keys.hash_folders(NoMemo(), tmp_path) != first
+    assert keys.hash_folders(NoMemo(), str(tmp_path)) != first
 
 
 def test_the_binding_is_compiled_again_for_every_header_that_it_includes():
-    runtime = keys.runtime_folder()
+    runtime = Path(keys.runtime_folder())
     included, waiting = set(), ["binding/binding.cpp"]
     while waiting:
         name = waiting.pop()

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pequegrad import targets
-from pequegrad.build import cache
+from pequegrad.build import cache, kernel_report
 from pequegrad.codegen.emit import render
 from pequegrad.codegen.launch import SHARED_BYTES
 from pequegrad.codegen.lower import lower
@@ -28,11 +28,12 @@ def test_whole_steps_compile_without_spills(net, architecture, launch):
     plan = lower(run_pipeline(NETS[net]().graph), target, 2)
     key = cache.make_key(format_plan(plan), target, name=plan.name)
     built = cache.get_or_build(key, lambda: render(plan, target), target, is_for_here=False)
-    assert {kernel.architecture for kernel in built.kernels} == {architecture}
-    assert all(0 < kernel.registers <= 255 and kernel.shared <= SHARED_BYTES for kernel in built.kernels)
-    of_the_step = [kernel for kernel in built.kernels if "loop_state" not in kernel.name]  # not of `run_many`
+    kernels = kernel_report.read(built.path.parent)
+    assert {kernel.architecture for kernel in kernels} == {architecture}
+    assert all(0 < kernel.registers <= 255 and kernel.shared <= SHARED_BYTES for kernel in kernels)
+    of_the_step = [kernel for kernel in kernels if "loop_state" not in kernel.name]  # not of `run_many`
     assert (len(of_the_step) == 1) == (launch == "cooperative")
-    assert not [kernel for kernel in built.kernels if kernel.spill_stores or kernel.spill_loads]
+    assert not [kernel for kernel in kernels if kernel.spill_stores or kernel.spill_loads]
 
 
 def test_both_compilers_get_the_same_text():
@@ -50,4 +51,5 @@ def test_tensor_cores_compile_without_spills(precision):
     key = cache.make_key(format_plan(plan), target, name=plan.name)
     built = cache.get_or_build(key, lambda: render(plan, target), target, is_for_here=False)
     assert f"{precision}_precision" in built.source_path.read_text(encoding="utf-8")
-    assert not [kernel for kernel in built.kernels if kernel.spill_stores or kernel.spill_loads]
+    kernels = kernel_report.read(built.path.parent)
+    assert not [kernel for kernel in kernels if kernel.spill_stores or kernel.spill_loads]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pequegrad as pg
-from pequegrad.build import cache, toolchain
+from pequegrad.build import cache, programs, toolchain
 from pequegrad.errors import ToolchainError
 from tests.build.helpers import build, run_affine, start_python, step_source
 from tests.build.test_cache import wait_for
@@ -157,6 +157,6 @@ def test_the_stamp_of_a_command_follows_the_compiler_behind_a_launcher(tmp_path,
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     command = (str(tmp_path / "launcher"), "realcxx")
-    before = toolchain.command_stamp(command)
+    before = programs.command_stamp(command)
     (tmp_path / "realcxx").write_text("#!/bin/sh\n# upgraded\n")
-    assert toolchain.command_stamp(command) != before
+    assert programs.command_stamp(command) != before

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from pequegrad.cli.output import Printer, readable_bytes
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ on this machine")
 needs_pool = pytest.mark.skipif(
-    not (keys.runtime_folder() / "include" / "pequegrad" / "pool.h").exists(),
+    not Path(keys.runtime_folder(), "include", "pequegrad", "pool.h").exists(),
     reason="the runtime has no pool.h",
 )
 

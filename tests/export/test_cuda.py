@@ -10,7 +10,7 @@ import pytest
 
 import pequegrad as pg
 from pequegrad import arrays
-from pequegrad.build import nvcc
+from pequegrad.build import programs
 from pequegrad.errors import ArtifactError, PequegradWarning, ToolchainError
 from pequegrad.export import loading
 from pequegrad.targets import Device
@@ -23,7 +23,7 @@ without_cupy = device_fixtures.without_cupy
 
 def has_nvcc() -> bool:
     try:
-        nvcc.locate()
+        programs.locate_nvcc()
     except ToolchainError:
         return False
     return True
