@@ -112,6 +112,7 @@ from .ops.views import (
     unsqueeze,
     view_as,
 )  # fmt: skip
+from .records import collector_at_rest
 from .tensor import Tensor, from_dlpack, from_numpy, is_tensor, tensor
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module 'pequegrad' has no attribute {name!r}")
     module_name, attribute = _LATE[name]
-    module = importlib.import_module(f"{__name__}.{module_name}")
+    with collector_at_rest():
+        module = importlib.import_module(f"{__name__}.{module_name}")
     value = module if attribute is None else getattr(module, attribute)
     globals()[name] = value
     return value

@@ -15,7 +15,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import arrays, targets
@@ -59,7 +58,7 @@ _FALLS_BACK = (NotCompilable, ToolchainError, DeviceError, CacheError)
 Backend = Callable[[Graph], Execute]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Options:
     """How a function is to be compiled; the keywords of ``compile``."""
 
@@ -71,7 +70,8 @@ class Options:
     keep_grads: bool = False
     name: str | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> Options:
+        """Return these options. Raises ValueError, TypeError or DeviceError for a value that there is not."""
         allowed = {
             "mode": ("default", "autotune", "reproducible"),
             "precision": ("fp32", "tf32", "bf16"),
@@ -85,6 +85,7 @@ class Options:
                 raise TypeError(f"compile: {option} must be True or False. Got {getattr(self, option)!r}.")
         if isinstance(self.target, str) and self.target not in targets.names():
             raise DeviceError(f"compile: unknown target {self.target!r}; expected one of {', '.join(targets.names())}.")
+        return self
 
 
 @record
@@ -97,17 +98,17 @@ class CacheInfo:
     limit: int
 
 
-@dataclass(slots=True)
 class _Entry:
     """One signature under one set of guards. ``step`` is None where this must run eagerly."""
 
-    call: Call
-    captured: Captured
-    step: BoundStep | None
-    native: tuple[Callable[..., Any], Any] | None = None
-    """The native call, and the description that must outlive it."""
-    described_for: object = None
-    """The generation of settings that ``native`` is for."""
+    __slots__ = ("call", "captured", "described_for", "native", "step")
+
+    def __init__(self, call: Call, captured: Captured, step: BoundStep | None) -> None:
+        self.call, self.captured, self.step = call, captured, step
+        self.native: tuple[Callable[..., Any], Any] | None = None
+        """The native call, and the description that must outlive it."""
+        self.described_for: object = None
+        """The generation of settings that ``native`` is for."""
 
     def quick(self) -> Callable[..., Any] | None:
         """Return what does all of a call natively, or None where Python must take part."""
@@ -337,7 +338,7 @@ class CompiledFunction:
     def _log(self, facts: StepFacts, built: known.BuiltStep, planned: float) -> None:
         """Print what ``config.logs`` asks for beside the one line."""
         texts = {
-            "code": f"source: {built.source_path}",
+            "code": f"source: {built.entry.source}",
             "memory": f"memory: {facts.memory}",
             "timing": f"timing: passes and plan {planned:.3f} s, {built.origin} {built.seconds:.3f} s",
         }
@@ -528,7 +529,7 @@ def compile(
     Arguments may nest dicts, lists, tuples, Tensors, arrays and Python values; arrays arrive as Tensors. Results carry
     no gradient history: call ``backward`` inside.
     """
-    options = Options(target, strict, mode, precision, memory, keep_grads, name)
+    options = Options(target, strict, mode, precision, memory, keep_grads, name).check()
     if fn is None:
         return lambda function: CompiledFunction(function, options)
     return CompiledFunction(fn, options)

@@ -5,13 +5,13 @@ Invariant: structures are hashable, and equal exactly when the containers nest a
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
+from .records import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Structure:
     """A container: its type, the keys or field names (None for list and tuple), and its children (LEAF for a leaf)."""
 
@@ -41,7 +41,10 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
         return Structure(kind, tuple(value), tuple([_flatten(item, leaves) for item in value.values()]))
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return Structure(kind, kind._fields, tuple([_flatten(item, leaves) for item in value]))
-    if dataclasses.is_dataclass(kind):
+    fields = getattr(kind, "__dataclass_fields__", None)
+    if fields is not None:
+        import dataclasses  # not at the top: whoever passes one has it loaded, and else it takes 1 ms
+
         names = tuple(field.name for field in dataclasses.fields(kind) if field.init)
         inner: list[Any] = []
         children = tuple([_flatten(getattr(value, name), inner) for name in names])

@@ -100,6 +100,16 @@ def _with_fields(kind: Any, base: type[Entity]) -> Any:
     bases = (*[other for other in kind.__bases__ if other is not object], base)
     made: Any = type(kind)(kind.__name__, bases, {**members, "__slots__": names})
     defaults = {name: vars(kind)[name] for name in names if name in vars(kind)}
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _write_methods(made, names, defaults)  # when the first one is made: most programs make none of many classes
+        made.__init__(self, *args, **kwargs)
+
+    made.__init__ = __init__
+    return made
+
+
+def _write_methods(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> None:
     # Functions of its own for each class: nodes, values and what kernels are made of come by the thousand.
     setters = {f"_set_{name}": vars(made)[name].__set__ for name in names}
     parameters = "".join(f", {name}=_defaults[{name!r}]" if name in defaults else f", {name}" for name in names)
@@ -108,7 +118,6 @@ def _with_fields(kind: Any, base: type[Entity]) -> Any:
     scope: dict[str, Any] = {"_defaults": defaults, **setters}
     exec(f"def __init__(self{parameters}): {body}\ndef values(self): return ({values})", scope)
     made.__init__, made.values = scope["__init__"], scope["values"]
-    return made
 
 
 class collector_at_rest:

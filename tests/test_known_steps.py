@@ -51,7 +51,8 @@ try:
 except IndexError as error:
     message = str(error)
 late = [name for name in sys.modules if name.startswith(("pequegrad.codegen.", "pequegrad.passes", "pequegrad.making",
-        "pequegrad.export", "jinja2"))]
+        "pequegrad.export", "pequegrad.build.cache", "pequegrad.build.toolchain", "jinja2", "dataclasses", "heapq", "pathlib",
+        "platformdirs", "shutil", "subprocess"))]
 print(json.dumps(dict(losses=losses, message=message, late=late)))
 """
 

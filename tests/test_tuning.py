@@ -231,7 +231,7 @@ def test_where_nothing_can_be_measured_the_cost_model_chooses_and_says_so_once(m
         raise DeviceError("no such device here")
 
     timed = fastest(recomputed=1)
-    monkeypatch.setattr(tuning.cache, "check_can_run", refuse)
+    monkeypatch.setattr(tuning.known, "check_can_run", refuse)
     step, *_ = training(mode="autotune")
     with pg.config(quiet=False):
         step.compile(X)

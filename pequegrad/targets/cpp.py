@@ -10,7 +10,6 @@ import functools
 import platform
 import re
 import sys
-from pathlib import Path
 
 from .target import ANY_MACHINE, InstructionSet, Target
 
@@ -127,7 +126,7 @@ def _cpuinfo_fields() -> dict[str, str]:
     try:
         # The first processor's entry stands for all, and the kernel writes the file as it is read: stop
         # early.
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             fields = {}
             for line in file:
                 name, colon, value = line.partition(":")
@@ -143,7 +142,8 @@ def _cpuinfo_fields() -> dict[str, str]:
 def _l2_kib() -> int:
     """KiB of L2 that each core has; without Linux's files, what most have at least."""
     try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        with open("/sys/devices/system/cpu/cpu0/cache/index2/size", encoding="utf-8") as file:
+            size = file.read().strip()
     except OSError:
         return LEAST_L2_KIB
     found = re.fullmatch(r"(\d+)K", size)

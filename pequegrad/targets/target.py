@@ -6,11 +6,8 @@ code; nobody else asks for a target's name.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-
 from ..errors import DeviceError
-from ..records import Record, record
+from ..records import Record, fields, record, replace
 
 ANY_MACHINE = "any"
 
@@ -34,7 +31,7 @@ class InstructionSet:
         return self.machine in (machine, ANY_MACHINE) and self.features <= features
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """A kind of code that pequegrad emits: where its templates lie, and how its source is compiled and
     linked.
@@ -90,8 +87,11 @@ class Target:
 
     def identity(self) -> str:
         """Return all that this record says, the same text in each process."""
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        parts = [part for value in values for part in (value.values() if isinstance(value, Record) else (value,))]
+        parts = [
+            part
+            for value in fields(self).values()
+            for part in (value.values() if isinstance(value, Record) else (value,))
+        ]
         return repr([sorted(part) if isinstance(part, frozenset) else part for part in parts])
 
     def headers_of(self, family: str) -> tuple[str, ...]:
@@ -104,11 +104,11 @@ class Target:
 
     def with_instruction_set(self, instruction_set: InstructionSet) -> Target:
         """Return this target for exactly the given instruction set instead of all that this machine has."""
-        return dataclasses.replace(self, instruction_set=instruction_set, is_native=False)
+        return replace(self, instruction_set=instruction_set, is_native=False)
 
     def with_launch(self, launch: str) -> Target:
         """Return this target with the given way to launch a step, where it knows several."""
-        return dataclasses.replace(self, launch=launch) if self.execution == "threads" else self
+        return replace(self, launch=launch) if self.execution == "threads" else self
 
     def check_runs_on(self, machine: str, features: frozenset[str]) -> None:
         """Raise DeviceError if code for this target would meet an illegal instruction on such a processor."""

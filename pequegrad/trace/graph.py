@@ -7,7 +7,6 @@ spec is what its op's rule says.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..dtypes import DType
@@ -199,14 +198,16 @@ def format_param(value: Any) -> str:
     return repr(value)
 
 
-@dataclass(slots=True)
 class GraphBuilder:
     """Builds one Graph, from nothing (the tracer) or from another one (passes): the only mutable stage."""
 
-    name: str = "step"
-    inputs: list[Input] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
+    __slots__ = ("inputs", "name", "nodes", "outputs")
+
+    def __init__(self, name: str = "step") -> None:
+        self.name = name
+        self.inputs: list[Input] = []
+        self.nodes: list[Node] = []
+        self.outputs: list[Output] = []
 
     def add_input(self, spec: TensorSpec, role: str, name: str) -> Value:
         """Add an input and return its value."""

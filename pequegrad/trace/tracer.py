@@ -11,7 +11,6 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..errors import AutogradError, TraceError
 from ..locations import NOWHERE, is_ours, user_location
 from ..ops.core import EAGER, Interpreter, Op, TensorSpec, context, grad_mode, use_interpreter
 from ..ops.movement import Full
+from ..records import entity
 from ..storage import Storage
 from ..tensor import Tensor
 from .fingerprint import holding
@@ -34,20 +34,19 @@ _trace_versions = itertools.count(-1, -1)
 _READ_ONLY = "this tensor shares memory with a read-only array. Use .clone() before writing."
 
 
-@dataclass(slots=True, eq=False)
 class Slot:
     """A storage of the outside world, as the trace sees it. ``place``: the line that wrote to it last."""
 
-    storage: Storage
-    spec: TensorSpec
-    source: Source
-    initial: Value
-    current: Value
-    version: int
-    place: Location | None = None
+    __slots__ = ("current", "initial", "place", "source", "spec", "storage", "version")
+
+    def __init__(self, storage: Storage, spec: TensorSpec, source: Source, initial: Value) -> None:
+        self.storage, self.spec, self.source = storage, spec, source
+        self.initial = self.current = initial
+        self.version: int = storage.version
+        self.place: Location | None = None
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class Standin:
     """What the traced function gets in place of an argument, which may be a view of something larger."""
 
@@ -134,7 +133,7 @@ class Tracer(Interpreter):
                 source = FromGradient(None if index >= 0 else owner[1], index)
                 name = f"gradient{len(self.slots)}"
             value = self._add_input(tensor.spec, "state", name, source)
-            slot = self.slots[id(storage)] = Slot(storage, tensor.spec, source, value, value, storage.version)
+            slot = self.slots[id(storage)] = Slot(storage, tensor.spec, source, value)
         return slot
 
     def constant(self, array: np.ndarray) -> Value:

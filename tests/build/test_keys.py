@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import pytest
 
 from pequegrad import targets
 from pequegrad.build import cache, keys, programs
+from pequegrad.records import replace
 
 
 class NoMemo:
@@ -49,7 +49,7 @@ def test_the_plan_changes_the_key(root):
 
 def test_flags_and_instruction_set_change_the_key(root, monkeypatch):
     target = targets.get("cpp")
-    seen = {digest(), digest(target=dataclasses.replace(target, flags=(*target.flags, "-g")))}
+    seen = {digest(), digest(target=replace(target, flags=(*target.flags, "-g")))}
     seen |= {digest(target=targets.get("cpp", instruction_set=each.name)) for each in targets.INSTRUCTION_SETS}
     monkeypatch.setenv("CXXFLAGS", "-DEXTRA=1")
     seen.add(digest())

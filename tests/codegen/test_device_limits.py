@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import numpy as np
@@ -21,6 +20,7 @@ from pequegrad.errors import DTypeError, NotCompilable
 from pequegrad.nn import functional
 from pequegrad.ops.core import REGISTRY, TensorSpec
 from pequegrad.passes import run_pipeline
+from pequegrad.records import replace
 from pequegrad.targets.cuda import MOST_POINTERS
 from pequegrad.trace.graph import GraphBuilder, Location, Output
 from pequegrad.trace.interpreter import run_graph
@@ -37,7 +37,7 @@ def test_a_dtype_that_a_target_lacks_is_refused_with_the_users_line_and_what_it_
     x = builder.add_input(TensorSpec((2, 3), float64), "argument", "x")
     values = builder.apply(REGISTRY["exp"], [x], {}, Location("train.py", 12, "f"))
     builder.outputs.append(Output(values[0], "result", "y"))
-    target = dataclasses.replace(targets.get(name), dtypes=frozenset({"float32", "bool"}))
+    target = replace(targets.get(name), dtypes=frozenset({"float32", "bool"}))
     with pytest.raises(
         NotCompilable, match=rf"^train.py:12: exp: target '{name}' has no float64\. It has bool, float32\.$"
     ):
@@ -73,7 +73,7 @@ def test_kernels_that_could_run_at_once_are_cut_into_launches_that_their_pointer
 
 @pytest.mark.parametrize("launch", ["graph", "cooperative"])
 def test_launches_of_a_phase_that_was_cut_do_all_its_work(launch):
-    target = dataclasses.replace(target_for("cuda-sim").with_launch(launch), most_pointers=6)
+    target = replace(target_for("cuda-sim").with_launch(launch), most_pointers=6)
     batch = sums(8)
     step = Compiled(batch.graph(), target)
     assert len(step.plan.phases) == 1 and step.source.count("  // phase ") == 3
@@ -85,7 +85,7 @@ def test_samples_whose_blocks_would_touch_more_buffers_than_a_launch_takes_get_p
     graph = run_pipeline(nets.convnet(16).graph)
     target = targets.get("cuda", architecture="sm_90")
     plans = [
-        lower(graph, dataclasses.replace(target, most_pointers=most), 2, "fp32", Choices(block_samples=2))
+        lower(graph, replace(target, most_pointers=most), 2, "fp32", Choices(block_samples=2))
         for most in (MOST_POINTERS, 8)
     ]
     assert [any(phase.blocks for phase in plan.phases) for plan in plans] == [True, False]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ import pequegrad as pg
 import pequegrad.nn.functional as F
 from pequegrad import Tensor, nn, optim, targets
 from pequegrad.errors import DeviceError, PequegradWarning
+from pequegrad.records import replace
 
 MODELS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)), (6, 12)),
@@ -26,7 +25,7 @@ OPTIMIZERS = [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, 
 
 def a_device(name="cuda"):
     """The simulator's target, which takes arrays of the stand-in for device memory, as the GPU's does its own."""
-    return dataclasses.replace(targets.get("cuda-sim"), device=name)
+    return replace(targets.get("cuda-sim"), device=name)
 
 
 def batch(shape):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import re
-from pathlib import Path
 
 import pytest
 
@@ -24,9 +24,9 @@ def test_the_native_target_has_instructions_that_the_processor_has():
     [("1024K\n", 1024), ("2048K\n", 2048), ("256K\n", 512), ("2M\n", 512), ("1048576\n", 512), ("\n", 512)],
 )
 def test_the_size_of_l2_is_what_linux_says_and_never_less_than_the_kernels_assume(monkeypatch, text, kib):
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
     assert cpp._l2_kib.__wrapped__() == kib
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError))
     assert cpp._l2_kib.__wrapped__() == cpp.LEAST_L2_KIB
 
 
