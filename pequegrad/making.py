@@ -112,7 +112,7 @@ def build(key: CacheKey, plan: StepPlan, target: Target, progress: Say, *, is_fo
 
 def _render(plan: StepPlan, target: Target) -> str:
     with collector_at_rest():
-        return emit.render(plan, target)
+        return emit.render(plan, target, codes=cache.TEMPLATE_CODES)
 
 
 def lowered(traced: Graph, plan: StepPlan, target: Target) -> Lowered:

@@ -86,9 +86,11 @@ def profile(
             f"profile: steps for target {target.name!r} have no clock of their own. Profile with target 'cpp', or run "
             "the program under the device's profiler."
         )
-    view = emit.view(plan, target, is_timed=True)
+    view = emit.view(plan, target, is_timed=True, codes=cache.TEMPLATE_CODES)
     key = cache.make_key(f"{format_plan(plan)}\ntimed\n", target, name=plan.name)
-    built = cache.get_or_build(key, lambda: emit.render(plan, target, is_timed=True), target, progress)
+    built = cache.get_or_build(
+        key, lambda: emit.render(plan, target, is_timed=True, codes=cache.TEMPLATE_CODES), target, progress
+    )
     buffers = [plan.buffers[i] for i in plan.slots]
     marks = np.zeros((plan.workers, view.marks), np.int64)
     sizes = [*((buffer.nbytes, buffer.is_written) for buffer in buffers), (marks.nbytes, True)]

@@ -128,7 +128,9 @@ class Tuner:
         if text in seen:
             return None
         key = cache.make_key(format_plan(plan), target, name=plan.name)
-        built = cache.get_or_build(key, lambda: emit.render(plan, target), target, report.build)
+        built = cache.get_or_build(
+            key, lambda: emit.render(plan, target, codes=cache.TEMPLATE_CODES), target, report.build
+        )
         results = [np.empty(plan.buffers[i].shape, plan.buffers[i].dtype.numpy) for i in plan.slots[len(inputs) :]]
         return _Variant(choices, text, NativeStep(built, facts_of(plan, target)), inputs, results, home)
 

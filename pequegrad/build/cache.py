@@ -33,6 +33,8 @@ _BINDING_SOURCE = "binding/binding.cpp"
 _BUILD_LOG = "build.log"
 # Graphs of which is kept what they became, the last used ones: some kilobytes each.
 _MOST_GRAPHS = 4096
+# Templates, of a few versions of the package, of which the code is kept.
+_MOST_CODES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,21 @@ class CacheStats:
 
 
 _building: dict[str, threading.Lock] = {}
+
+
+class _TemplateCodes:
+    """Keeps the code that templates were compiled to, in the cache folder that there is then."""
+
+    def recall(self, digest: str) -> bytes | None:
+        """Return what was kept under a digest, whole, or None."""
+        return disk.open_root().recall_code(digest)
+
+    def keep(self, digest: str, code: bytes) -> None:
+        """Keep it where that is possible."""
+        disk.open_root().keep_code(digest, code)
+
+
+TEMPLATE_CODES = _TemplateCodes()
 
 
 def _forget_locks_in_child() -> None:
@@ -272,6 +289,7 @@ def _tidy(root: Root, just_built: str) -> None:
     try:
         root.sweep()
         root.forget_graphs(keep=_MOST_GRAPHS)
+        root.forget_codes(keep=_MOST_CODES)
         limit = config.cache_size_mb * 2**20
         sized = [(disk.last_used(folder), disk.tree_bytes(folder), folder) for folder in root.folders(STEPS)]
         total = sum(size for _, size, _ in sized)
@@ -412,6 +430,7 @@ def clear() -> int:
             root.remove_unless_held(os.path.basename(folder), folder)
     disk.remove_tree(f"{root.path}/failed")
     root.forget_graphs()
+    root.forget_codes()
     root.forget_memo()
     return max(0, before - disk.tree_bytes(root.path))
 

@@ -7,6 +7,7 @@ are right. With ``cache.py`` the only code that writes there.
     steps/<ab>/<digest>/             key.json, <name>.cpp, build.log, pg_step<suffix>
     bindings/<ab>/<digest>/          key.json, build.log, binding.o
     graphs/<ab>/<digest>.json        which step a traced graph became, and how it is run
+    templates/<ab>/<digest>          the Python code that a template was compiled to, after its sum
     locks/<digest>.lock              held while an entry is built or evicted
     failed/<digest>/                 source and log of the last failed builds
 """
@@ -28,11 +29,12 @@ from ..config import config
 from ..errors import PequegradWarning
 from ..records import record
 
-STEPS, BINDINGS, GRAPHS = "steps", "bindings", "graphs"
+STEPS, BINDINGS, GRAPHS, CODES = "steps", "bindings", "graphs", "templates"
 _RECORD = "key.json"
 _MEMO = "memo.json"
 _TEMPORARY = ".tmp-"
 _WORLD_WRITABLE = 0o002
+_SUM_BYTES = hashlib.sha256().digest_size
 _LOCK_SECONDS = 600.0  # far longer than any build: beyond it the other process hangs
 _POLL_SECONDS = 0.02
 
@@ -83,7 +85,7 @@ class Root:
         self._memo = {**_read_memo(f"{self.path}/{_MEMO}"), **(self._memo or {}), name: [stamp, value]}
         if self.is_writable:
             with contextlib.suppress(OSError):  # a memo saves time, it is never needed
-                _replace(f"{self.path}/{_MEMO}", json.dumps(self._memo, indent=1))
+                _replace(f"{self.path}/{_MEMO}", json.dumps(self._memo, indent=1).encode())
 
     def forget_memo(self) -> None:
         """Remove all facts."""
@@ -183,14 +185,48 @@ class Root:
         record = {"key": identity, "step": step, "facts": facts, "sha256": _sum_of_graph(step, facts)}
         with contextlib.suppress(OSError):  # it saves time, it is never needed
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            _replace(path, json.dumps(record, indent=1))
+            _replace(path, json.dumps(record, indent=1).encode())
 
     def forget_graphs(self, keep: int = 0) -> None:
         """Remove all but the ``keep`` that were used last, and what killed processes left of them."""
-        found = sorted(_on_shelves(f"{self.path}/{GRAPHS}"), key=_last_change, reverse=True)
+        self._forget(GRAPHS, keep)
+
+    def _forget(self, kind: str, keep: int) -> None:
+        found = sorted(_on_shelves(f"{self.path}/{kind}"), key=_last_change, reverse=True)
         for path in found[keep:]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+    # ---- the code of templates ----
+
+    def recall_code(self, digest: str) -> bytes | None:
+        """Return what `keep_code` kept, if the file is whole and this user's."""
+        path = self.folder(CODES, digest)
+        try:
+            with open(path, "rb") as file:
+                if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+                    return None
+                data = file.read()
+        except OSError:
+            return None
+        code = data[_SUM_BYTES:]
+        if hashlib.sha256(code).digest() != data[:_SUM_BYTES]:
+            log(f"{path} was altered: compiling the template again")
+            return None
+        return code
+
+    def keep_code(self, digest: str, code: bytes) -> None:
+        """Keep the code of a template; the file appears whole, by renaming."""
+        if not self.is_writable:
+            return
+        path = self.folder(CODES, digest)
+        with contextlib.suppress(OSError):  # it saves time, it is never needed
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            _replace(path, hashlib.sha256(code).digest() + code)
+
+    def forget_codes(self, keep: int = 0) -> None:
+        """Remove all but the ``keep`` newest, and what killed processes left of them."""
+        self._forget(CODES, keep)
 
     def keep_failed(self, digest: str, folder: str) -> str:
         """Move the folder of a failed build to where the user can read it; return its new place."""
@@ -446,12 +482,12 @@ def _content(path: str) -> bytes:
         return file.read()
 
 
-def _replace(path: str, text: str) -> None:
+def _replace(path: str, content: bytes) -> None:
     """Write a file so that it appears whole, by renaming."""
     above, name = os.path.split(path)
     temporary = f"{above}/{_TEMPORARY}{name}-{os.getpid()}-{threading.get_ident()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
     os.replace(temporary, path)
 
 

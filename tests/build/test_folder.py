@@ -139,3 +139,18 @@ def test_off_writes_nothing_into_the_cache_and_leaves_no_temporary_folder(root):
     assert sorted(root.rglob("*")) == before
     place = Path(printed.strip())
     assert not place.exists() and not place.parents[3].exists()
+
+
+def test_the_code_of_a_template_is_believed_only_while_it_is_whole(root):
+    opened, code = folder.open_root(), bytes(range(200))
+    opened.keep_code("ab12", code)
+    assert opened.recall_code("ab12") == code
+    assert opened.recall_code("ab13") is None
+    place = root / folder.CODES / "ab" / "ab12"
+    for damaged in (place.read_bytes()[:-1], place.read_bytes()[:8], place.read_bytes()[:-1] + b"x"):
+        place.write_bytes(damaged)
+        assert opened.recall_code("ab12") is None
+        opened.keep_code("ab12", code)
+        assert opened.recall_code("ab12") == code
+    cache.clear()
+    assert not place.exists()
