@@ -8,112 +8,114 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors
-from .autodiff import enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
-from .config import config
-from .dtypes import DType, bfloat16, bool_, float16, float32, float64, int32, int64, uint8
-from .ops.activations import log_softmax, softmax
-from .ops.bits import bitwise_and, bitwise_left_shift, bitwise_not, bitwise_or, bitwise_right_shift, bitwise_xor
-from .ops.comparison import (
-    allclose,
-    eq,
-    equal,
-    ge,
-    greater,
-    greater_equal,
-    gt,
-    isclose,
-    isfinite,
-    isinf,
-    isnan,
-    le,
-    less,
-    less_equal,
-    logical_and,
-    logical_not,
-    logical_or,
-    logical_xor,
-    lt,
-    ne,
-    not_equal,
-)  # fmt: skip
-from .ops.composite import addcdiv, addcmul, lerp
-from .ops.contraction import addmm, bmm, dot, einsum, matmul, mm, mv, outer, tensordot
-from .ops.creation import (
-    arange,
-    diag,
-    diagonal,
-    empty,
-    empty_like,
-    eye,
-    full_like,
-    linspace,
-    ones,
-    ones_like,
-    tril,
-    triu,
-    zeros,
-    zeros_like,
-)  # fmt: skip
-from .ops.division import div, divide, floor_divide, fmod, remainder, true_divide, trunc_divide
-from .ops.elementwise import abs, absolute, add, cast, mul, multiply, neg, negative, sign, sub, subtract, where
-from .ops.gathering import (
-    argsort,
-    gather,
-    index_add,
-    index_copy,
-    index_fill,
-    index_select,
-    scatter,
-    scatter_add,
-    sort,
-    take,
-    take_along_dim,
-    topk,
-)  # fmt: skip
-from .ops.indexing import index_put, masked_fill, masked_select, nonzero, one_hot
-from .ops.joining import cat, chunk, repeat_interleave, roll, split, stack, tile, unbind
-from .ops.movement import expand, full, permute, reshape
-from .ops.power import pow, reciprocal, rsqrt, sqrt, square
-from .ops.random import (
-    Generator,
-    bernoulli,
-    dropout,
-    get_rng_state,
-    initial_seed,
-    manual_seed,
-    normal,
-    rand,
-    rand_like,
-    randint,
-    randint_like,
-    randn,
-    randn_like,
-    randperm,
-    set_rng_state,
-)  # fmt: skip
-from .ops.reduction import all, amax, amin, any, argmax, argmin, prod, sum
-from .ops.rounding import ceil, floor, round, trunc
-from .ops.scan import cumsum
-from .ops.selection import clamp, clip, maximum, minimum, relu
-from .ops.slicing import flip, narrow, select
-from .ops.statistics import aminmax, count_nonzero, logsumexp, max, mean, min, norm, std, std_mean, var, var_mean
-from .ops.transcendental import cos, erf, exp, expm1, log, log1p, sigmoid, sin, tanh
-from .ops.views import (
-    broadcast_to,
-    expand_as,
-    flatten,
-    movedim,
-    ravel,
-    squeeze,
-    t,
-    transpose,
-    unflatten,
-    unsqueeze,
-    view_as,
-)  # fmt: skip
 from .records import collector_at_rest
-from .tensor import Tensor, from_dlpack, from_numpy, is_tensor, tensor
+
+with collector_at_rest():  # all of it stays, and looking through it as it grows takes a tenth of the import
+    from . import errors
+    from .autodiff import enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
+    from .config import config
+    from .dtypes import DType, bfloat16, bool_, float16, float32, float64, int32, int64, uint8
+    from .ops.activations import log_softmax, softmax
+    from .ops.bits import bitwise_and, bitwise_left_shift, bitwise_not, bitwise_or, bitwise_right_shift, bitwise_xor
+    from .ops.comparison import (
+        allclose,
+        eq,
+        equal,
+        ge,
+        greater,
+        greater_equal,
+        gt,
+        isclose,
+        isfinite,
+        isinf,
+        isnan,
+        le,
+        less,
+        less_equal,
+        logical_and,
+        logical_not,
+        logical_or,
+        logical_xor,
+        lt,
+        ne,
+        not_equal,
+    )  # fmt: skip
+    from .ops.composite import addcdiv, addcmul, lerp
+    from .ops.contraction import addmm, bmm, dot, einsum, matmul, mm, mv, outer, tensordot
+    from .ops.creation import (
+        arange,
+        diag,
+        diagonal,
+        empty,
+        empty_like,
+        eye,
+        full_like,
+        linspace,
+        ones,
+        ones_like,
+        tril,
+        triu,
+        zeros,
+        zeros_like,
+    )  # fmt: skip
+    from .ops.division import div, divide, floor_divide, fmod, remainder, true_divide, trunc_divide
+    from .ops.elementwise import abs, absolute, add, cast, mul, multiply, neg, negative, sign, sub, subtract, where
+    from .ops.gathering import (
+        argsort,
+        gather,
+        index_add,
+        index_copy,
+        index_fill,
+        index_select,
+        scatter,
+        scatter_add,
+        sort,
+        take,
+        take_along_dim,
+        topk,
+    )  # fmt: skip
+    from .ops.indexing import index_put, masked_fill, masked_select, nonzero, one_hot
+    from .ops.joining import cat, chunk, repeat_interleave, roll, split, stack, tile, unbind
+    from .ops.movement import expand, full, permute, reshape
+    from .ops.power import pow, reciprocal, rsqrt, sqrt, square
+    from .ops.random import (
+        Generator,
+        bernoulli,
+        dropout,
+        get_rng_state,
+        initial_seed,
+        manual_seed,
+        normal,
+        rand,
+        rand_like,
+        randint,
+        randint_like,
+        randn,
+        randn_like,
+        randperm,
+        set_rng_state,
+    )  # fmt: skip
+    from .ops.reduction import all, amax, amin, any, argmax, argmin, prod, sum
+    from .ops.rounding import ceil, floor, round, trunc
+    from .ops.scan import cumsum
+    from .ops.selection import clamp, clip, maximum, minimum, relu
+    from .ops.slicing import flip, narrow, select
+    from .ops.statistics import aminmax, count_nonzero, logsumexp, max, mean, min, norm, std, std_mean, var, var_mean
+    from .ops.transcendental import cos, erf, exp, expm1, log, log1p, sigmoid, sin, tanh
+    from .ops.views import (
+        broadcast_to,
+        expand_as,
+        flatten,
+        movedim,
+        ravel,
+        squeeze,
+        t,
+        transpose,
+        unflatten,
+        unsqueeze,
+        view_as,
+    )  # fmt: skip
+    from .tensor import Tensor, from_dlpack, from_numpy, is_tensor, tensor
 
 if TYPE_CHECKING:
     from . import data, nn, optim
