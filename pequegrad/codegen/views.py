@@ -581,15 +581,18 @@ def _runs_on(kernel: Contract) -> bool:
 
 
 def _far_updates(kernel: Contract, writer: KernelWriter, batch_indices: tuple[str, ...]) -> tuple[UpdateView, ...]:
-    """Return what a product's epilogue changes row by row, where all that is more than caches near a core keep."""
+    """Return what a product's epilogue changes row by row, where all that is more than caches near a core keep, and behind
+    it what the epilogue only reads so."""
     rank = len(batch_indices)
-    loaded = {s.access for s in kernel.epilogue if isinstance(s, Load)}
+    loaded = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Load))
     changed = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Store) and s.access in loaded)
-    sizes = {
-        access: writer.buffer_dtypes[access.buffer].itemsize for access in changed if access.strides[rank + 1] == 1
+    rows = {
+        access: size
+        for access in changed | loaded
+        if access.strides[rank] and access.strides[rank + 1] == 1
+        if (size := writer.buffer_dtypes[access.buffer].itemsize) <= kernel.dtype.itemsize
     }
-    rows = {access: size for access, size in sizes.items() if size <= kernel.dtype.itemsize}
-    if math.prod(kernel.batch) * kernel.m * kernel.n * sum(rows.values()) <= NEAR_BYTES:
+    if math.prod(kernel.batch) * kernel.m * kernel.n * sum(rows[a] for a in changed if a in rows) <= NEAR_BYTES:
         return ()
     return tuple(
         UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size)

@@ -279,7 +279,7 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
   }
 }
 
-// A matrix as large as C that an epilogue reads and writes: element (m, n) lies `size` bytes long at start + m * row + n * size.
+// A matrix as large as C that an epilogue reads and writes, or that it reads beside such: element (m, n) lies `size` bytes long at start + m * row + n * size.
 struct gemm_update {
   const void* start;
   long row, size;
@@ -481,8 +481,8 @@ enum class gemm_columns { any, whole, runs_on };
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
 // A(m, k) = A[m * a_row + k * a_col] and B(k, n) = B[k * b_row + n * b_col]. M and N are C's whole size, K the length of
 // the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero.
-// `updates`: what the epilogue reads and writes, of elements no longer than T, where it is too large to be near; four at most
-// are asked for ahead, and the rest comes when the epilogue reads it.
+// `updates`: what the epilogue reads and writes, of elements no longer than T, where it is too large to be near, and then what it
+// only reads; four at most are asked for ahead, and the rest comes when the epilogue reads it.
 template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue>
 PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,
