@@ -19,7 +19,6 @@ from . import schedule
 from .block_sizes import Cutting, Demand, in_caches, in_shared_memory
 from .blocks import block_phases
 from .fuse import Fuser, Group, Item, live
-from .kernels import KernelBuilder
 from .lanes import everywhere_samples_last
 from .layout import Place, axes_of, contiguous_strides
 from .leaving import leaving_values
@@ -30,6 +29,7 @@ from .plan import Buffer, Contract, Conv2d, Kernel, Layout, Phase, StepPlan
 from .repeating import repeat_cheap_values
 from .schedule import MODEL, Choices
 from .shard import annotate_grids
+from .twins import Kernels
 from .widen import widen_halves
 
 
@@ -480,15 +480,13 @@ class _Lowering:
                     stored.update(self.fuser.roots(group, item))
         late = {root for root, (kind, _) in self._homes.items() if kind == "input"}
         counter = itertools.count()
+        made = Kernels(self.fuser, self._buffer_of, self._buffer_numbers.get, stored.__contains__, late.__contains__)
         phases = []
         for groups in levels:
             kernels = []
             for group in groups:
                 name = f"{group.kind}{next(counter)}_{_title(group)}"
-                builder = KernelBuilder(
-                    self.fuser, group, name, self._buffer_of, stored.__contains__, late.__contains__
-                )
-                kernels.append(self._chosen(builder.build()))
+                kernels.append(self._chosen(made.of(group, name)))
             phases.append(kernels)
         return phases
 
