@@ -488,9 +488,10 @@ def statements(kernel: Kernel) -> tuple[Any, ...]:
     if isinstance(kernel, Map):
         return kernel.body
     if isinstance(kernel, Row):
-        return tuple(
-            s for stage in kernel.stages for part in (stage.inner, stage.accumulate, stage.outer) for s in part
-        )
+        found: list[Any] = []
+        for stage in kernel.stages:
+            found += (*stage.inner, *stage.accumulate, *stage.outer)
+        return tuple(found)
     if isinstance(kernel, Contract | Conv2d):
         return kernel.epilogue
     return ()

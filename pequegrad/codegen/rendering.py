@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..dtypes import DType, int64
 from ..errors import CompilerBug
-from ..records import record
+from ..records import record, replace
 from .expressions import computed_as, is_literal, render_expression, rounded, scalar_type, vector_type
 from .plan import Access, Accumulate, Compute, Load, Statement
 
@@ -108,10 +108,13 @@ class KernelWriter:
     def pointer(self, buffer: int, is_written: bool = False) -> str:
         """Return the parameter name of a buffer, adding the parameter at its first use."""
         known = self.pointers.get(buffer)
-        name = known.name if known else f"{self.letter}{len(self.pointers)}"
-        written = is_written or (known is not None and known.is_written)
-        self.pointers[buffer] = Pointer(name, f"pg::{self.buffer_dtypes[buffer].c_name}", buffer, written)
-        return name
+        if known is None:
+            name = f"{self.letter}{len(self.pointers)}"
+            known = Pointer(name, f"pg::{self.buffer_dtypes[buffer].c_name}", buffer, is_written)
+            self.pointers[buffer] = known
+        elif is_written and not known.is_written:
+            self.pointers[buffer] = replace(known, is_written=True)
+        return known.name
 
     def scratch(self, offset: int, element: str, is_written: bool) -> None:
         """Add the parameter ``scratch``, the kernel's own place in the arena; ``element``: its C type's name."""

@@ -368,8 +368,12 @@ def workers(plan: StepPlan, available: int, is_shared: bool | None = None) -> in
     chosen already."""
     if is_shared is not None:
         return max(1, available) if is_shared else 1
-    total = sum(cost(kernel, plan) for kernel in plan.kernels)
-    return 1 if total < SERIAL_NANOSECONDS else max(1, available)
+    total = 0.0
+    for kernel in plan.kernels:
+        total += cost(kernel, plan)
+        if total >= SERIAL_NANOSECONDS:
+            return max(1, available)
+    return 1
 
 
 def lane_axis(extents: tuple[int, ...], accesses: Iterable[Access], candidates: Iterable[int]) -> int:
@@ -385,14 +389,14 @@ def lane_axis(extents: tuple[int, ...], accesses: Iterable[Access], candidates: 
 def reads_and_writes(kernel: Kernel) -> tuple[tuple[Access, ...], tuple[Access, ...]]:
     """Return all accesses of a kernel, those that read and those that write."""
     found = statements(kernel)
-    reads = tuple(s.access for s in found if isinstance(s, Load))
-    writes = tuple(s.access for s in found if isinstance(s, Store))
-    reads += tuple(access for access, _ in operand_sizes(kernel) if access.buffer >= 0)
-    writes += tuple(access for access, _ in result_sizes(kernel))
-    return reads, writes
+    reads = [s.access for s in found if type(s) is Load]
+    writes = [s.access for s in found if type(s) is Store]
+    reads += [access for access, _ in operand_sizes(kernel) if access.buffer >= 0]
+    writes += [access for access, _ in result_sizes(kernel)]
+    return tuple(reads), tuple(writes)
 
 
 def buffers_of(kernel: Kernel) -> tuple[int, ...]:
     """Return the buffers that a kernel touches."""
     reads, writes = reads_and_writes(kernel)
-    return tuple(dict.fromkeys(access.buffer for access in reads + writes))
+    return tuple(dict.fromkeys([access.buffer for access in reads + writes]))

@@ -417,12 +417,13 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
 
 def _repeat_view(name: str, parts: Sequence[tuple[Statement, ...]], outside: KernelWriter) -> RepeatView:
     """Return the view of parts that are alike; their pointers become parameters of the kernel ``outside``."""
-    views = []
-    for part in parts:
-        writer = KernelWriter(outside.buffer_dtypes, outside.indices, outside.extents, None, letter="q")
-        views.append((writer.scalar_lines(part), tuple(writer.pointers.values())))
-    calls = tuple(tuple(outside.pointer(p.buffer, p.is_written) for p in pointers) for _, pointers in views)
-    lines, pointers = views[0]
+    writer = KernelWriter(outside.buffer_dtypes, outside.indices, outside.extents, None, letter="q")
+    lines = writer.scalar_lines(parts[0])
+    pointers = tuple(writer.pointers.values())
+    # The others name buffers of their own in the same order.
+    named = [list(dict.fromkeys([s.access.buffer for s in part if not isinstance(s, Compute)])) for part in parts]
+    places = [(named[0].index(pointer.buffer), pointer.is_written) for pointer in pointers]
+    calls = tuple([tuple([outside.pointer(buffers[at], written) for at, written in places]) for buffers in named])
     return RepeatView(name, pointers, tuple(lines), calls)
 
 
