@@ -17,7 +17,6 @@ from .. import arrays
 from ..dtypes import float32
 from ..errors import AutogradError, DTypeError, StateDictError
 from ..ops.core import EAGER, as_tensor, context, grad_mode, use_interpreter
-from ..ops.creation import full_like
 from ..ops.movement import full
 from ..tensor import Tensor
 
@@ -125,15 +124,14 @@ class Optimizer:
 
     def _ensure(self, parameter: Tensor, initial: dict[str, float]) -> State:
         state = self.state.setdefault(parameter, {})
-        for name, value in initial.items():
-            if name not in state:
-                # Never inside a trace: there it would be a constant of the step.
-                with use_interpreter(EAGER), grad_mode(False):
-                    place = parameter.device
-                    is_count = name == "step"
-                    state[name] = (
-                        full((), value, dtype=float32, device=place) if is_count else full_like(parameter, value)
-                    )
+        missing = [name for name in initial if name not in state]
+        if missing:
+            # Never inside a trace: there it would be a constant of the step.
+            with use_interpreter(EAGER), grad_mode(False):
+                place = parameter.device
+                for name in missing:
+                    shape, dtype = ((), float32) if name == "step" else (parameter.shape, parameter.dtype)
+                    state[name] = full(shape, initial[name], dtype=dtype, device=place)
         if arrays.device_types:
             _follow(parameter, state)
         return state

@@ -18,7 +18,7 @@ from ..errors import TraceError
 from ..ops.core import use_interpreter
 from ..tensor import Tensor
 from .fingerprint import fingerprint, holding
-from .graph import Graph, Input, Output
+from .graph import Graph, Input, Output, Params
 from .naming import input_names
 from .state import (
     FromArgument,
@@ -187,13 +187,13 @@ def _gradient_actions(tracer: Tracer, keep_grads: bool, returned: dict[int, int]
 
 def find_difference(first: Trace, second: Trace) -> tuple[Any, str] | None:
     """Return (line, what differs) for the first thing in which two traces of one call differ, or None."""
-    for one, other in zip(first.graph.nodes, second.graph.nodes):
+    are_alike = _are_alike(first.graph, second.graph)
+    for one, other in () if are_alike else zip(first.graph.nodes, second.graph.nodes):
         if one.op is not other.op:
             return other.location, f"{one.op.name} in one trace, {other.op.name} in the next"
         is_same = len(one.inputs) == len(other.inputs) and len(one.outputs) == len(other.outputs)
         is_same = is_same and [value.spec for value in one.inputs] == [value.spec for value in other.inputs]
-        # By their text: 1, 1.0 and True are equal, and NaN is not.
-        if not is_same or (one.params is not other.params and repr(one.params) != repr(other.params)):
+        if not is_same or not _same_params(one.params, other.params):
             return other.location, f"{one.op.name} with {_describe(one.params)}, then with {_describe(other.params)}"
     if len(first.graph.nodes) != len(second.graph.nodes):
         longer = max(first.graph.nodes, second.graph.nodes, key=len)
@@ -202,7 +202,7 @@ def find_difference(first: Trace, second: Trace) -> tuple[Any, str] | None:
     for i, (mine, theirs) in enumerate(zip(first.inputs, second.inputs)):
         if _identity(mine.source) != _identity(theirs.source):
             return _first_use(second.graph, i), f"the captured value {theirs.name} is another one in each trace"
-    if not _is_wired_alike(first.graph, second.graph):
+    if not are_alike:
         return None, "the order or number of values"
     if repr(first.result_structure) != repr(second.result_structure):
         return None, "the structure of what it returns"
@@ -212,9 +212,9 @@ def find_difference(first: Trace, second: Trace) -> tuple[Any, str] | None:
     return None
 
 
-def _is_wired_alike(first: Graph, second: Graph) -> bool:
-    """Whether two graphs, whose nodes are alike one by one, have the same values in the same places."""
-    if len(first.inputs) != len(second.inputs) or len(first.outputs) != len(second.outputs):
+def _are_alike(first: Graph, second: Graph) -> bool:
+    """Whether two graphs are the same program: the same applications, to the same values in the same places."""
+    if any(len(getattr(first, part)) != len(getattr(second, part)) for part in ("inputs", "nodes", "outputs")):
         return False
     twins: dict[Any, Any] = {None: None}
     for mine, theirs in zip(first.inputs, second.inputs):
@@ -222,9 +222,11 @@ def _is_wired_alike(first: Graph, second: Graph) -> bool:
             return False
         twins[mine.value] = theirs.value
     for one, other in zip(first.nodes, second.nodes):
-        for a, b in zip(one.inputs, other.inputs):
-            if twins[a] is not b:
-                return False
+        # What an op's rule gives for operands of equal specs has equal specs again.
+        if one.op is not other.op or [twins[value] for value in one.inputs] != [*other.inputs]:
+            return False
+        if not _same_params(one.params, other.params) or len(one.outputs) != len(other.outputs):
+            return False
         twins.update(zip(one.outputs, other.outputs))
     return all(
         (mine.role, mine.name) == (theirs.role, theirs.name)
@@ -232,6 +234,11 @@ def _is_wired_alike(first: Graph, second: Graph) -> bool:
         and twins[mine.target] is theirs.target
         for mine, theirs in zip(first.outputs, second.outputs)
     )
+
+
+def _same_params(mine: Params, theirs: Params) -> bool:
+    """Whether parameters are the same by their text: 1, 1.0 and True are equal, and NaN is not."""
+    return mine is theirs or repr(mine) == repr(theirs)
 
 
 def _describe(params: Any) -> str:
