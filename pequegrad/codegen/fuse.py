@@ -39,6 +39,8 @@ class Item:
     order: int = -1
     weight: int = 1
     """For what is recomputed in each user: how many applications that takes."""
+    loaded: list[Value] | None = None
+    """What it had to load when it joined its group, where that hangs on no axes; the group may have got some of it since."""
 
     @property
     def output(self) -> Value:
@@ -66,10 +68,11 @@ class Group:
     is_late: bool = False
     """Whether it computes once more what another group did: it runs as late as its users allow."""
     merged_into: Group | None = None
+    size: int = field(init=False)
+    """Elements of the domain, however its axes are cut."""
 
-    @property
-    def size(self) -> int:
-        return math.prod(extent for extent, _ in self.axes)
+    def __post_init__(self) -> None:
+        self.size = math.prod([extent for extent, _ in self.axes])
 
     @property
     def outer_size(self) -> int:
@@ -137,20 +140,29 @@ class Fuser:
         for value in item.inputs:
             yield from self._reads_of(group, item, value)
 
-    def roots(self, group: Group, item: Item) -> Iterator[Value]:
-        """Yield the root of each of `reads`: without strides, which only what is computed anew in each user needs."""
+    def roots(self, group: Group, item: Item) -> list[Value]:
+        """Return the root of each of `reads`: without strides, which only what is computed anew in each user needs."""
+        places, frees = self.places, self.free
+        if item.kind == "anchor":
+            return [places[value].root for value in item.inputs]
+        if item.loaded is not None:
+            return [root for root in item.loaded if self._is_loaded(group, root)]
+        found: list[Value] = []
+        is_lasting = True
         for value in item.inputs:
-            root = self.place(value).root
-            free = self.free.get(root)
-            if item.kind == "anchor":
-                yield root
-            elif free is None:
+            root = places[value].root
+            free = frees.get(root)
+            if free is None:
                 if self._is_loaded(group, root):
-                    yield root
+                    found.append(root)
             elif (parts := self._made_of(free)) is not None:
-                yield from [part for part in parts if self._is_loaded(group, part)]
+                found += [part for part in parts if self._is_loaded(group, part)]
             else:
-                yield from [part for part, _, _ in self._reads_of(group, item, value)]
+                is_lasting = False
+                found += [part for part, _, _ in self._reads_of(group, item, value)]
+        if is_lasting and live(item.group) is group:
+            item.loaded = found
+        return found
 
     def _reads_of(self, group: Group, item: Item, value: Value) -> Iterator[tuple[Value, tuple[int, ...], int]]:
         place, shape = self.place(value), item.shape
@@ -163,7 +175,7 @@ class Fuser:
         if root in self.literals:
             return False
         own = self.items.get(root)
-        return own is None or live(own.group) is not group
+        return own is None or (own.group is not group and live(own.group) is not group)
 
     def _leaves(
         self, group: Group, root: Value, strides: tuple[int, ...], offset: int
@@ -216,8 +228,10 @@ class Fuser:
 
     def _made_of(self, item: Item) -> tuple[Value, ...] | None:
         """Return what a free number is made of in the end, once for each time; None where that is not numbers alone."""
+        if item.outputs[0].spec.shape:
+            return None
         if item not in self._numbers:
-            self._numbers[item] = None if item.output.shape else self._parts_of(item)
+            self._numbers[item] = self._parts_of(item)
         return self._numbers[item]
 
     def _parts_of(self, item: Item) -> tuple[Value, ...] | None:
@@ -293,14 +307,15 @@ class Fuser:
 
     def _best_group(self, item: Item) -> Group | None:
         found: dict[Group, int] = {}
+        is_leaving = item.output in self.leaving
         for value in item.inputs:
-            producer = self.items.get(self.place(value).root)
+            producer = self.items.get(self.places[value].root)
             if producer is not None:
                 group = live(producer.group)
-                is_left = item.output in self.leaving and group.kind in ("contract", "conv2d")
+                is_left = is_leaving and group.kind in ("contract", "conv2d")
                 if group.kind in PREFERENCE and self._may_join(group) and not is_left:
                     found[group] = max(found.get(group, -1), producer.order)
-        for group in sorted(found, key=lambda g: (PREFERENCE[g.kind], found[g]), reverse=True):
+        for group in sorted(found, key=lambda g: (PREFERENCE[g.kind], found[g]), reverse=True) if found else ():
             level = self._level(group, item)
             axes = refine(group.axes, item.shape, group.tags(level)) if level else None
             if axes is not None and self._fits(group, axes, item, level or "full", (group,)):
@@ -314,7 +329,7 @@ class Fuser:
         return group.is_late or not self.is_late
 
     def _level(self, group: Group, item: Item) -> str | None:
-        size = math.prod(item.shape)
+        size = item.output.spec.size
         if size == group.size:
             return "full"
         return "outer" if group.kind == "row" and size == group.outer_size and not _draws(item) else None
@@ -323,13 +338,14 @@ class Fuser:
         """Whether ``item`` can be computed inside ``group`` with these axes; ``together`` count as one group."""
         tags, shape = group.tags(level), item.shape
         fixed = FIXED_TAGS[group.kind]
-        for value in (*item.inputs, item.output):
-            place = self.place(value)
+        places, items, written = self.places, self.items, item.outputs[0]
+        for value in (*item.inputs, written):
+            place = places[value]
             root = place.root
             if root in self.literals:
                 continue
-            producer = self.items.get(root)
-            is_read = value is not item.output
+            producer = items.get(root)
+            is_read = value is not written
             if producer is not None and (live(producer.group) not in together or root in self.free):
                 producer = None
             if fixed or (producer is not None and is_read):
@@ -343,8 +359,9 @@ class Fuser:
                     return False
                 continue
             for other in self.producers(root):
-                if any(other is g or other.depends_on(g) for g in together):
-                    return False
+                for g in together:
+                    if other is g or other.ancestors & g.bits:
+                        return False
         return True
 
     @staticmethod
@@ -376,7 +393,7 @@ class Fuser:
         if level is None or not self._may_join(other):
             return
         tags = group.tags(level)
-        axes = refine(group.axes, [extent for extent, _ in other.axes], tags)
+        axes = refine(group.axes, tuple([extent for extent, _ in other.axes]), tags)
         place = self.place(value)
         if axes is None or place.offset:
             return
@@ -488,7 +505,7 @@ class Fuser:
         axes = refine(group.axes, shape)
         if axes is None:
             return None
-        marks = strides_over(axes, shape, [int(dim in dims) for dim in range(len(shape))])
+        marks = strides_over(axes, shape, tuple([int(dim in dims) for dim in range(len(shape))]))
         tagged = tuple((extent, "inner" if mark else "outer") for (extent, _), mark in zip(axes, marks, strict=True))
         return tagged if group.kind == "map" or tagged == axes else None
 

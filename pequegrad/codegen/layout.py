@@ -6,6 +6,7 @@ extent 1.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 
@@ -69,6 +70,7 @@ def axes_of(shape: Sequence[int], tags: Sequence[str]) -> Axes:
     return tuple((extent, tag) for extent, tag in zip(shape, tags, strict=True) if extent != 1)
 
 
+@functools.lru_cache(maxsize=4096)
 def refine(axes: Axes, shape: Sequence[int], tags: Collection[str] | None = None) -> Axes | None:
     """Return ``axes`` split so that every dimension of ``shape`` is a run of them; None where they do not nest.
 
@@ -102,6 +104,7 @@ def refine(axes: Axes, shape: Sequence[int], tags: Collection[str] | None = None
     return tuple(reversed(result))
 
 
+@functools.lru_cache(maxsize=4096)
 def strides_over(
     axes: Axes, shape: Sequence[int], strides: Sequence[int], tags: Collection[str] | None = None
 ) -> tuple[int, ...]:
@@ -124,6 +127,7 @@ def strides_over(
     return tuple(reversed(result))
 
 
+@functools.lru_cache(maxsize=4096)
 def row_major(axes: Axes, tags: Collection[str] | None = None) -> tuple[int, ...]:
     """Return the strides over ``axes`` of a contiguous value that has the axes with one of ``tags``."""
     result = []

@@ -46,10 +46,14 @@ class _Rewriter:
 def legalize(graph: Graph) -> Graph:
     """Return an equal graph that every branch of lower.py can take."""
     rewriter = _Rewriter()
+    shapes = [item.value.spec.shape for item in graph.inputs]
+    shapes += [value.spec.shape for node in graph.nodes for value in node.outputs]
+    has_empty = any(0 in shape for shape in shapes)
     for node in graph.nodes:
         rewriter.node = node
         inputs = tuple([rewriter.found.get(value, value) for value in node.inputs])
-        new = _legal_form(rewriter, node, inputs)
+        may_change = has_empty or isinstance(node.op.lowering, Reduction | Family)
+        new = _legal_form(rewriter, node, inputs) if may_change else None
         if new is None:
             rewriter.nodes.append(node.reading(inputs))
         else:

@@ -129,11 +129,12 @@ def _chain(value: Value, makers: dict[Value, Node], kept: set[Value]) -> tuple[l
     """Return the applications, in order, that make ``value`` of kept ones, and the values that are missing for it."""
     found: dict[Node, None] = {}
     missing: set[Value] = set()
+    spec, nbytes = value.spec, value.spec.nbytes
 
     def visit(node: Node) -> None:
         for operand in node.inputs:
             maker = makers.get(operand)
-            if operand.spec.nbytes > value.spec.nbytes:
+            if operand.spec != spec and operand.spec.nbytes > nbytes:
                 missing.add(operand)
             elif maker is not None and maker.op.is_constant:
                 found[maker] = None
