@@ -6,6 +6,7 @@ spec is what its op's rule says.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,13 +57,14 @@ class Node:
             return self
         return Node(self.op, inputs, self.params, made, self.location, self.is_backward, self.is_recomputed)
 
-    def check_rule(self, where: str) -> None:
-        """Raise CompilerBug, which begins with ``where``, if the results are not what the op's rule says."""
+    def broken_rule(self) -> str | None:
+        """Return how the results are not what the op's rule says, or None."""
         inferred = self.op.infer(*[value.spec for value in self.inputs], **dict(self.params))
         specs = (inferred,) if isinstance(inferred, TensorSpec) else tuple(inferred)
         got = tuple([value.spec for value in self.outputs])
-        if specs != got:
-            raise CompilerBug(f"{where}: results are {list(map(str, got))}, its rule says {list(map(str, specs))}")
+        if specs == got:
+            return None
+        return f"results are {list(map(str, got))}, its rule says {list(map(str, specs))}"
 
 
 @entity
@@ -104,18 +106,21 @@ class Graph:
         defined = {item.value for item in self.inputs}
         if len(defined) != len(self.inputs):
             raise CompilerBug("graph: an input value stands twice")
-        count = len(defined)
-        for i, node in enumerate(self.nodes):
+        count = len(defined) + sum([len(node.outputs) for node in self.nodes])
+        for node in self.nodes:
             if not defined.issuperset(node.inputs):
                 missing = next(value for value in node.inputs if value not in defined)
-                raise CompilerBug(f"graph: node {i} {node.op.name}: an input {missing.spec} is not defined before it")
-            if node not in known:
-                node.check_rule(f"graph: node {i} {node.op.name}")
+                raise CompilerBug(f"{self._where(node)}: an input {missing.spec} is not defined before it")
             defined.update(node.outputs)
-            count += len(node.outputs)
-            if len(defined) != count:
-                specs = ", ".join(str(value.spec) for value in node.outputs)
-                raise CompilerBug(f"graph: node {i} {node.op.name}: a result, of {specs}, is defined twice")
+        if len(defined) != count:
+            made = Counter([item.value for item in self.inputs] + [v for node in self.nodes for v in node.outputs])
+            node = next(node for node in self.nodes if any(made[value] > 1 for value in node.outputs))
+            specs = ", ".join(str(value.spec) for value in node.outputs)
+            raise CompilerBug(f"{self._where(node)}: a result, of {specs}, is defined twice")
+        for node in [node for node in self.nodes if node not in known]:
+            wrong = node.broken_rule()
+            if wrong is not None:
+                raise CompilerBug(f"{self._where(node)}: {wrong}")
         states = {item.value for item in self.inputs if item.role == "state"}
         updated: set[Value] = set()
         for output in self.outputs:
@@ -130,6 +135,9 @@ class Graph:
                     )
                 updated.add(output.target)
         return self
+
+    def _where(self, node: Node) -> str:
+        return f"graph: node {self.nodes.index(node)} {node.op.name}"
 
     def __str__(self) -> str:
         return format_graph(self)
