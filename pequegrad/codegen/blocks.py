@@ -44,18 +44,21 @@ from .slices import Cut, Reach, after_sum, cuts, part_of, reaches, storing, summ
 @dataclass(slots=True, eq=False)
 class Ordered:
     """A kernel, and the phase that it had: two of one phase do not wait for each other. ``reads``, ``writes`` and
-    ``touches`` are the buffers that it does that to, the latter in the order in which it first does."""
+    ``touches`` are the buffers that it does that to, the latter in the order in which it first does. ``cuts``: the axes that
+    it could be cut along."""
 
     kernel: Kernel
     phase: int
     reads: frozenset[int] = field(init=False)
     writes: frozenset[int] = field(init=False)
     touches: tuple[int, ...] = field(init=False)
+    cuts: tuple[Cut, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         reads, writes = schedule.reads_and_writes(self.kernel)
         self.reads, self.writes = _buffers(reads), _buffers(writes)
         self.touches = tuple(dict.fromkeys([access.buffer for access in reads + writes]))
+        self.cuts = tuple(cuts(self.kernel))
 
 
 Arrange = Callable[[Sequence[Ordered], Sequence[Buffer]], tuple[Phase, ...]]
@@ -146,7 +149,7 @@ def _candidates(kernels: Sequence[Ordered]) -> list[int]:
     """Return the extents that could be the number of samples: those that most kernels begin with."""
     votes: Counter[int] = Counter()
     for item in kernels:
-        votes.update({cut.extent for cut in cuts(item.kernel) if cut.at == 0 and cut.extent > 1})
+        votes.update({cut.extent for cut in item.cuts if cut.at == 0 and cut.extent > 1})
     most = sorted(votes, key=lambda extent: (-votes[extent], -extent))[: schedule.MOST_SAMPLE_EXTENTS]
     return [extent for extent in most if votes[extent] > 1]
 
@@ -161,8 +164,8 @@ def _grow(kernels: Sequence[Ordered], units: int, buffers: Sequence[Buffer]) -> 
     by_sample = {number for number, buffer in enumerate(buffers) if _is_by_sample(buffer, units)}
     for item in kernels:
         chosen = None
-        is_by_sample = not item.reads or any(b in by_sample or b in run.pitches for b in item.reads)
-        for cut in cuts(item.kernel):
+        is_by_sample = not (item.reads and item.reads.isdisjoint(by_sample) and item.reads.isdisjoint(run.pitches))
+        for cut in item.cuts:
             if not (is_by_sample or cut.is_sum):
                 continue  # as `_fits` would find; what is summed may be made of nothing that is read
             if cut.extent % units or (cut.is_sum and not _is_private(item.kernel, cut)):
