@@ -75,9 +75,9 @@ def backward(
                 with interpreter.at(node.location), interpreter.watched(node.op.vjp):
                     for edge, spec, gradient in _through(node, grads):
                         arrive(edge, _fit(gradient, spec))
-        if not (retain_graph or create_graph):
-            for node in visited:
-                node.free()
+            if not (retain_graph or create_graph):
+                for node in visited:
+                    node.free()
         # A gradient that two leaves, the caller or a view share must not become the memory of one leaf's .grad.
         sharing = Counter(id(gradient.storage) for _, gradient in leaves.values())
         sharing.update(id(gradient.storage) for gradient in gradients)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -567,10 +568,16 @@ class Saved:
 
 def bind(op: type[Op], *inputs: Any, **params: Any) -> Any:
     """Apply ``op`` to Tensors and return a Tensor, or a tuple of them where the op has several results."""
+    interpreter = context.interpreter
+    if not interpreter.has_data and sys.gettrace() is not None:
+        unwatched = interpreter.unwatched(op.infer)
+        if unwatched is not _NOTHING:
+            with unwatched:
+                return bind(op, *inputs, **params)
     inferred = op.infer(*[tensor.spec for tensor in inputs], **params)
     is_single = isinstance(inferred, TensorSpec)
     out_specs: tuple[TensorSpec, ...] = (inferred,) if isinstance(inferred, TensorSpec) else inferred
-    payloads = context.interpreter.evaluate(op, inputs, params, out_specs)
+    payloads = interpreter.evaluate(op, inputs, params, out_specs)
     if op.view:
         outputs = (_tensor_type._view_of(inputs[0], op, params, payloads[0], out_specs[0]),)
     elif is_single:

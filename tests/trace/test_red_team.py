@@ -22,6 +22,8 @@ import pequegrad as pg
 from pequegrad import nn, optim
 from pequegrad.errors import TraceError
 from pequegrad.nn import functional as F
+from pequegrad.ops.core import REGISTRY, bind
+from pequegrad.trace.watch import Watch
 
 VARIABLE = "PEQUEGRAD_TEST_FACTOR"
 SETTINGS = types.SimpleNamespace()
@@ -728,3 +730,22 @@ def test_an_update_of_the_users_own_is_watched():
     SETTINGS.factor = 1.0
     train_step(vector([1, 2], [3, 4]))
     assert any((a != b).any().item() for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_inside_an_op_of_ours_nobody_watches_but_inside_the_users_own(monkeypatch):
+    seen = []
+    note = Watch._on_call
+
+    def noting(self, frame, event, argument):
+        seen.append((frame.f_globals.get("__name__"), frame.f_code.co_name))
+        return note(self, frame, event, argument)
+
+    class Own(REGISTRY["neg"]):
+        @staticmethod
+        def infer(x):
+            return x
+
+    monkeypatch.setattr(Watch, "_on_call", noting)
+    pg.compile(lambda x: bind(Own, x) + x).lower(vector(1, 2))
+    traces = seen.count((__name__, "<lambda>"))
+    assert seen.count((__name__, "infer")) == seen.count(("pequegrad.trace.tracer", "_record")) == traces == 2
