@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -21,7 +19,7 @@ from tests.codegen.nets import convnet, mlp
 from tests.codegen.tracing import Traced, check_plan, compare
 
 CPP = targets.get("cpp")
-WITHOUT = replace(CPP, has_blocks=False)
+WITHOUT = records.replace(CPP, has_blocks=False)
 
 
 def optimized(traced: Traced) -> Traced:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from pequegrad.codegen.text import format_plan
 from pequegrad.nn import functional as F
 from pequegrad.ops.creation import iota
 from pequegrad.ops.random import manual_seed
+from pequegrad.records import replace
 from tests.codegen.compiling import Compiled, target_for
 from tests.codegen.nets import convnet, training_step
 from tests.codegen.test_blocks import CPP, WITHOUT, optimized
