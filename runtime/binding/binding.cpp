@@ -310,17 +310,19 @@ private:
     std::size_t count_ = 0;
 };
 
-void check_arguments(const py::object &arguments, int workers) {
-    PyObject *const sequence = arguments.ptr();
-    if (!PyList_Check(sequence) && !PyTuple_Check(sequence)) throw py::type_error("run takes a list or a tuple");
+void check_run(std::size_t count, int workers) {
     if (!step.configured) throw py::value_error("configure the step module before running it");
     if (workers < 1) throw py::value_error("run needs at least one worker, got " + std::to_string(workers));
     if (workers > 1 && process_pool == nullptr) throw py::value_error("attach a pool to run with several workers");
-    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence));
     if (count != step.arguments.size()) {
         throw py::value_error("the step takes " + std::to_string(step.arguments.size()) + " arguments, got "
                               + std::to_string(count));
     }
+}
+
+void check_arguments(const py::object &arguments, int workers) {
+    if (!PyList_Check(arguments.ptr()) && !PyTuple_Check(arguments.ptr())) throw py::type_error("run takes a list or a tuple");
+    check_run(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(arguments.ptr())), workers);
 }
 
 // Calls work(arena, pool, workers) without the GIL, the pool its own as long as it runs.
@@ -356,13 +358,10 @@ py::object as_result(const pg_failure &failure) {
 }
 
 // Returns None, or (code, kernel, value, bound, text) of the first failure.
-py::object run(const py::object &arguments, int workers) {
-    check_arguments(arguments, workers);
-    const std::size_t count = step.arguments.size();
+py::object run_on(PyObject *const *arguments, std::size_t count, int workers) {
+    check_run(count, workers);
     Pointers pointers(count);
-    for (std::size_t index = 0; index < count; ++index) {
-        pointers.add(PySequence_Fast_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(index)), step.arguments[index]);
-    }
+    for (std::size_t index = 0; index < count; ++index) pointers.add(arguments[index], step.arguments[index]);
     pg_failure failure = {};
     run_alone(workers, [&](unsigned char *arena, const pg_pool *pool, int count_of_workers) {
         pg_step_run(pointers.data(), arena, pool, count_of_workers, &failure);
@@ -370,16 +369,51 @@ py::object run(const py::object &arguments, int workers) {
     return as_result(failure);
 }
 
+py::object run(const py::object &arguments, int workers) {
+    check_arguments(arguments, workers);
+    return run_on(PySequence_Fast_ITEMS(arguments.ptr()), step.arguments.size(), workers);
+}
+
+struct QuickCall {
+    pg_call::Call call;
+    int workers;
+    PyObject *check;
+
+    static constexpr const char *capsule_name = "pequegrad.call";
+
+    // A function of C itself: pybind11 allocates at each call of one of its own.
+    static PyObject *call_with(PyObject *capsule, PyObject *arguments) {
+        auto *const self = static_cast<QuickCall *>(PyCapsule_GetPointer(capsule, capsule_name));
+        if (self == nullptr) return nullptr;
+        try {
+            if (!PyTuple_Check(arguments)) throw py::type_error("a call takes its arguments as a tuple");
+            const auto run = [self](PyObject *const *arrays, std::size_t count) { return run_on(arrays, count, self->workers); };
+            const auto fail = [self](const py::object &failure) { py::reinterpret_borrow<py::object>(self->check)(failure); };
+            return self->call(py::reinterpret_borrow<py::tuple>(arguments), run, fail).release().ptr();
+        } catch (py::error_already_set &error) {
+            error.restore();
+        } catch (const py::builtin_exception &error) {
+            error.set_error();
+        } catch (const std::bad_alloc &) {
+            PyErr_NoMemory();
+        } catch (const std::exception &error) {
+            PyErr_SetString(PyExc_RuntimeError, error.what());
+        }
+        return nullptr;
+    }
+};
+
 // Returns a function that takes a call's arguments as a tuple and does all of the call; see call.h. Its entry "check" raises
 // what a failure of the step means.
-py::cpp_function make_call(const py::dict &description, int workers) {
-    auto call = std::make_shared<pg_call::Call>(description);
-    PyObject *const check = py::object(description["check"]).ptr();
-    return py::cpp_function([call, workers, check](const py::tuple &arguments) {
-        return (*call)(
-            arguments, [workers](const py::list &passed) { return run(passed, workers); },
-            [check](const py::object &failure) { py::reinterpret_borrow<py::object>(check)(failure); });
+py::object make_call(const py::dict &description, int workers) {
+    static PyMethodDef definition = {"call", QuickCall::call_with, METH_O, nullptr};
+    auto *const made = new QuickCall{pg_call::Call(description), workers, py::object(description["check"]).ptr()};
+    const py::capsule capsule(made, QuickCall::capsule_name, [](PyObject *object) {
+        delete static_cast<QuickCall *>(PyCapsule_GetPointer(object, QuickCall::capsule_name));
     });
+    PyObject *const function = PyCFunction_New(&definition, capsule.ptr());
+    if (function == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(function);
 }
 
 // ---- Many steps in one call. ----------------------------------------------------------------------------------------

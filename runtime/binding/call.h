@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 #include <structmember.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -203,6 +204,27 @@ struct Gradient {
     PyObject *tensor;
 };
 
+// Borrowed, without a look at the heap where there are few.
+class Objects {
+public:
+    explicit Objects(std::size_t count) {
+        if (count > usual_count) {
+            many_.resize(count);
+            objects_ = many_.data();
+        }
+    }
+    Objects(const Objects &) = delete;
+    Objects &operator=(const Objects &) = delete;
+    PyObject *&operator[](std::size_t index) { return objects_[index]; }
+    PyObject **data() { return objects_; }
+
+private:
+    static constexpr std::size_t usual_count = 64;
+    PyObject *few_[usual_count];
+    std::vector<PyObject *> many_;
+    PyObject **objects_ = few_;
+};
+
 // ---- The call. ------------------------------------------------------------------------------------------------------
 
 class Call {
@@ -243,7 +265,7 @@ public:
         }
         for (const py::handle item : d["optimizers"]) optimizers_.push_back(item.ptr());
         for (const py::handle item : d["checks"]) checks_.push_back(item.ptr());
-        for (const py::handle item : d["slots"]) slots_.push_back(none_to_null(item));
+        for (const py::handle item : d["slots"]) slots_.push_back(item.ptr());
         for (const py::handle item : d["places"]) {
             const auto t = py::cast<py::tuple>(item);
             places_.emplace_back(py::cast<std::size_t>(t[0]), py::cast<std::size_t>(t[1]));
@@ -271,11 +293,11 @@ public:
         cores_ = has_threads_ ? cores() : 0;
     }
 
-    // `run(arguments)` runs the step on a list of arrays; it returns None, or what `fail` raises an exception of.
+    // `run(arrays, count)` runs the step on arrays that it keeps alive; it returns None, or what `fail` raises an exception of.
     template <class Run, class Fail>
     py::object operator()(const py::tuple &arguments, const Run &run, const Fail &fail) {
         const py::object not_here = py::reinterpret_borrow<py::object>(Py_NotImplemented);
-        std::vector<PyObject *> given(arguments_.size());
+        Objects given(arguments_.size());
         if (!is_usual() || !read_arguments(arguments, given) || !guards_hold(arguments)) return not_here;
         const py::object is_locked = called(lock_acquire_, Py_False);
         if (is_locked.ptr() != Py_True) return not_here;
@@ -284,18 +306,15 @@ public:
             ~Release() { Py_XDECREF(PyObject_CallNoArgs(release)); }
         } release{lock_release_};
         if (!read_scalars()) return not_here;
-        py::list passed(slots_.size() + results_.size());
-        for (std::size_t i = 0; i < slots_.size(); ++i) put(passed, i, slots_[i] != nullptr ? slots_[i] : Py_None);
-        for (const auto &place : places_) {
-            Py_DECREF(PyList_GET_ITEM(passed.ptr(), static_cast<py::ssize_t>(place.first)));
-            put(passed, place.first, given[place.second]);
-        }
+        Objects passed(slots_.size() + results_.size());
+        std::copy(slots_.begin(), slots_.end(), passed.data());
+        for (const auto &place : places_) passed[place.first] = given[place.second];
         std::vector<py::object> made;
         for (std::size_t i = 0; i < results_.size(); ++i) {
-            made.push_back(py::array(results_[i].dtype, results_[i].shape));
-            put(passed, slots_.size() + i, made.back().ptr());
+            made.push_back(empty(results_[i]));
+            passed[slots_.size() + i] = made.back().ptr();
         }
-        const py::object failure = run(passed);
+        const py::object failure = run(passed.data(), slots_.size() + results_.size());
         if (!failure.is_none()) fail(failure);
         raise_versions();
         for (std::size_t i = 0; i < results_.size(); ++i) made[i] = wrapped(made[i], results_[i].spec);
@@ -350,9 +369,14 @@ private:
         return 0;
 #endif
     }
-    static void put(const py::list &list, std::size_t index, PyObject *object) {
-        Py_INCREF(object);
-        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(index), object);
+    // Straight from NumPy: py::array works out strides that NumPy knows.
+    static py::object empty(const Result &result) {
+        const auto &numpy = py::detail::npy_api::get();
+        Py_INCREF(result.dtype.ptr());  // which the array takes
+        PyObject *const array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, result.dtype.ptr(), static_cast<int>(result.shape.size()),
+                                                            result.shape.data(), nullptr, nullptr, 0, nullptr);
+        if (array == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(array);
     }
     static py::object called(PyObject *function, PyObject *argument) {
         PyObject *const result = PyObject_CallOneArg(function, argument);
@@ -381,7 +405,7 @@ private:
     }
 
     // Fills `given` with the arguments' arrays; false where one is not as expected, or lies where the step writes.
-    bool read_arguments(const py::tuple &arguments, std::vector<PyObject *> &given) const {
+    bool read_arguments(const py::tuple &arguments, Objects &given) const {
         if (arguments.size() != arguments_.size()) return false;
         for (std::size_t i = 0; i < arguments_.size(); ++i) {
             PyObject *const object = PyTuple_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(i));
