@@ -225,8 +225,9 @@ def test_the_parts_that_depend_on_no_graph_are_compiled_once_for_all_steps(root,
     built = build(source)
     log = (built.path.parent / "build.log").read_text()
     assert "-DPG_PARTS_APART" in log and "parts.o" in log
+    # Of other instruction sets too, where tests before had them built.
     before = sorted(root.glob("bindings/*/*/parts.o"))
-    assert len(before) == 1
+    assert before
     build(step_source("product", SCALE=2))
     assert sorted(root.glob("bindings/*/*/parts.o")) == before
     a, b, out = (
