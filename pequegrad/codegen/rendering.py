@@ -37,8 +37,9 @@ class Address:
 
 @record
 class Line:
-    """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_scalar", "let" (``type`` name =
-    text), "keep" (name = text), "splat", "store", "store_strided", "store_scalar". ``type`` of a splat is what lanes are made of."""
+    """One emitted statement. ``form``: "load", "load_splat", "load_strided", "load_square" (of the array that ``text``
+    names), "load_scalar", "let" (``type`` name = text), "keep" (name = text), "splat", "store", "store_strided", "store_scalar".
+    ``type`` of a splat is what lanes are made of."""
 
     form: str
     name: str = ""
@@ -49,7 +50,7 @@ class Line:
     @property
     def is_partial(self) -> bool:
         """Whether the statement asks how many lanes there are."""
-        return self.form in ("load", "load_strided", "store", "store_strided")
+        return self.form in ("load", "load_strided", "load_square", "store", "store_strided")
 
     @property
     def is_store(self) -> bool:

@@ -37,7 +37,7 @@ from .plan import (
     Store,
     Window,
 )
-from .rendering import Address, KernelWriter, Line, Pointer, Variable
+from .rendering import Address, KernelWriter, Line, Pointer, Term, Variable
 from .schedule import conv_domain, is_winograd
 
 # A worker's share of a long axis: few enough that sharing costs nothing, enough that two workers end together.
@@ -54,6 +54,9 @@ NEAR_BYTES = 2 << 20
 SMALL_VECTORS = 4
 SMALL_PANEL_BYTES, SMALL_ROWS_BYTES = 1 << 14, 1 << 15
 PAGE_BYTES = 1 << 12
+LINE_BYTES, L1_WAYS = 64, 8
+# The bytes of elements that are loaded as they lie; of others the lanes are widened on the way.
+SQUARE_TYPES = {"pg::f32": 4, "pg::f64": 8, "pg::i32": 4, "pg::i64": 8}
 # window.h's names, where they differ from the kind's.
 WINDOW_FUNCTIONS = {"window_put": "max_pool2d_grad"}
 # A name that no emitted text contains otherwise: the function's own, put in once equal bodies are known.
@@ -100,7 +103,8 @@ class LaneView:
 class MapView(LaneView):
     """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each.
 
-    ``is_scalar``: over single numbers, by one worker. ``unit``: the variable that counts shares."""
+    ``is_scalar``: over single numbers, by one worker. ``unit``: the variable that counts shares. ``across``: the axis, apart
+    from the rows and with a chunk of its own, along which ``squares`` lie; their vectors are turned into lanes by squares."""
 
     head: KernelHead
     is_scalar: bool
@@ -113,6 +117,17 @@ class MapView(LaneView):
     uses_count: bool
     lines: tuple[Line, ...]
     repeats: tuple[RepeatView, ...] = ()
+    across: Loop | None = None
+    squares: tuple[SquareView, ...] = ()
+
+
+@record
+class SquareView:
+    """An operand of a map that does not lie along its lanes: a local array of ``type``, and where a square of it begins."""
+
+    name: str
+    type: str
+    start: Address
 
 
 @record
@@ -312,7 +327,7 @@ def views_of(
     sums, or -1. ``is_alone``: one worker runs the kernel, as on a block of samples; the text is the same.
     """
     if isinstance(kernel, Map):
-        return (_map_view(kernel, dtypes),)
+        return (_map_view(kernel, dtypes, target.lanes),)
     if isinstance(kernel, Row):
         return (_row_view(kernel, dtypes, target.lanes),)
     if isinstance(kernel, Contract):
@@ -377,7 +392,7 @@ def parameters_of(lines: Sequence[Line], **types: str) -> tuple[Parameter, ...]:
     )
 
 
-def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
+def _map_view(kernel: Map, dtypes: Sequence[DType], lanes: int) -> MapView:
     extents = kernel.extents or (1,)
     body = kernel.body if kernel.extents else tuple(with_axis(statement) for statement in kernel.body)
     indices = tuple(f"i{axis}" for axis in range(len(extents)))
@@ -392,6 +407,9 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
     else:
         writer.hoist(body)
         lines = writer.vector_lines(body)
+    across = _across_view(writer, lines, lanes)
+    if across is not None:
+        return across
     extent = extents[-1]
     rows = math.prod(extents[:-1])
     chunk = max(LEAST_SHARE, -(-extent // SHARES_PER_AXIS // LEAST_SHARE) * LEAST_SHARE)
@@ -413,6 +431,46 @@ def _map_view(kernel: Map, dtypes: Sequence[DType]) -> MapView:
         tuple(lines),
         repeats,
     )
+
+
+def _are_pushed_out(lines: int, apart: int) -> bool:
+    """Whether so many lines, so many bytes apart, do not stay in L1 together until the next element of each is read."""
+    sets = min(PAGE_BYTES // LINE_BYTES, PAGE_BYTES // math.gcd(apart, PAGE_BYTES))
+    return lines > L1_WAYS * sets
+
+
+def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> MapView | None:
+    """Return the view of a pointwise kernel with operands that lie along the axis before the lanes' and that read lane by lane
+    would push themselves out of L1, or None where there are none, or too few squares to share."""
+    if lanes == 1 or len(writer.extents) < 2 or min(writer.extents[-2:]) < lanes:
+        return None
+    *outer, across, lane = zip(writer.indices, writer.extents, strict=True)
+    rows, blocks = math.prod(extent for _, extent in outer), -(-across[1] // lanes)
+    if rows * blocks < SHARES_PER_AXIS:
+        return None
+    types = {pointer.name: pointer.type for pointer in writer.pointers.values()}
+    along = Term(across[0], 1)
+    squares: list[SquareView] = []
+    turned: list[Line] = []
+    for line in lines:
+        place = line.address
+        size = SQUARE_TYPES.get(types[place.pointer], 0) if line.form == "load_strided" and place else 0
+        if size and place and along in place.terms and _are_pushed_out(lane[1], place.lane_stride * size):
+            terms = tuple(Term("first", 1) if term == along else term for term in place.terms)
+            square = SquareView(f"q{len(squares)}", types[place.pointer], replace(place, terms=terms))
+            squares.append(square)
+            turned.append(Line("load_square", line.name, text=f"{square.name}[{across[0]} - first]"))
+        else:
+            turned.append(line)
+    if not squares:
+        return None
+    decode = decoded(
+        [name for name, _ in outer], [extent for _, extent in outer], [*turned, *(s.start for s in squares)]
+    )
+    return MapView(
+        head_of(writer), False, "unit", rows, decode, Loop(*lane), lanes, blocks, True, tuple(turned), (), Loop(*across),
+        tuple(squares),
+    )  # fmt: skip
 
 
 def _repeat_view(name: str, parts: Sequence[tuple[Statement, ...]], outside: KernelWriter) -> RepeatView:

@@ -8,7 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
+from pequegrad.codegen.emit import render
 from pequegrad.codegen.interpret import allocate
+from pequegrad.codegen.lower import lower
 from pequegrad.dtypes import bool_, float32, float64, int64
 from pequegrad.errors import IndexOutOfRange
 from pequegrad.trace.graph import Value
@@ -65,6 +67,26 @@ def test_batches_of_products_with_broadcast_and_strided_operands(instruction_set
         y = batch.input(np.arange(21).reshape(7, 3).astype(dtype))
         batch.expect(f"whole numbers {dtype.__name__}", batch.apply("matmul", [x, y]))
     assert_no_failures(batch.failures(target_for(instruction_set)))
+
+
+# --- pointwise kernels --------------------------------------------------------------------------------------------
+
+
+@SETS
+def test_operands_that_lie_across_the_lanes_are_read_by_squares(instruction_set):
+    batch = Batch("squares")
+    # All but the last would push themselves out of L1; what is narrower than four bytes is read lane by lane.
+    cases = [(np.float32, 1024), (np.int64, 512), (np.float16, 2048), (np.float32, 600)]
+    for dtype, extent in cases:
+        x = batch.input((100 * normal((2, 37, extent))).astype(dtype))
+        part = batch.apply("slice", [x], starts=(0, 1, 3), sizes=(2, 35, extent - 9), steps=(1, 1, 1))[0]
+        turned = swapped(batch, part)
+        other = batch.input((100 * normal(turned.shape, seed=9)).astype(dtype))
+        batch.expect(f"{dtype.__name__} {extent}", batch.apply("maximum", [turned, other]))
+    target = target_for(instruction_set)
+    text = render(lower(batch.graph(), target, 2), target)
+    assert text.count("pg::transpose_lanes") == (2 if target.lanes > 1 and target.has_clock else 0)
+    assert_no_failures(batch.failures(target))
 
 
 # --- convolution and pooling --------------------------------------------------------------------------------------

@@ -178,6 +178,14 @@ template <class T> PG_INLINE void transpose_square(const T* from, long from_row,
 #endif
 }
 
+// to[k][c] = from[c * from_row + k] for k below `depth` and c below `columns`, at most the lanes; columns from there on become zero.
+template <class T> PG_NOINLINE void transpose_lanes(const T* from, long from_row, long columns, long depth, T (*to)[PG_LANES]) {
+  constexpr int N = lanes<T>::count;
+  for (long k = 0; k < depth; k += N)
+    for (long c = 0; c < PG_LANES; c += N)
+      transpose_square(from + c * from_row + k, from_row, columns - c, depth - k < N ? depth - k : long(N), to[k] + c, PG_LANES);
+}
+
 // to[k][c] = b[k * b_row + c * b_col], k < K, c < columns, zero from there to `width` (a multiple of the lanes). Where k is
 // dense, one square's width after another: the processor follows a vector's lanes of streams, not three times as many. Rows
 // a page apart it does not follow at all: they are asked for.
@@ -541,6 +549,7 @@ inline void gemm_share(long M, long N, long K, int worker, int workers, long& ro
   PART gemm_kernel_function<float> gemm_kernel_for<float, true>(int, int);                 \
   PART void gemm_pack<float>(float*, long, const float*, long, long, long, long);          \
   PART void gemm_copy_rows<float>(float*, long, const float*, long, long, long);           \
+  PART void transpose_lanes<float>(const float*, long, long, long, float (*)[PG_LANES]);   \
   PART gemm_walk<float>::gemm_walk(long, long, const float*, long, long, const float*, long, long, float*, long, long, long, long, \
                                         const gemm_update*, int);                          \
   PART void gemm_walk<float>::enter(long);                                                 \
