@@ -572,7 +572,10 @@ def _environment(folder: str, codes: CodeStore | None) -> Any:
 
 
 class _KeptCode:
-    """What Jinja asks before it compiles a template, as a `jinja2.BytecodeCache`."""
+    """What Jinja asks before it compiles a template, as a `jinja2.BytecodeCache`.
+
+    Not a subclass, as type checkers want: that would import jinja2 with this module, which also makes plans and views.
+    """
 
     def __init__(self, store: CodeStore, version: str) -> None:
         self._store = store

@@ -288,7 +288,8 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
   }
 }
 
-// A matrix as large as C that an epilogue reads and writes, or that it reads beside such: element (m, n) lies `size` bytes long at start + m * row + n * size.
+// A matrix as large as C that an epilogue reads and writes, or that it reads beside such: element (m, n) lies `size` bytes long at
+// start + m * row + n * size.
 struct gemm_update {
   const void* start;
   long row, size;
