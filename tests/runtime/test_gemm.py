@@ -14,7 +14,7 @@ from tests.runtime.native import FLAGS, HERE, INCLUDE, WIDTHS, compile_cpp
 SIZES = [
     (1, 1, 1), (0, 5, 3), (5, 0, 3), (5, 7, 0), (1, 200, 17), (17, 1, 33), (9, 50, 10), (128, 10, 200), (64, 200, 784),
     (23, 49, 100), (8, 48, 64), (7, 47, 63), (33, 97, 31), (40, 70, 1024), (12, 33, 5000), (3, 4, 9000),
-    (53, 700, 130), (1100, 90, 400), (130, 520, 257),
+    (53, 700, 130), (1100, 90, 400), (130, 520, 257), (130, 1600, 70), (70, 1020, 130),
 ]  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def scratch_bytes(rows: int, depth: int, itemsize: int, lanes: int, tile_rows: i
     blocks = max(1, -(-depth // ((2048 if l2 >= 1 << 20 else 1536) // itemsize)))
     block = -(-depth // blocks)
     block += -block % lanes
-    columns = min(512, l2 // 2 // itemsize // max(block, 1)) // width * width
+    columns = min(1024, 3 * l2 // 4 // itemsize // max(block, 1)) // width * width
     kept = -(-rows // max(1, -(-rows // 1024)))
     elements = block * columns + 8 * tile_rows * (block + lanes) + (kept if blocks > 1 else tile_rows) * columns
     return -(-elements * itemsize // 64) * 64
