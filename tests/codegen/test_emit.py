@@ -25,7 +25,7 @@ from pequegrad.trace.graph import GraphBuilder, Location, Output
 from pequegrad.trace.interpreter import run_graph
 from tests.codegen import nets
 from tests.codegen.compiling import INSTRUCTION_SETS, Batch, Compiled, target_for
-from tests.codegen.tracing import Traced, compare
+from tests.codegen.tracing import Traced, compare, trace
 from tests.runtime.native import INCLUDE, compile_cpp
 
 NETS = {
@@ -266,6 +266,22 @@ def test_products_whose_operands_stay_in_caches_are_of_constant_sizes():
         text = render(lower(traced.graph, target, 2), target)
         small[samples] = set(re.findall(r"pg::gemm_small<pg::f32, (\d+, \d+), ", text))
     assert {"44, 6", "5, 44"} <= small[9] and not {"44, 6", "5, 44"} & small[131]
+
+
+def test_products_of_few_rows_read_a_layers_weight_where_it_lies():
+    """They turned all of the weight for one row of multiplications, and took four times as long."""
+    layer = nn.Linear(300, 50)
+    for rows, name in [(1, "native"), (4, "native"), (8, "native"), (9, "native"), (1, "scalar")]:
+        target = target_for(name)
+        x = np.random.default_rng(rows).standard_normal((rows, 300)).astype(np.float32)
+        traced = trace(layer, x)
+        traced = Traced(run_pipeline(traced.graph), traced.arrays)
+        text = render(lower(traced.graph, target, 2), target)
+        is_few = rows <= 8 and name != "scalar"
+        assert (f"pg::gemm_dots<pg::f32, {rows}, 50, 300>" in text) is is_few, (rows, name)
+        compare(
+            run_graph(traced.graph, traced.arrays), Compiled(traced.graph, target).run(traced.arrays, 2), "few rows"
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))
