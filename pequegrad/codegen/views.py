@@ -52,6 +52,10 @@ NEAR_BYTES = 2 << 20
 # Dot products, k along the lanes, beat turning B for up to so many rows, for more where the sums are long. Measured with AVX-512 on
 # one core, sums of 256 and of 1024: one row takes 0.27 of the time, four 0.69 and 0.47, eight 0.93 and 0.76, ten as long and 0.83.
 FEW_ROWS, FEW_ROWS_OF_LONG_SUMS, LONG_SUM = 4, 8, 256
+# For a few tens of rows the product of the operands' transposes beats turning B: that takes as long as so many rows of
+# multiplications do, so no more may be added to fill a vector. Measured with AVX-512 on one core, B 1024 x 1024 and 3072 x 768: 16
+# rows take 0.64 and 0.52 of the time, 32 rows 0.81 and 0.73, 96 rows 0.94 and 0.90, 128 rows 0.97 and 1.0.
+MOST_TURNED_ROWS, PACKING_ROWS = 96, 7
 # A product is small where a panel of B, of so many vectors' width, and all of A take no more than so many bytes: the panel stays
 # in L1 while all rows of A pass by, and A near it while all panels do. Rows whole pages apart fall into the same sets of L1.
 SMALL_VECTORS = 4
@@ -187,10 +191,10 @@ class RowView(LaneView):
 
 @record
 class ContractView(LaneView):
-    """A matrix product, batched, with its epilogue. ``form``: "dots" where it has few rows and k is dense in both operands
-    (gemm_dots.h), "whole" where its columns are whole vectors, "runs_on" where they are not, but its epilogue walks from the end
-    of a row straight into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or
-    "any"."""
+    """A matrix product, batched, with its epilogue. ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of
+    a few tens (gemm_turned.h); else "whole" where its columns are whole vectors, "runs_on" where they are not, but
+    its epilogue walks from the end of a row straight into the next, "small" where it is either of these two and its operands stay
+    in caches (gemm_small.h), or "any"."""
 
     head: KernelHead
     type: str
@@ -596,12 +600,12 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
     lines = writer.vector_lines(kernel.epilogue)
     batch = math.prod(kernel.batch)
     dtype = f"pg::{kernel.dtype.c_name}"
-    is_dots = _is_dots(kernel, lanes)
-    far_updates = () if is_dots else _far_updates(kernel, writer, batch_indices)
+    far_updates = _far_updates(kernel, writer, batch_indices)
+    form = _form(kernel, lanes, bool(far_updates))
     return ContractView(
         head_of(writer),
         dtype,
-        "dots" if is_dots else _form(kernel, lanes, bool(far_updates)),
+        form,
         batch,
         decoded(batch_indices, kernel.batch, [a, b, *lines]),
         batch >= BATCH_TO_SHARE,
@@ -618,16 +622,18 @@ def contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Cont
     )
 
 
-def _is_dots(kernel: Contract, lanes: int) -> bool:
-    """Whether gemm_dots.h computes a product."""
-    most_rows = FEW_ROWS_OF_LONG_SUMS if kernel.k >= LONG_SUM else FEW_ROWS
-    is_dense_along_k = kernel.a.strides[-1] == kernel.b.strides[-2] == 1 != kernel.b.strides[-1]
-    return is_dense_along_k and 0 < kernel.m <= most_rows and 1 < lanes <= kernel.k
-
-
 def _form(kernel: Contract, lanes: int, is_far: bool) -> str:
     form = "whole" if kernel.n % lanes == 0 else "runs_on" if _runs_on(kernel) else "any"
-    return "small" if form != "any" and not is_far and _is_small(kernel, lanes) else form
+    if is_far:
+        return form
+    would_turn_b = kernel.b.strides[-2] == 1 != kernel.b.strides[-1] and kernel.m > 0 and 1 < lanes <= kernel.k
+    few_rows = FEW_ROWS_OF_LONG_SUMS if kernel.k >= LONG_SUM else FEW_ROWS
+    if would_turn_b and kernel.m <= few_rows and kernel.a.strides[-1] == 1:
+        return "dots"
+    if form != "any" and _is_small(kernel, lanes):
+        return "small"
+    is_turned = would_turn_b and kernel.m <= min(MOST_TURNED_ROWS, kernel.n // 2) and -kernel.m % lanes < PACKING_ROWS
+    return "turned" if is_turned else form
 
 
 def _is_small(kernel: Contract, lanes: int) -> bool:

@@ -40,7 +40,7 @@ DTYPES = frozenset({"bool", "uint8", "int32", "int64", "float16", "bfloat16", "f
 HEADERS = (
     ("map", ("gemm.h", "math.h")),
     ("row", ("gemm.h", "accumulate.h")),
-    ("contract", ("gemm.h", "gemm_small.h", "gemm_dots.h", "math.h", "scratch.h")),
+    ("contract", ("gemm.h", "gemm_small.h", "gemm_dots.h", "gemm_turned.h", "math.h", "scratch.h")),
     ("conv2d", ("gemm.h", "math.h", "conv.h", "conv_winograd.h", "scratch.h")),
     ("window", ("gemm.h", "window.h")),
     ("index", ("indexing.h",)),

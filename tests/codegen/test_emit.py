@@ -268,20 +268,24 @@ def test_products_whose_operands_stay_in_caches_are_of_constant_sizes():
     assert {"44, 6", "5, 44"} <= small[9] and not {"44, 6", "5, 44"} & small[131]
 
 
-def test_products_of_few_rows_read_a_layers_weight_where_it_lies():
-    """They turned all of the weight for one row of multiplications, and took four times as long."""
-    layer = nn.Linear(300, 50)
-    for rows, name in [(1, "native"), (4, "native"), (8, "native"), (9, "native"), (1, "scalar")]:
-        target = target_for(name)
-        x = np.random.default_rng(rows).standard_normal((rows, 300)).astype(np.float32)
-        traced = trace(layer, x)
-        traced = Traced(run_pipeline(traced.graph), traced.arrays)
-        text = render(lower(traced.graph, target, 2), target)
-        is_few = rows <= 8 and name != "scalar"
-        assert (f"pg::gemm_dots<pg::f32, {rows}, 50, 300>" in text) is is_few, (rows, name)
-        compare(
-            run_graph(traced.graph, traced.arrays), Compiled(traced.graph, target).run(traced.arrays, 2), "few rows"
-        )
+@pytest.mark.parametrize(
+    ("rows", "name", "form"),
+    [
+        (1, "x86-64-v4", "gemm_dots"), (8, "x86-64-v4", "gemm_dots"), (9, "x86-64-v4", "gemm<"),
+        (16, "x86-64-v4", "gemm_turned"), (96, "x86-64-v4", "gemm_turned"), (97, "x86-64-v4", "gemm<"),
+        (7, "x86-64-v3", "gemm_dots"), (16, "x86-64-v3", "gemm_turned"), (1, "scalar", "gemm_small"), (16, "scalar", "gemm_small"),
+    ],
+)  # fmt: skip
+def test_few_rows_read_a_layers_weight_where_it_lies(rows, name, form):
+    """They turned all of the weight for few multiplications: for one row that took four times as long."""
+    layer = nn.Linear(300, 250)
+    x = np.random.default_rng(rows).standard_normal((rows, 300)).astype(np.float32)
+    traced = trace(layer, x)
+    traced = Traced(run_pipeline(traced.graph), traced.arrays)
+    target = targets.get("cpp", instruction_set=name)
+    assert f"pg::{form}" in render(lower(traced.graph, target, 2), target)
+    got = Compiled(traced.graph, target_for(name)).run(traced.arrays, 2)
+    compare(run_graph(traced.graph, traced.arrays), got, "few rows")
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -331,6 +331,7 @@ template <class T> struct gemm_walk {
   int update_count;
   enum { most_updates = 4 };
   gemm_cut<T> cut;
+  bool keeps_sums;  // of all tiles of a block
   long vectors, panels, column_blocks;  // of the rectangle
   long first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
   long k_begin, k_count;
@@ -349,10 +350,11 @@ template <class T> struct gemm_walk {
   gemm_coming coming_a, coming_b;
 
   PG_NOINLINE gemm_walk(long M, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch, long row_begin,
-                        long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count)
+                        long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count, bool keeps_sums)
       : A(A), B(B), M(M), K(K), a_row(a_row), a_col(a_col), b_row(b_row), b_col(b_col), row_begin(row_begin), row_end(row_end),
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
-        update_count(update_count < most_updates ? update_count : int(most_updates)), cut(row_end - row_begin, K, col_end - col_begin) {
+        update_count(update_count < most_updates ? update_count : int(most_updates)), cut(row_end - row_begin, K, col_end - col_begin),
+        keeps_sums(keeps_sums || cut.k_blocks > 1) {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
@@ -369,6 +371,8 @@ template <class T> struct gemm_walk {
     return true;
   }
 
+  // The sums of the block's first row, or of the tile's.
+  PG_INLINE T* kept() const { return scratch + cut.packed_b() + cut.group * cut.packed_tile(); }
   PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
   PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
@@ -442,7 +446,7 @@ template <class T> struct gemm_walk {
     const T* a = A + (first_row + row) * a_row + k_begin * a_col;
     long a_stride = a_row, a_k = a_col, together = 1, within = 0;
     T* const packed = scratch + cut.packed_b();
-    if (a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64) {
+    if (a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64 && block_panels >= 3) {
       a_stride = cut.k + PG_LANES;
       gemm_copy_rows(packed, a_stride, a, a_row, rows, k_count);
       a = packed;
@@ -457,7 +461,7 @@ template <class T> struct gemm_walk {
     }
     if (is_far && within == 0) look_for_a(t + together, together);
     const bool looks_ahead = (is_far || update_count > 0) && rows == tile_size::rows;
-    T* const to = packed + cut.group * cut.packed_tile() + (cut.k_blocks > 1 ? row * stride : 0);
+    T* const to = kept() + (keeps_sums ? row * stride : 0);
     const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
     for (long i = 0; i < block_panels; ++i) {
       const long p = !is_joined ? i : i == 0 ? block_panels - 1 : i - 1;
@@ -511,7 +515,7 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
   if (col_end > N) col_end = N;
   if (row_begin >= row_end || col_begin >= col_end) return;
   gemm_walk<T> walk(M, K, A, a_row, a_col, B, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, updates,
-                    update_count);
+                    update_count, false);
   for (long block = 0; block < walk.blocks(); ++block) {
     walk.enter(block);
     const bool runs_on = COLUMNS == gemm_columns::runs_on && walk.joins_rows(N);
@@ -563,7 +567,7 @@ inline void gemm_share(long M, long N, long K, int worker, int workers, long& ro
   PART void gemm_copy_rows<float>(float*, long, const float*, long, long, long);           \
   PART void transpose_lanes<float>(const float*, long, long, long, float (*)[PG_LANES]);   \
   PART gemm_walk<float>::gemm_walk(long, long, const float*, long, long, const float*, long, long, float*, long, long, long, long, \
-                                        const gemm_update*, int);                          \
+                                        const gemm_update*, int, bool);                    \
   PART void gemm_walk<float>::enter(long);                                                 \
   PART void gemm_walk<float>::pack(long);                                                  \
   PART void gemm_walk<float>::look_for_b(long, long);                                     \
