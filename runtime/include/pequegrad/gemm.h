@@ -217,8 +217,9 @@ template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* 
 }
 
 // A B of so many bytes stays in L2 between tiles of rows, and is read where it lies: of 400 rows as fast as packed, of 256 up
-// to 4 %, of 32 and 24 rows 15 and 29 % faster. One of more bytes is faster packed from some hundred rows on.
-constexpr long gemm_resident_bytes = PG_L2_KIB * 512;
+// to 4 %, of 32 and 24 rows 15 and 29 % faster. One of more bytes is faster packed only where more tiles of rows pass by than these:
+// measured with 1 MiB of L2, of 20 rows it is 20 %, of 32 rows 5 to 25, of 64 and 96 rows 1 to 7 % faster where it lies.
+constexpr long gemm_resident_bytes = PG_L2_KIB * 512, gemm_few_tiles = 12;
 
 // ---- blocks -------------------------------------------------------------------------------------------------------------
 
@@ -403,7 +404,7 @@ template <class T> struct gemm_walk {
       const long column = col_begin + panel_col(first_panel + p), width = panel_col(first_panel + p + 1) - panel_col(first_panel + p);
       const long used = col_end - column < width ? col_end - column : width;
       const T* b = B + k_begin * b_row + column * b_col;
-      const bool is_reused = block_rows > 2 * tile_size::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
+      const bool is_reused = block_rows > gemm_few_tiles * tile_size::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
       const bool is_packed = b_col != 1 || used != width || is_reused;
       if (is_packed) gemm_pack(to, width, b, b_row, b_col, k_count, used);
       place[p] = {is_packed ? to : b, is_packed ? width : b_row, width / PG_LANES, column - col};
