@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import os
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from .errors import (
     ToolchainError,
     TraceError,
 )
+from .forking import ForkSafeLock
 from .locations import definition
 from .native import NativeStep, StepFacts
 from .records import collector_at_rest, record
@@ -120,16 +120,7 @@ class _Entry:
 
 
 # Tracing borrows real tensors for a moment, so one trace at a time in the whole process.
-_trace_lock = threading.RLock()
-
-
-def _forget_lock_in_child() -> None:
-    global _trace_lock
-    _trace_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock_in_child)
+_trace_lock = ForkSafeLock()
 
 
 class CompiledFunction:
@@ -271,7 +262,7 @@ class CompiledFunction:
         return BoundStep(captured.trace, execute, captured.pinned, device=device, home=home, say=self._say_once)
 
     def _trace(self, call: Call) -> Captured:
-        with _trace_lock, collector_at_rest():
+        with _trace_lock.now, collector_at_rest():
             return capture(self._function, call, name=self._name, keep_grads=self._options.keep_grads)
 
     def _target(self, target: str | Target | None = None, *, arch: str | None = None, home: str = arrays.CPU) -> Target:

@@ -19,6 +19,7 @@ from typing import Any
 from .. import targets
 from ..config import config
 from ..errors import CacheError, CompilerBug, ToolchainError
+from ..forking import in_each_child
 from ..targets import Target
 from . import folder as disk
 from . import kernel_report, keys, known, loader, nvcc, programs, toolchain
@@ -68,6 +69,8 @@ class CacheStats:
 
 
 _building: dict[str, threading.Lock] = {}
+"""A lock for each key that is being built; under `known.lock`."""
+in_each_child(_building.clear)
 
 
 class _TemplateCodes:
@@ -83,15 +86,6 @@ class _TemplateCodes:
 
 
 TEMPLATE_CODES = _TemplateCodes()
-
-
-def _forget_locks_in_child() -> None:
-    # Another thread of the parent may have held one at the moment of the fork; nobody would release it here.
-    _building.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
 def make_key(plan_text: str, target: Target, *, name: str) -> CacheKey:
@@ -131,7 +125,7 @@ def get_or_build(
     if is_for_here:
         keys.check_can_run(target, key)
     digest = key.digest
-    with known.lock:
+    with known.lock.now:
         built = known.loaded.get(digest)
         building = _building.setdefault(digest, threading.Lock())
     if built is not None:
@@ -142,7 +136,7 @@ def get_or_build(
             return built.again(time.perf_counter() - start)
         entry, origin = _find_or_build(key, digest, render, target, progress or (lambda text: None))
         built = known.load(entry, digest, origin, start)
-    with known.lock:
+    with known.lock.now:
         _building.pop(digest, None)
     return built
 
@@ -437,7 +431,7 @@ def clear() -> int:
 
 def forget_loaded() -> None:
     """Drop the modules kept in memory, so that the next call looks on disk. Modules in use stay valid."""
-    with known.lock:
+    with known.lock.now:
         known.loaded.clear()
 
 

@@ -6,11 +6,10 @@ loaded only after its sums were found right.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from typing import TYPE_CHECKING, Literal
 
+from ..forking import ForkSafeLock
 from ..records import record
 from ..targets import Target
 from . import folder as disk
@@ -51,17 +50,7 @@ class BuiltStep:
 
 loaded: dict[str, BuiltStep] = {}
 """The steps of this process, by digest; under `lock`."""
-lock = threading.Lock()
-
-
-def _forget_lock_in_child() -> None:
-    # Another thread of the parent may have held it at the moment of the fork; nobody would release it here.
-    global lock
-    lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock_in_child)
+lock = ForkSafeLock()
 
 
 def make_graph_key(graph_text: str, target: Target, *, name: str, probes: GetProbes) -> CacheKey:
@@ -79,7 +68,7 @@ def find_by_graph(key: CacheKey, target: Target) -> tuple[BuiltStep, str] | None
         return None
     digest, facts = known
     keys.check_can_run(target, key)
-    with lock:
+    with lock.now:
         built = loaded.get(digest)
     if built is not None:
         return built.again(0.0), facts
@@ -99,7 +88,7 @@ def load(entry: Entry, digest: str, origin: Origin, start: float) -> BuiltStep:
     """Load a checked entry; of two threads that do so at once, one's module is kept. ``start``: when getting it began."""
     module = loader.load(entry.product, digest)
     built = BuiltStep(module, entry, time.perf_counter() - start, origin)
-    with lock:
+    with lock.now:
         built = loaded.setdefault(digest, built)
     disk.log(f"{origin} {entry.folder} in {built.seconds * 1e3:.1f} ms")
     return built

@@ -8,12 +8,11 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import itertools
-import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import CacheError, DeviceError, IndexOutOfRange
+from ..forking import ForkSafeLock
 
 # The last part must be the name in the binding's PYBIND11_MODULE; the parts before make it unique, because
 # pybind11 and Python both hand out the first module again when the same full name comes from another file.
@@ -22,16 +21,7 @@ _INDEX_OUT_OF_RANGE, _DEVICE_FAILED, _OUT_OF_MEMORY = 1, 2, 3
 
 _numbers = itertools.count()
 _pool_capsule: Any = None
-_pool_lock = threading.Lock()
-
-
-def _forget_lock_in_child() -> None:
-    global _pool_lock
-    _pool_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock_in_child)
+_pool_lock = ForkSafeLock()
 
 
 class StepFailure(NamedTuple):
@@ -124,6 +114,6 @@ def load(path: str, unique_name: str) -> StepModule:
         file_loader.exec_module(native)
     except ImportError as error:
         raise CacheError(f"{path} is no step module for this Python: {error}. Run: pequegrad cache clear") from error
-    with _pool_lock:
+    with _pool_lock.now:
         _pool_capsule = native.attach_pool(_pool_capsule)
     return StepModule(native, path)

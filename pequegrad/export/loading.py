@@ -22,6 +22,7 @@ from ..build.loader import StepFailure, StepModule
 from ..config import config
 from ..dtypes import DType, as_dtype
 from ..errors import ArtifactError, AutogradError, CacheError, DataError, DeviceError, PequegradWarning, SignatureError
+from ..forking import ForkSafeLock
 from ..ops.core import EAGER, REGISTRY, TensorSpec, bind, grad_mode, use_interpreter
 from ..tensor import FUSED_GRADIENT, Tensor
 from . import files, machine, values
@@ -29,7 +30,7 @@ from .manifest import STATE_ROLES, FileRecord, Leaf, Manifest, TensorRecord, par
 from .state import State, make_tensor
 
 _modules: dict[str, StepModule] = {}
-_modules_lock = threading.Lock()
+_modules_lock = ForkSafeLock()
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -84,7 +85,7 @@ def _home(manifest: Manifest) -> str:
 def _module(folder: Path, manifest: Manifest) -> StepModule:
     """Return the module of a checked file; equal ones share one, as they share the threads."""
     digest = manifest.module.sha256
-    with _modules_lock:
+    with _modules_lock.now:
         module = _modules.get(digest)
         if module is None:
             try:

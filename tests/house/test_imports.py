@@ -13,7 +13,7 @@ PACKAGE = ROOT / "pequegrad"
 
 # Rooms that import nothing of ours and that everyone may import. Among themselves only `records`, the base of
 # light classes, and `errors`, which holds the exceptions that the others raise.
-FOUNDATION = ("records", "errors", "dtypes", "config", "pytree", "locations", "arrays")
+FOUNDATION = ("records", "errors", "dtypes", "config", "pytree", "locations", "arrays", "forking")
 
 # room → what it may import beside the foundation and itself. A dotted name allows that module alone.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtypes": (),
     "config": (),
     "arrays": (),
+    "forking": (),
     "pytree": (),
     "storage": (),
     "ops": (),
