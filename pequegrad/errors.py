@@ -68,6 +68,15 @@ class StateDictError(PequegradError, RuntimeError):
 class TraceError(PequegradError, RuntimeError):
     """A traced function does something that a compiled step could not repeat. The user's to mend."""
 
+    @classmethod
+    def kept(cls, keeper: str, where: Location | None, update: str) -> TraceError:
+        """Return the error for a tensor of a trace that ``keeper`` would keep; ``update``: what changes a state in place."""
+        return cls(
+            f"{f'{where}: ' if where else ''}this tensor exists only in the trace of a compiled function, and is kept in "
+            f"{keeper}, where later calls would not renew it. Return it instead; or, for state, make a tensor before and update "
+            f"it in place: {update}."
+        )
+
 
 class NotCompilable(PequegradError):
     """An op, dtype or shape that a target lacks: the compiler falls back to eager and quotes the reason.

@@ -176,13 +176,8 @@ class Module:
         else:
             return
         if any(isinstance(part, Tensor) and part.is_traced for part in parts):
-            location = context.interpreter.location()
-            cure = f"self.{name}.copy_(…)" if name in self._buffers else "register_buffer and .copy_(…)"
-            raise TraceError(
-                f"{f'{location}: ' if location else ''}{type(self).__name__}.{name} = … inside a compiled function: "
-                "the tensor exists only in the trace and would escape. Return it instead; or, for state, update a "
-                f"buffer in place: {cure}."
-            )
+            update = f"self.{name}.copy_(…)" if name in self._buffers else "register_buffer and .copy_(…)"
+            raise TraceError.kept(f"{type(self).__name__}.{name}", context.interpreter.location(), update)
 
     def __delattr__(self, name: str) -> None:
         if not self._forget(name):

@@ -83,11 +83,7 @@ def _check_nothing_escaped(tracer: Tracer) -> None:
     gc.collect()  # a tensor in a reference cycle is dead but not gone
     places = tracer.escaped()
     if places:
-        raise TraceError(
-            f"{places[0]}: a tensor computed here was stored outside the compiled function (in a list, an attribute, a "
-            "global …), where later calls would not renew it. Return it instead; or, for state, make a tensor before "
-            "and update it in place: state.copy_(…)."
-        )
+        raise TraceError.kept("a list, an attribute, a global … outside of it", places[0], "state.copy_(…)")
 
 
 def _finish(tracer: Tracer, result: Any, keep_grads: bool) -> Trace:
