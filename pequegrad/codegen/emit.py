@@ -20,12 +20,13 @@ from ..dtypes import DType
 from ..ops.core import Family
 from ..records import record, replace
 from ..targets import Target
-from . import thread_views, views
+from . import lane_views, thread_views
 from .launch import MOST_BLOCKS, is_cooperative
 from .objects import parted
 from .plan import Blocks, Compute, Index, Kernel, StepPlan, Walk, statements
 from .rendering import Pointer
 from .text import likeness
+from .views import OWN_NAME
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
@@ -175,7 +176,7 @@ class StepView:
         return any(phase.grid is not None for phase in self.phases)
 
 
-_VIEWS = {"lanes": views, "threads": thread_views}
+_VIEWS = {"lanes": lane_views, "threads": thread_views}
 
 
 class CodeStore(Protocol):
@@ -221,7 +222,7 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False, codes: CodeS
                     name = _unused(_identifier(kernel.name), [function.name for function in functions.values()])
                     known = functions[body.text] = _Function(
                         name,
-                        body.text.replace(views.OWN_NAME, name),
+                        body.text.replace(OWN_NAME, name),
                         body.pointers,
                         target.milliseconds_of(kernel.family),
                         {},
@@ -298,7 +299,7 @@ class _Bodies:
         self.known: dict[Any, tuple[tuple[int, ...], tuple[_Body, ...]]] = {}
 
     def of(self, kernel: Kernel, number: int, scratch: int, is_alone: bool) -> tuple[_Body, ...]:
-        """Return the bodies of a kernel; arguments as of `views.views_of`."""
+        """Return the bodies of a kernel; arguments as of `lane_views.views_of`."""
         text, buffers = likeness(kernel)
         place = number if isinstance(kernel, Index) else -1  # which a report of a wrong index names
         key = text, tuple([self.dtypes[buffer] for buffer in buffers]), place, scratch, is_alone

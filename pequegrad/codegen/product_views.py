@@ -275,7 +275,7 @@ class ConvForm:
 
 @record
 class ConvBodyView:
-    """A body of a convolution. ``stage``: "whole", "chunks" or "combine"; ``run``: as in views.Conv2dView."""
+    """A body of a convolution. ``stage``: "whole", "chunks" or "combine"; ``run``: as in lane_views.Conv2dView."""
 
     head: KernelHead
     kind: str

@@ -1,6 +1,6 @@
 """From a kernel of the plan to the record that a template for threads takes: one element a thread, blocks of threads.
 
-Invariant: the same plan, statements and names as for lanes (views.py); only how indices come about differs, and that
+Invariant: the same plan, statements and names as for lanes (lane_views.py); only how indices come about differs, and that
 is settled here.
 """
 
@@ -21,14 +21,10 @@ from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map,
 from .product_views import contract_views, conv2d_views, scratch_bytes
 from .rendering import Address, KernelWriter, Line, Term
 from .views import (
-    IndexView,
     KernelHead,
     Loop,
     Parameter,
-    ScanView,
-    SortView,
     StageView,
-    WindowView,
     accumulator,
     counted,
     decoded,
@@ -187,16 +183,17 @@ def views_of(
     if isinstance(kernel, Conv2d):
         return conv2d_views(kernel, dtypes, scratch, target, is_alone)
     if isinstance(kernel, Window):
-        return (_window_view(kernel, dtypes),)
+        return (window_view(kernel, dtypes, _window_blocks(kernel)),)
     if isinstance(kernel, Index):
-        return (_index_view(kernel, dtypes, number),)
+        width = _gathered_width(kernel)
+        return (index_view(kernel, dtypes, number, _index_blocks(kernel, width), width),)
     if isinstance(kernel, Scan):
         blocks = kernel.outer if kernel.inner == 1 else -(-kernel.outer * kernel.inner // BLOCK)
-        return (ScanBody(scan_view(kernel, dtypes), blocks),)
+        return (scan_view(kernel, dtypes, blocks),)
     if isinstance(kernel, Sort):
         columns = kernel.outer * kernel.inner
         blocks = columns if kernel.extent > SORTED_BY_THREAD else -(-columns // BLOCK)
-        return (SortBody(sort_view(kernel, dtypes), blocks),)
+        return (sort_view(kernel, dtypes, blocks),)
     if isinstance(kernel, Attention):
         return (attention_body(kernel, dtypes),)
     raise CompilerBug(f"no template for {type(kernel).__name__}")
@@ -404,81 +401,29 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], is_alone: bool) -> RowBody:
     )
 
 
-# --- kernels that are one call of a device function --------------------------------------------------------------------
+# --- kernels that are one call of a device function: its blocks --------------------------------------------------------------------
 
 
-@record
-class WindowBody:
-    """A pooling kernel; its device function spreads the work over ``blocks`` by itself."""
-
-    body: WindowView
-    blocks: int
-    shared = ""
-
-    @property
-    def head(self) -> KernelHead:
-        return self.body.head
-
-
-@record
-class IndexBody:
-    """A gather, of ``width`` elements at a time, a scatter or a check; its device function spreads the work by itself."""
-
-    body: IndexView
-    blocks: int
-    width: int
-    shared = ""
-
-    @property
-    def head(self) -> KernelHead:
-        return self.body.head
-
-
-@record
-class ScanBody:
-    """A running sum; its device function spreads the work over ``blocks`` by itself."""
-
-    body: ScanView
-    blocks: int
-    shared = ""
-
-    @property
-    def head(self) -> KernelHead:
-        return self.body.head
-
-
-@record
-class SortBody:
-    """Elements in order; its device function spreads the work over ``blocks`` by itself."""
-
-    body: SortView
-    blocks: int
-    shared = ""
-
-    @property
-    def head(self) -> KernelHead:
-        return self.body.head
-
-
-def _window_view(kernel: Window, dtypes: Sequence[DType]) -> WindowBody:
-    view = window_view(kernel, dtypes)
+def _window_blocks(kernel: Window) -> int:
     s = kernel.shape
     is_gradient = kernel.kind in ("window_put", "avg_pool2d_grad")
-    elements = s.planes * (s.H * s.W if is_gradient else s.OH * s.OW)
-    return WindowBody(view, -(-elements // BLOCK))
+    return -(-s.planes * (s.H * s.W if is_gradient else s.OH * s.OW) // BLOCK)
 
 
-def _index_view(kernel: Index, dtypes: Sequence[DType], number: int) -> IndexBody:
-    view = index_view(kernel, dtypes, number)
-    if kernel.table is None:
-        return IndexBody(view, -(-kernel.count // BLOCK), 1)
+def _gathered_width(kernel: Index) -> int:
+    """Return how many neighbours a thread gathers at a time."""
+    if kernel.kind != "gather" or kernel.table is None or kernel.per_element:
+        return 1
+    places = (kernel.inner, kernel.table.offset, kernel.out.offset)
+    fitting = (w for w in (8, 4, 2) if w * kernel.dtype.itemsize <= 16 and not any(p % w for p in places))
+    return next(fitting, 1)
+
+
+def _index_blocks(kernel: Index, width: int) -> int:
+    if kernel.kind == "check":
+        return -(-kernel.count // BLOCK)
     if kernel.kind == "gather":
-        width = 1
-        if not kernel.per_element:
-            places = (kernel.inner, kernel.table.offset, kernel.out.offset)
-            fitting = (w for w in (8, 4, 2) if w * kernel.dtype.itemsize <= 16 and not any(p % w for p in places))
-            width = next(fitting, 1)
-        return IndexBody(view, -(-kernel.outer * kernel.count * kernel.inner // (BLOCK * width)), width)
+        return -(-kernel.outer * kernel.count * kernel.inner // (BLOCK * width))
     if kernel.per_element:
-        return IndexBody(view, -(-kernel.outer * kernel.inner // BLOCK), 1)
-    return IndexBody(view, min(kernel.outer * kernel.extent, 2 * MOST_BLOCKS), 1)
+        return -(-kernel.outer * kernel.inner // BLOCK)
+    return min(kernel.outer * kernel.extent, 2 * MOST_BLOCKS)

@@ -1,0 +1,159 @@
+"""From a pointwise kernel of the plan to the record that a template for lanes takes.
+
+Invariant: a view is made of a plan's kernel and the number of lanes alone; its text is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..dtypes import DType
+from ..records import record, replace
+from .numbers import parted
+from .plan import Compute, Map, Statement
+from .rendering import Address, KernelWriter, Line, Pointer, Term
+from .views import KernelHead, LaneView, Loop, counted, decoded, head_of, with_axis
+
+# A worker's share of a long axis: few enough that sharing costs nothing, enough that two workers end together.
+SHARES_PER_AXIS = 32
+LEAST_SHARE = 64
+# Rows whole pages apart fall into the same sets of L1.
+PAGE_BYTES = 1 << 12
+LINE_BYTES, L1_WAYS = 64, 8
+# The bytes of elements that are loaded as they lie; of others the lanes are widened on the way.
+SQUARE_TYPES = {"pg::f32": 4, "pg::f64": 8, "pg::i32": 4, "pg::i64": 8}
+
+
+@record
+class MapView(LaneView):
+    """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each.
+
+    ``is_scalar``: over single numbers, by one worker. ``unit``: the variable that counts shares. ``across``: the axis, apart
+    from the rows and with a chunk of its own, along which ``squares`` lie; their vectors are turned into lanes by squares."""
+
+    head: KernelHead
+    is_scalar: bool
+    unit: str
+    rows: int
+    decode: tuple[Loop, ...]
+    lane: Loop
+    chunk: int
+    chunks: int
+    uses_count: bool
+    lines: tuple[Line, ...]
+    repeats: tuple[RepeatView, ...] = ()
+    across: Loop | None = None
+    squares: tuple[SquareView, ...] = ()
+
+
+@record
+class SquareView:
+    """An operand of a map that does not lie along its lanes: a local array of ``type``, and where a square of it begins."""
+
+    name: str
+    type: str
+    start: Address
+
+
+@record
+class RepeatView:
+    """Arithmetic on numbers that a kernel does several times: a function object, and the pointers of each time."""
+
+    name: str
+    pointers: tuple[Pointer, ...]
+    lines: tuple[Line, ...]
+    calls: tuple[tuple[str, ...], ...]
+
+
+def map_view(kernel: Map, dtypes: Sequence[DType], lanes: int) -> MapView:
+    extents = kernel.extents or (1,)
+    body = kernel.body if kernel.extents else tuple(with_axis(statement) for statement in kernel.body)
+    indices = tuple(f"i{axis}" for axis in range(len(extents)))
+    writer = KernelWriter(dtypes, indices, extents, len(extents) - 1)
+    is_scalar = math.prod(extents) == 1 and not any(isinstance(s, Compute) and "{first}" in s.expression for s in body)
+    repeats: tuple[RepeatView, ...] = ()
+    if is_scalar:
+        writer = KernelWriter(dtypes, indices, extents, None)
+        alone, alike = parted(body, dtypes)
+        repeats = tuple(_repeat_view(f"each{i}", parts, writer) for i, parts in enumerate(alike))
+        lines = writer.scalar_lines(alone)
+    else:
+        writer.hoist(body)
+        lines = writer.vector_lines(body)
+    across = _across_view(writer, lines, lanes)
+    if across is not None:
+        return across
+    extent = extents[-1]
+    rows = math.prod(extents[:-1])
+    chunk = max(LEAST_SHARE, -(-extent // SHARES_PER_AXIS // LEAST_SHARE) * LEAST_SHARE)
+    if rows >= SHARES_PER_AXIS:
+        chunk = max(extent, 1)
+    chunks = max(1, -(-extent // chunk))
+    decode = decoded(indices[:-1], extents[:-1], lines)
+    unit, decode = counted(decode) if chunks == 1 else ("unit", decode)
+    return MapView(
+        head_of(writer),
+        is_scalar,
+        unit,
+        rows,
+        decode,
+        Loop(indices[-1], extent),
+        chunk,
+        chunks,
+        any(line.reads("count") for line in lines),
+        tuple(lines),
+        repeats,
+    )
+
+
+def _are_pushed_out(lines: int, apart: int) -> bool:
+    """Whether so many lines, so many bytes apart, do not stay in L1 together until the next element of each is read."""
+    sets = min(PAGE_BYTES // LINE_BYTES, PAGE_BYTES // math.gcd(apart, PAGE_BYTES))
+    return lines > L1_WAYS * sets
+
+
+def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> MapView | None:
+    """Return the view of a pointwise kernel with operands that lie along the axis before the lanes' and that read lane by lane
+    would push themselves out of L1, or None where there are none, or too few squares to share."""
+    if lanes == 1 or len(writer.extents) < 2 or min(writer.extents[-2:]) < lanes:
+        return None
+    *outer, across, lane = zip(writer.indices, writer.extents, strict=True)
+    rows, blocks = math.prod(extent for _, extent in outer), -(-across[1] // lanes)
+    if rows * blocks < SHARES_PER_AXIS:
+        return None
+    types = {pointer.name: pointer.type for pointer in writer.pointers.values()}
+    along = Term(across[0], 1)
+    squares: list[SquareView] = []
+    turned: list[Line] = []
+    for line in lines:
+        place = line.address
+        size = SQUARE_TYPES.get(types[place.pointer], 0) if line.form == "load_strided" and place else 0
+        if size and place and along in place.terms and _are_pushed_out(lane[1], place.lane_stride * size):
+            terms = tuple(Term("first", 1) if term == along else term for term in place.terms)
+            square = SquareView(f"q{len(squares)}", types[place.pointer], replace(place, terms=terms))
+            squares.append(square)
+            turned.append(Line("load_square", line.name, text=f"{square.name}[{across[0]} - first]"))
+        else:
+            turned.append(line)
+    if not squares:
+        return None
+    decode = decoded(
+        [name for name, _ in outer], [extent for _, extent in outer], [*turned, *(s.start for s in squares)]
+    )
+    return MapView(
+        head_of(writer), False, "unit", rows, decode, Loop(*lane), lanes, blocks, True, tuple(turned), (), Loop(*across),
+        tuple(squares),
+    )  # fmt: skip
+
+
+def _repeat_view(name: str, parts: Sequence[tuple[Statement, ...]], outside: KernelWriter) -> RepeatView:
+    """Return the view of parts that are alike; their pointers become parameters of the kernel ``outside``."""
+    writer = KernelWriter(outside.buffer_dtypes, outside.indices, outside.extents, None, letter="q")
+    lines = writer.scalar_lines(parts[0])
+    pointers = tuple(writer.pointers.values())
+    # The others name buffers of their own in the same order.
+    named = [list(dict.fromkeys([s.access.buffer for s in part if not isinstance(s, Compute)])) for part in parts]
+    places = [(named[0].index(pointer.buffer), pointer.is_written) for pointer in pointers]
+    calls = tuple([tuple([outside.pointer(buffers[at], written) for at, written in places]) for buffers in named])
+    return RepeatView(name, pointers, tuple(lines), calls)
