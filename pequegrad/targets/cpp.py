@@ -38,11 +38,11 @@ DTYPES = frozenset({"bool", "uint8", "int32", "int64", "float16", "bfloat16", "f
 
 # What each family needs beside phases.h.
 HEADERS = (
-    ("map", ("gemm.h", "math.h")),
-    ("row", ("gemm.h", "accumulate.h")),
+    ("map", ("math.h", "transpose.h")),
+    ("row", ("accumulate.h",)),
     ("contract", ("gemm.h", "gemm_small.h", "gemm_dots.h", "gemm_turned.h", "math.h", "scratch.h")),
     ("conv2d", ("gemm.h", "math.h", "conv.h", "conv_winograd.h", "scratch.h")),
-    ("window", ("gemm.h", "window.h")),
+    ("window", ("window.h",)),
     ("index", ("indexing.h",)),
     ("scan", ("indexing.h",)),
     ("sort", ("sorting.h",)),

@@ -7,6 +7,7 @@
 
 namespace pg {
 
+PG_TRANSPOSE_PARTS(template)
 PG_GEMM_PARTS(template)
 PG_ATTENTION_PARTS(template)
 PG_CONV_PARTS(template)

@@ -2,7 +2,6 @@
 //
 // Invariant: an index outside [0, extent) is reported and neither read nor written through.
 #pragma once
-#include "gemm.h"
 #include "phases.h"
 
 namespace pg {

@@ -1,5 +1,6 @@
 // How a step's phases run: on the calling thread alone, or on all workers of the pool with a barrier after each phase.
 #pragma once
+#include "cut.h"
 #include "interface.h"
 #include "vec.h"
 

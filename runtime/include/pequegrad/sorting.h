@@ -2,7 +2,6 @@
 //
 // Invariant: equal elements keep their order, since a place decides between them; NaN is greater than all else.
 #pragma once
-#include "gemm.h"
 #include "phases.h"
 
 namespace pg {

@@ -5,7 +5,7 @@
 // tap within the window (kh * KW + kw), any wider one the flat position within the plane, h * W + w, as in torch.
 // A place of a plane may hold `lanes` elements side by side, such as samples, each a plane of its own.
 #pragma once
-#include "gemm.h"
+#include "cut.h"
 #include "reduce.h"
 
 namespace pg {
