@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .codegen import emit, schedule
+from .codegen import schedule, scratch
 from .codegen.lower import lower, memory_report
 from .codegen.plan import StepPlan
 from .errors import CompilerBug
@@ -96,7 +96,7 @@ def facts_of(plan: StepPlan, target: Target) -> StepFacts:
     return StepFacts(
         name=plan.name,
         workers=plan.workers if is_on_host else 1,
-        arena_bytes=emit.arena_bytes(plan, target) if is_on_host else 0,
+        arena_bytes=scratch.arena_bytes(plan, target) if is_on_host else 0,
         slots=tuple([(buffer.nbytes, buffer.is_written, buffer.dtype.name) for buffer in buffers]),
         origins=tuple([(" ".join(o.ops), o.locations[0] if o.locations else None) for o in origins]),
         memory=str(memory_report(plan)),

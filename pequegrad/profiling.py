@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .build import cache
-from .codegen import emit, schedule
+from .codegen import emit, schedule, scratch
 from .codegen.plan import StepPlan
 from .codegen.text import format_plan
 from .config import config
@@ -94,7 +94,7 @@ def profile(
     buffers = [plan.buffers[i] for i in plan.slots]
     marks = np.zeros((plan.workers, view.marks), np.int64)
     sizes = [*((buffer.nbytes, buffer.is_written) for buffer in buffers), (marks.nbytes, True)]
-    built.module.configure(sizes, emit.arena_bytes(plan, target))
+    built.module.configure(sizes, scratch.arena_bytes(plan, target))
     results = [np.empty(buffer.shape, buffer.dtype.numpy) for buffer in buffers[len(inputs) :]]
     slots: list[Any] = [array.view("uint16") if array.dtype.name == "bfloat16" else array for array in inputs + results]
     workers = min(plan.workers, config.workers())

@@ -18,7 +18,7 @@ from .attention_views import attention_body
 from .expressions import scalar_type, vector_type
 from .launch import BLOCK, BLOCK_WARPS, MOST_BLOCKS, MULTIPROCESSORS, WARP
 from .plan import Access, Attention, Contract, Conv2d, Index, Kernel, Load, Map, Row, Scan, Sort, Store, Window
-from .product_views import contract_views, conv2d_views, scratch_bytes
+from .product_views import contract_views, conv2d_views
 from .rendering import Address, KernelWriter, Line, Term
 from .views import (
     KernelHead,
@@ -51,9 +51,6 @@ SORTED_BY_THREAD = 32
 """Up to so many elements are sorted by one thread, as in cuda/sorting.h; more by a block."""
 SHORT_ROW = 16
 """Rows side by side with at most this many elements are read by one thread each; longer ones by a slice of the block."""
-
-
-__all__ = ["scratch_bytes", "views_of"]
 
 
 @record

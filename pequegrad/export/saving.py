@@ -17,8 +17,8 @@ import numpy as np
 from .. import serialization
 from ..build import folder as cache_folder
 from ..build.known import BuiltStep
-from ..codegen import emit
 from ..codegen.plan import StepPlan
+from ..codegen.scratch import arena_bytes
 from ..dtypes import DType
 from ..errors import ArtifactError, CompilerBug, TraceError
 from ..ops.core import TensorSpec
@@ -185,7 +185,7 @@ def _manifest(step: Exportable, named: Sequence[Named], records: list[FileRecord
         module=module,
         state=state,
         source=source,
-        arena_bytes=emit.arena_bytes(plan, step.target) if step.target.device == "cpu" else 0,
+        arena_bytes=arena_bytes(plan, step.target) if step.target.device == "cpu" else 0,
         workers=plan.workers,
         arguments=_arguments(step),
         tensors=tuple(tensors),

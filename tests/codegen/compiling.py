@@ -14,11 +14,12 @@ import numpy as np
 
 from pequegrad import targets
 from pequegrad.build import cache
-from pequegrad.codegen.emit import arena_bytes, render
+from pequegrad.codegen.emit import render
 from pequegrad.codegen.interpret import allocate
 from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import StepPlan
 from pequegrad.codegen.schedule import MODEL, Choices
+from pequegrad.codegen.scratch import arena_bytes
 from pequegrad.codegen.text import format_plan
 from pequegrad.dtypes import as_dtype
 from pequegrad.errors import DeviceError
