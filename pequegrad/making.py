@@ -19,8 +19,7 @@ from .build.kernel_report import KernelReport
 from .build.keys import CacheKey
 from .build.known import BuiltStep
 from .codegen import emit
-from .codegen.lower import memory_report
-from .codegen.memory import MemoryReport
+from .codegen.memory import MemoryReport, memory_report
 from .codegen.plan import StepPlan
 from .codegen.text import format_plan
 from .export.saving import Exportable, save_step

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .codegen import schedule, scratch
-from .codegen.lower import lower, memory_report
+from .codegen.lower import lower
+from .codegen.memory import memory_report
 from .codegen.plan import StepPlan
 from .errors import CompilerBug
 from .native import StepFacts

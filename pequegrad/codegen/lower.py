@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import NotCompilable
@@ -23,8 +24,9 @@ from .lanes import everywhere_samples_last
 from .layout import Place, axes_of, contiguous_strides
 from .leaving import leaving_values
 from .legalize import legalize
-from .memory import Lifetime, MemoryReport, aligned, assign_offsets, least_bytes
+from .memory import place_buffers
 from .outputs import Binder, Home
+from .parts import PartWriter, last_uses
 from .plan import Buffer, Contract, Conv2d, Kernel, Layout, Phase, StepPlan
 from .repeating import repeat_cheap_values
 from .schedule import MODEL, Choices
@@ -56,16 +58,6 @@ def _with_precision(plan: StepPlan, precision: str) -> StepPlan:
     return replace(plan, phases=tuple(phases))
 
 
-def memory_report(plan: StepPlan) -> MemoryReport:
-    """Return how well the arena of ``plan`` is used."""
-    lifetimes = [life for life in _lifetimes(plan.phases, plan.buffers) if life is not None]
-    total = sum(aligned(life.nbytes) for life in lifetimes)
-    own = plan.workers * plan.local_bytes
-    return MemoryReport(
-        plan.arena_bytes + own, least_bytes(lifetimes) + own, len(lifetimes), total + own, plan.shared_bytes
-    )
-
-
 class _Lowering:
     """The state of one lowering."""
 
@@ -80,19 +72,19 @@ class _Lowering:
         self._buffer_numbers: dict[Value, int] = {}
         self._homes: dict[Value, Home] = {}
         self._transposed: set[Value] = set()
-        self._last_uses: dict[Value, Value | None] = {}
+        self.parts = PartWriter(self.fuser, last_uses(self.graph))
 
     def plan(self, workers: int) -> StepPlan:
         """Run all of it."""
         self.fuser.inputs = {item.value for item in self.graph.inputs}
         self._transposed = _read_transposed(self.graph)
-        self._last_uses = _last_uses(self.graph)
         used = (value for node in self.graph.nodes for value in node.inputs)
         self.fuser.uses = collections.Counter((*used, *(output.value for output in self.graph.outputs)))
         self.fuser.leaving = leaving_values(self.graph)
+        families = self._families()
         for node in self.graph.nodes:
             self.fuser.is_late = node.is_recomputed
-            self._place_node(node)
+            self._place_node(node, families)
         self.fuser.is_late = False
         self._homes = Binder(self.fuser, self.graph).bind()
         slots = self._passed_buffers()
@@ -109,7 +101,7 @@ class _Lowering:
             )
         if choices.samples_last and not any(phase.blocks for phase in phases):
             phases = everywhere_samples_last(phases, self.buffers, self.target.lanes)
-        buffers, arena_bytes = _with_offsets(phases, self.buffers)
+        buffers, arena_bytes = place_buffers(phases, self.buffers)
         in_shared = self.target.shared_bytes > 0
         own = (0, local_bytes) if in_shared else (local_bytes, 0)
         return annotate_grids(StepPlan(self.graph.name, buffers, phases, slots, arena_bytes, count, *own))
@@ -140,7 +132,32 @@ class _Lowering:
 
     # --- nodes ----------------------------------------------------------------------------------------------------
 
-    def _place_node(self, node: Node) -> None:
+    def _families(self) -> dict[str, Callable[[Item], None]]:
+        """Return what places an application of each kernel family."""
+        return {
+            "contract": self._contract,
+            "conv2d": self._conv2d,
+            "conv2d_grad_input": self._conv2d,
+            "conv2d_grad_weight": self._conv2d,
+            "max_pool2d": self._window,
+            "window_take": self._window,
+            "window_put": self._window,
+            "avg_pool2d": self._window,
+            "avg_pool2d_grad": self._window,
+            "gather": self._gather,
+            "check_index": self._gather,
+            "scatter": self._scatter,
+            "scatter_add": self._scatter_add,
+            "scan": self._scan,
+            "sort": self._sort,
+            "attention": self._attention,
+            "random": self._random,
+            "concat": self.parts.concat,
+            "pad": self.parts.pad,
+            "slice_update": self.parts.slice_update,
+        }
+
+    def _place_node(self, node: Node, families: dict[str, Callable[[Item], None]]) -> None:
         lowering = node.op.lowering
         fuser = self.fuser
         item = Item("point", node.op, node.params, node.inputs, node.outputs, node.location)
@@ -150,7 +167,7 @@ class _Lowering:
             place = fuser.place(node.inputs[0])
             seen = node.op.access(place.shape, place.strides, place.offset, **dict(node.params))
             if seen is None:
-                copied = fuser.place(self._copied(node.inputs[0], node))
+                copied = fuser.place(self.parts.copied(node.inputs[0], node))
                 seen = node.op.access(copied.shape, copied.strides, copied.offset, **dict(node.params))
                 place = copied
             fuser.places[item.output] = Place(place.root, *seen)
@@ -163,31 +180,17 @@ class _Lowering:
             item.kind = "reduce"
             fuser.add_reduction(item, dict(node.params)["dims"])
         elif isinstance(lowering, Family):
-            place_family = _FAMILIES.get(lowering.name)
-            if place_family is None:
+            if lowering.name not in families:
                 raise NotCompilable(f"{_named(node)}: there is no kernel family {lowering.name!r}")
-            place_family(self, item)
+            families[lowering.name](item)
         else:
             raise NotCompilable(f"{node.op.name}: its lowering {lowering!r} is unknown")
-
-    def _copied(self, value: Value, origin: Node | Item) -> Value:
-        """Return ``value`` in memory of its own, in row-major order."""
-        copy = Value(value.spec)
-        self.fuser.add_point(Item("copy", REGISTRY["copy"], (), (value,), (copy,), origin.location))
-        return copy
-
-    def _in_memory(self, value: Value, origin: Item, is_contiguous: bool) -> Value:
-        """Return ``value``, or a copy where it is a literal, or strided and ``is_contiguous`` is asked for."""
-        place = self.fuser.place(value)
-        if place.root in self.fuser.literals or (is_contiguous and not place.is_contiguous):
-            return self._copied(value, origin)
-        return value
 
     def _contract(self, item: Item) -> None:
         if not item.inputs[0].shape[-1]:
             self.fuser.literals[item.output] = item.output.dtype.numpy.type(0).item()
             return
-        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, False) for value in item.inputs)
+        item.kind, item.inputs = "anchor", tuple(self.parts.in_memory(value, item, False) for value in item.inputs)
         if self._is_other_way_round(item):
             item = self._other_way_round(item)
         shape = item.output.shape
@@ -220,15 +223,15 @@ class _Lowering:
         return swapped
 
     def _conv2d(self, item: Item) -> None:
-        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
+        item.kind, item.inputs = "anchor", tuple(self.parts.in_memory(value, item, True) for value in item.inputs)
         self.fuser.add_anchor(item, "conv2d", axes_of(item.output.shape, ("n", "c", "s", "s")))
 
     def _window(self, item: Item) -> None:
-        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
+        item.kind, item.inputs = "anchor", tuple(self.parts.in_memory(value, item, True) for value in item.inputs)
         self.fuser.add_anchor(item, "window", ())
 
     def _gather(self, item: Item) -> None:
-        item.kind, item.inputs = "anchor", tuple(self._in_memory(value, item, True) for value in item.inputs)
+        item.kind, item.inputs = "anchor", tuple(self.parts.in_memory(value, item, True) for value in item.inputs)
         self.fuser.add_anchor(item, "index", ())
 
     def _scatter_add(self, item: Item) -> None:
@@ -242,30 +245,30 @@ class _Lowering:
 
     def _scatter_over(self, item: Item, base: Value, operands: tuple[Value, ...]) -> None:
         fuser = self.fuser
-        earlier = self._make_room(item, base)
+        earlier = self.parts.make_room(item, base)
         if not earlier:
             root = Value(item.output.spec)
             fuser.places[item.output] = fuser.place(root)
-            earlier = [live(self._write_part(item, base, fuser.place(root)).group)]
+            earlier = [live(self.parts.write(item, base, fuser.place(root)).group)]
         item.kind = "anchor"
-        item.inputs = tuple(self._in_memory(value, item, True) for value in operands)
+        item.inputs = tuple(self.parts.in_memory(value, item, True) for value in operands)
         group = fuser.add_anchor(item, "index", ())
         for before in earlier:
             fuser.add_edge(live(before), group)
 
     def _scan(self, item: Item) -> None:
-        item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
+        item.kind, item.inputs = "anchor", (self.parts.in_memory(item.inputs[0], item, True),)
         self.fuser.add_anchor(item, "scan", ())
 
     def _sort(self, item: Item) -> None:
-        item.kind, item.inputs = "anchor", (self._in_memory(item.inputs[0], item, True),)
+        item.kind, item.inputs = "anchor", (self.parts.in_memory(item.inputs[0], item, True),)
         self.fuser.add_anchor(item, "sort", ())
 
     def _attention(self, item: Item) -> None:
         """Results lie in memory as what they belong to: out as the queries, a gradient as its operand."""
         fuser = self.fuser
         item.kind = "anchor"
-        item.inputs = tuple(self._in_memory(value, item, False) for value in item.inputs)
+        item.inputs = tuple(self.parts.in_memory(value, item, False) for value in item.inputs)
         likes = item.inputs if item.op is REGISTRY["attention_grad"] else item.inputs[:1]
         for like, value in zip(likes, item.outputs, strict=False):
             self._order_like(fuser.place(like), value)
@@ -292,125 +295,6 @@ class _Lowering:
             numbers.append(number)
         item.inputs = tuple(numbers)
         self.fuser.add_point(item)
-
-    # --- values written in parts ----------------------------------------------------------------------------------
-
-    def _write_part(self, item: Item, value: Value, place: Place) -> Item:
-        """Copy ``value`` to a place inside the root of another value."""
-        part = Value(value.spec)
-        self.fuser.places[part] = place
-        copy = Item("copy", REGISTRY["copy"], (), (value,), (part,), item.location)
-        self.fuser.add_point(copy)
-        return copy
-
-    def _part(
-        self, whole: Value, starts: tuple[int, ...], sizes: tuple[int, ...], steps: tuple[int, ...] | None = None
-    ) -> Place:
-        seen = REGISTRY["slice"].access(
-            whole.shape,
-            contiguous_strides(whole.shape),
-            0,
-            starts=starts,
-            sizes=sizes,
-            steps=steps or (1,) * len(sizes),
-        )
-        return Place(whole, *seen)
-
-    def _concat(self, item: Item) -> None:
-        dim = dict(item.params)["dim"]
-        start = 0
-        for value in item.inputs:
-            if value.spec.size:
-                starts = tuple(start if d == dim else 0 for d in range(len(value.shape)))
-                self._write_part(item, value, self._part(item.output, starts, value.shape))
-            start += value.shape[dim]
-
-    def _pad(self, item: Item) -> None:
-        params = dict(item.params)
-        (x,) = item.inputs
-        if x.spec.size:
-            self._write_part(item, x, self._part(item.output, params["lo"], x.shape))
-        self._write_around(item, params["lo"], x.shape, None, params["value"])
-
-    def _slice_update(self, item: Item) -> None:
-        params = dict(item.params)
-        base, new = item.inputs
-        starts, sizes, steps = params["starts"], params["sizes"], params["steps"]
-        earlier = self._make_room(item, base)
-        if earlier:
-            self._write_after(item, new, self._part(self.fuser.place(base).root, starts, sizes, steps), earlier)
-            return
-        target = self._part(item.output, starts, sizes, steps)
-        if all(abs(step) == 1 or size == 1 for step, size in zip(steps, sizes, strict=True)):
-            lows = tuple(
-                start + (size - 1) * step if step < 0 else start
-                for start, size, step in zip(starts, sizes, steps, strict=True)
-            )
-            self._write_part(item, new, target)
-            self._write_around(item, lows, sizes, base, None)
-            return
-        copied = self._write_part(item, base, self.fuser.place(item.output))
-        self._write_after(item, new, target, [live(copied.group)])
-
-    def _make_room(self, item: Item, base: Value) -> list[Group]:
-        """Have the result of ``item`` be what ``base`` is, in the same memory, where nobody needs that as it was any more.
-
-        Return the groups that must run before anything is written there; none where it takes memory of its own.
-        """
-        fuser = self.fuser
-        place = fuser.place(base)
-        root = place.root
-        if not place.is_whole or root not in fuser.writers or self._last_uses.get(base) is not item.output:
-            return []
-        fuser.places[item.output] = place
-        readers = [g for g in fuser.live_groups() if any(root in fuser.roots(g, member) for member in g.items)]
-        return [*dict.fromkeys((*fuser.producers(root), *readers))]
-
-    def _write_after(self, item: Item, value: Value, place: Place, earlier: list[Group]) -> None:
-        """Copy ``value`` to a place inside what the groups ``earlier`` write or read."""
-        part = Value(value.spec)
-        self.fuser.places[part] = place
-        written = Item("copy", REGISTRY["copy"], (), (self._ready(value, item),), (part,), item.location)
-        self._append_after(written, earlier)
-
-    def _ready(self, value: Value, item: Item) -> Value:
-        return value if self.fuser.place(value).root not in self.fuser.literals else self._copied(value, item)
-
-    def _append_after(self, item: Item, earlier: list[Group]) -> None:
-        fuser = self.fuser
-        axes = axes_of(item.shape, ("point",) * len(item.shape))
-        fuser.prepare(axes, item)
-        group = fuser.new_group("map", axes)
-        fuser.append(group, item)
-        for before in earlier:
-            fuser.add_edge(live(before), group)
-
-    def _write_around(
-        self, item: Item, starts: tuple[int, ...], sizes: tuple[int, ...], base: Value | None, fill: Any
-    ) -> None:
-        """Write what surrounds a box of the item's result, from ``base`` or a number, as boxes that do not overlap."""
-        whole = item.output
-        for dim, extent in enumerate(whole.shape):
-            for low, high in ((0, starts[dim]), (starts[dim] + sizes[dim], extent)):
-                if low == high:
-                    continue
-                at = tuple(starts[d] if d < dim else low if d == dim else 0 for d in range(len(sizes)))
-                box = tuple(
-                    sizes[d] if d < dim else high - low if d == dim else whole.shape[d] for d in range(len(sizes))
-                )
-                if not all(box):
-                    continue
-                part = Value(type(whole.spec)(box, whole.dtype))
-                if base is None:
-                    self.fuser.literals[part] = fill
-                else:
-                    seen = self.fuser.place(base)
-                    steps = (1,) * len(box)
-                    seen_part = REGISTRY["slice"].access(
-                        seen.shape, seen.strides, seen.offset, starts=at, sizes=box, steps=steps
-                    )
-                    self.fuser.places[part] = Place(seen.root, *seen_part)
-                self._write_part(item, part, self._part(whole, at, box))
 
     # --- phases ---------------------------------------------------------------------------------------------------
 
@@ -521,24 +405,6 @@ def _read_transposed(graph: Graph) -> set[Value]:
     return {value for value, is_swap in found.items() if is_swap}
 
 
-def _last_uses(graph: Graph) -> dict[Value, Value | None]:
-    """Return for each value the first result of the application that reads it last, of all that read it or a view of it.
-
-    None where that reads it twice, or where it leaves the graph.
-    """
-    seen: dict[Value, Value] = {}
-    found: dict[Value, Value | None] = {}
-    for node in graph.nodes:
-        read = [seen.get(value, value) for value in node.inputs]
-        for value in read:
-            found[value] = node.outputs[0] if read.count(value) == 1 else None
-        if node.op.view and read:
-            seen[node.outputs[0]] = read[0]
-    for output in graph.outputs:
-        found[seen.get(output.value, output.value)] = None
-    return found
-
-
 def _title(group: Group) -> str:
     """Return up to three ops of a group, the anchor's first."""
     names = [item.op.name for item in group.items if item.kind != "copy"] or ["copy"]
@@ -546,54 +412,3 @@ def _title(group: Group) -> str:
         reductions = [item.op.name for item in group.items if item.kind in ("reduce", "anchor")]
         names = [*dict.fromkeys(reductions), names[-1]][-3:]
     return "_".join(names)
-
-
-_FAMILIES = {
-    "contract": _Lowering._contract,
-    "conv2d": _Lowering._conv2d,
-    "conv2d_grad_input": _Lowering._conv2d,
-    "conv2d_grad_weight": _Lowering._conv2d,
-    "max_pool2d": _Lowering._window,
-    "window_take": _Lowering._window,
-    "window_put": _Lowering._window,
-    "avg_pool2d": _Lowering._window,
-    "avg_pool2d_grad": _Lowering._window,
-    "gather": _Lowering._gather,
-    "check_index": _Lowering._gather,
-    "scatter": _Lowering._scatter,
-    "scatter_add": _Lowering._scatter_add,
-    "scan": _Lowering._scan,
-    "sort": _Lowering._sort,
-    "attention": _Lowering._attention,
-    "random": _Lowering._random,
-    "concat": _Lowering._concat,
-    "pad": _Lowering._pad,
-    "slice_update": _Lowering._slice_update,
-}
-
-
-def _lifetimes(phases: tuple[Phase, ...], buffers: Any) -> list[Lifetime | None]:
-    """Return when each buffer of the arena is alive; None for passed ones and those that nobody uses."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for number, phase in enumerate(phases):
-        for kernel in phase.kernels:
-            for buffer in schedule.buffers_of(kernel):
-                first.setdefault(buffer, number)
-                last[buffer] = number
-    return [
-        Lifetime(buffer.nbytes, first[i], last[i]) if buffer.scope == "arena" and i in first else None
-        for i, buffer in enumerate(buffers)
-    ]
-
-
-def _with_offsets(phases: tuple[Phase, ...], buffers: list[Buffer]) -> tuple[tuple[Buffer, ...], int]:
-    lifetimes = _lifetimes(phases, buffers)
-    numbers = [i for i, lifetime in enumerate(lifetimes) if lifetime is not None]
-    offsets, arena_bytes = assign_offsets([lifetime for lifetime in lifetimes if lifetime is not None])
-    placed = dict(zip(numbers, offsets, strict=True))
-    result = []
-    for i, b in enumerate(buffers):
-        offset = placed.get(i, 0 if b.scope == "arena" else b.offset)
-        result.append(Buffer(b.name, b.shape, b.dtype, b.layout, b.scope, b.slot, offset, b.is_written))
-    return tuple(result), arena_bytes

@@ -9,6 +9,8 @@ import bisect
 from collections.abc import Sequence
 
 from ..records import record
+from . import schedule
+from .plan import Buffer, Phase, StepPlan
 
 ALIGNMENT = 64
 
@@ -125,3 +127,41 @@ def least_bytes(lifetimes: Sequence[Lifetime]) -> int:
         now += change[phase]
         most = max(most, now)
     return most
+
+
+def lifetimes_of(phases: Sequence[Phase], buffers: Sequence[Buffer]) -> list[Lifetime | None]:
+    """Return when each buffer of the arena is alive; None for passed ones and those that nobody uses."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for number, phase in enumerate(phases):
+        for kernel in phase.kernels:
+            for buffer in schedule.buffers_of(kernel):
+                first.setdefault(buffer, number)
+                last[buffer] = number
+    return [
+        Lifetime(buffer.nbytes, first[i], last[i]) if buffer.scope == "arena" and i in first else None
+        for i, buffer in enumerate(buffers)
+    ]
+
+
+def place_buffers(phases: Sequence[Phase], buffers: Sequence[Buffer]) -> tuple[tuple[Buffer, ...], int]:
+    """Return the buffers with their offsets in the arena, and its size."""
+    lifetimes = lifetimes_of(phases, buffers)
+    numbers = [i for i, lifetime in enumerate(lifetimes) if lifetime is not None]
+    offsets, arena_bytes = assign_offsets([lifetime for lifetime in lifetimes if lifetime is not None])
+    placed = dict(zip(numbers, offsets, strict=True))
+    result = []
+    for i, b in enumerate(buffers):
+        offset = placed.get(i, 0 if b.scope == "arena" else b.offset)
+        result.append(Buffer(b.name, b.shape, b.dtype, b.layout, b.scope, b.slot, offset, b.is_written))
+    return tuple(result), arena_bytes
+
+
+def memory_report(plan: StepPlan) -> MemoryReport:
+    """Return how well the arena of ``plan`` is used."""
+    lifetimes = [life for life in lifetimes_of(plan.phases, plan.buffers) if life is not None]
+    total = sum(aligned(life.nbytes) for life in lifetimes)
+    own = plan.workers * plan.local_bytes
+    return MemoryReport(
+        plan.arena_bytes + own, least_bytes(lifetimes) + own, len(lifetimes), total + own, plan.shared_bytes
+    )

@@ -6,7 +6,8 @@ import pytest
 
 from pequegrad import targets
 from pequegrad.codegen import schedule
-from pequegrad.codegen.lower import lower, memory_report
+from pequegrad.codegen.lower import lower
+from pequegrad.codegen.memory import memory_report
 from pequegrad.codegen.plan import Contract, Conv2d, Store
 from pequegrad.passes import run_pipeline
 from tests.codegen.nets import convnet, mlp, transformer
