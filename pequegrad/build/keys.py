@@ -25,7 +25,14 @@ from .programs import Compiler, Nvcc
 _FORMAT = 2  # goes up when the layout of an entry changes
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # All of the runtime that the binding's object is made of: other headers may change without compiling it again.
-BINDING_SOURCES = ("binding/binding.cpp", "binding/call.h", "include/pequegrad/interface.h", "include/pequegrad/pool.h")
+BINDING_SOURCES = (
+    "binding/binding.cpp",
+    "binding/call.h",
+    "binding/guards.h",
+    "binding/objects.h",
+    "include/pequegrad/interface.h",
+    "include/pequegrad/pool.h",
+)
 # The Python that turns a plan into source: an edit there changes the source of an equal plan.
 _GENERATOR_ROOMS = ("codegen", "ops", "targets")
 # A file edited twice within one tick of the file system's clock has the same stamp: a fresh one is read

@@ -86,7 +86,7 @@ class Callees:
         return None
 
     def description(self) -> dict[str, Any] | None:
-        """Return what `failure` compares, as `binding/call.h` takes it, or None where it compares more than identities."""
+        """Return what `failure` compares, as `binding/guards.h` takes it, or None where it compares more than identities."""
         if self._keywords or any(kept is _ABSENT for _, _, kept, _, _ in self._functions):
             return None
         members = [(kind, name, member) for kind, name, member, _ in self._members]

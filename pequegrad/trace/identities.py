@@ -64,7 +64,7 @@ def dict_step(owner: Any) -> tuple[Any, ...]:
 
 
 def native_step(owner: Any, is_attribute: bool, key: Any) -> tuple[tuple[Any, ...], ...] | None:
-    """Return how native code goes from ``owner`` to its attribute or item: the steps that `binding/call.h` knows; None where
+    """Return how native code goes from ``owner`` to its attribute or item: the steps that `binding/guards.h` knows; None where
     Python has to."""
     kind = type(owner)
     of_kind = weakref.ref(kind)

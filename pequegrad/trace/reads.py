@@ -109,7 +109,7 @@ class Read:
         self.location = location
 
     def native(self) -> tuple[Any, ...] | None:
-        """Return (place of the root, steps, identities of what must be there), as `binding/call.h` takes it; None where that
+        """Return (place of the root, steps, identities of what must be there), as `binding/guards.h` takes it; None where that
         does not say all."""
         place, value = self._root.place, self._root()
         steps: list[tuple[Any, ...]] = []
