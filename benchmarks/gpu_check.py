@@ -21,7 +21,7 @@ import pequegrad as pg
 from pequegrad.errors import NotCompilable
 from pequegrad.ops.core import REGISTRY, Op, Sample, bind
 
-from .peers import make_model, make_optimizer
+from .peers import make_function, make_model
 from .workloads import SMALL_WORKLOADS, Workload, find
 
 SAMPLES_A_STEP = 40
@@ -189,16 +189,7 @@ def train(
 ) -> np.ndarray:
     """Return the losses of ``steps`` training steps."""
     model = make_model(framework, workload).to(device)
-    optimizer = make_optimizer(framework, workload, model.parameters())
-
-    def step(*batch: Any) -> Any:
-        optimizer.zero_grad()
-        loss = model(*batch)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    run = compiled(step)
+    run = compiled(make_function(framework, workload, model))
     data = [tuple(framework.from_numpy(part).to(device) for part in batch) for batch in batches]
     return np.array([run(*data[i % len(data)]).item() for i in range(steps)])
 

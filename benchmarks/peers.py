@@ -35,7 +35,7 @@ class Peer(Protocol):
         """Return the settings worth trying; the fastest one is timed."""
 
     def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
-        """Return ``step(i)``: train on batch ``i``, from the workload's weights on, and return the loss."""
+        """Return ``step(i)``: train on batch ``i``, if the workload trains, from its weights on, and return the loss."""
 
     def read(self, loss: Any) -> float:
         """Return the loss as a float, once it is there."""
@@ -61,6 +61,27 @@ def make_optimizer(framework: Any, workload: Workload, parameters: Any, **settin
             return framework.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, **settings)
 
 
+def make_function(framework: Any, workload: Workload, model: Any) -> Callable[..., Any]:
+    """Return the function from a batch to its loss, and to the next weights, as a user of pequegrad or torch writes it."""
+    if workload.optimizer is None:
+
+        def evaluate(*batch: Any) -> Any:
+            with framework.no_grad():
+                return model(*batch)
+
+        return evaluate
+    optimizer = make_optimizer(framework, workload, model.parameters())
+
+    def train_step(*batch: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return train_step
+
+
 class TorchPeer:
     """PyTorch, eager: no copies, gradients set to None, the fastest form of optimizer, layout and thread count."""
 
@@ -78,11 +99,20 @@ class TorchPeer:
     def variants(self, workload: Workload) -> tuple[str, ...]:
         layouts = ["", " channels_last"] if workload.has_images else [""]
         threads = ["", " one_thread"] if self.threads > 1 and workload.flops() < SMALL else [""]
-        return tuple(f"{kind}{a}{b}" for kind in ("foreach", "fused") for a in layouts for b in threads)
+        kinds = ("foreach", "fused") if workload.optimizer else ("no update",)
+        return tuple(f"{kind}{a}{b}" for kind in kinds for a in layouts for b in threads)
 
     def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
         self.torch.set_num_threads(1 if "one_thread" in variant else self.threads)
         model, data = self._build(workload, batches, variant)
+        if workload.optimizer is None:
+            forward, _ = self._prepare(workload, model, lambda: None, variant)
+
+            def evaluate(i: int) -> Any:
+                with self.torch.inference_mode():
+                    return forward(*data[i])
+
+            return evaluate
         optimizer = make_optimizer(self.torch, workload, model.parameters(), **self._optimizer_settings(variant))
         forward, update = self._prepare(workload, model, optimizer.step, variant)
 
@@ -124,13 +154,13 @@ class TorchCompilePeer(TorchPeer):
         found = super().variants(workload)
         if workload.flops() > LARGE:
             return tuple(variant for variant in found if "foreach" in variant)
-        return (*found, "foreach max-autotune") if workload.flops() < SMALL else found
+        return (*found, f"{found[0]} max-autotune") if workload.flops() < SMALL else found
 
     def _prepare(self, workload: Workload, model: Any, update: Callable[[], Any], variant: str) -> tuple[Any, Any]:
         self.torch.compiler.reset()  # what other variants have compiled counts towards a limit
         mode = "max-autotune-no-cudagraphs" if "max-autotune" in variant else "default"
         compiled = self.torch.compile(model, mode=mode)
-        return compiled, update if "fused" in variant else self.torch.compile(update)
+        return compiled, self.torch.compile(update) if "foreach" in variant else update
 
 
 class JaxPeer:
@@ -164,10 +194,14 @@ class JaxPeer:
         data = [tuple(put(part) for part in batch) for batch in batches]
         parameters = [jax.device_put(weight) for weight in workload.weights()]
         buffers = [jax.device_put(buffer) for buffer in workload.buffers()]
-        state, update = self._optimizer(workload, parameters)
 
         def loss_function(parameters: list[Any], buffers: list[Any], batch: tuple[Any, ...]) -> tuple[Any, list[Any]]:
             return workload.loss_in_jax(jax, parameters, buffers, batch, variant)
+
+        if workload.optimizer is None:
+            evaluate = jax.jit(lambda *batch: loss_function(parameters, buffers, batch)[0])
+            return lambda i: evaluate(*data[i])
+        state, update = self._optimizer(workload, parameters)
 
         def whole_step(parameters: list[Any], buffers: list[Any], state: Any, batch: tuple[Any, ...]) -> Any:
             with_gradient = jax.value_and_grad(loss_function, has_aux=True)
@@ -243,17 +277,8 @@ class PequegradPeer:
     def make_step(self, workload: Workload, batches: Batches, variant: str) -> Callable[[int], Any]:
         pg = self.pg
         model = make_model(pg, workload).to(self.device)
-        optimizer = make_optimizer(pg, workload, model.parameters())
         data = [tuple(pg.from_numpy(part).to(self.device) for part in batch) for batch in batches]
-
-        def train_step(*batch: Any) -> Any:
-            optimizer.zero_grad()
-            loss = model(*batch)
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        compiled = self._compile(train_step, workload)
+        compiled = self._compile(make_function(pg, workload, model), workload)
 
         def step(i: int) -> Any:
             return compiled(*data[i])
@@ -263,8 +288,8 @@ class PequegradPeer:
     def read(self, loss: Any) -> float:
         return loss.item()
 
-    def _compile(self, train_step: Callable[..., Any], workload: Workload) -> Callable[..., Any]:
-        return self.pg.compile(train_step, strict=True, precision=workload.precision)
+    def _compile(self, function: Callable[..., Any], workload: Workload) -> Callable[..., Any]:
+        return self.pg.compile(function, strict=True, precision=workload.precision)
 
 
 class PequegradEagerPeer(PequegradPeer):
@@ -273,8 +298,8 @@ class PequegradEagerPeer(PequegradPeer):
     def build_once(self) -> None:
         pass
 
-    def _compile(self, train_step: Callable[..., Any], workload: Workload) -> Callable[..., Any]:
-        return train_step
+    def _compile(self, function: Callable[..., Any], workload: Workload) -> Callable[..., Any]:
+        return function
 
 
 CPU_PEERS: dict[str, type[Any]] = {

@@ -51,21 +51,11 @@ print(imported - start, time.perf_counter() - start)
 LOWERING_TIMER = """
 import dataclasses, sys, time
 import pequegrad
-from benchmarks.peers import make_optimizer
+from benchmarks.peers import make_function
 from benchmarks.workloads import GPT
 workload = dataclasses.replace(GPT, depth=int(sys.argv[1]))
-model = workload.module(pequegrad)
-optimizer = make_optimizer(pequegrad, workload, model.parameters())
+train_step = pequegrad.compile(make_function(pequegrad, workload, workload.module(pequegrad)))
 batch = [pequegrad.from_numpy(part) for part in workload.batches(1)[0]]
-
-@pequegrad.compile
-def train_step(*batch):
-    optimizer.zero_grad()
-    loss = model(*batch)
-    loss.backward()
-    optimizer.step()
-    return loss
-
 start = time.perf_counter()
 train_step.lower(*batch)
 print(time.perf_counter() - start)

@@ -21,7 +21,7 @@ from pequegrad.profiling import KernelTime, Profile
 
 from .measure import ROOT, machine, names_in
 from .peak import Peak, measure_peak
-from .peers import make_model, make_optimizer
+from .peers import make_function, make_model
 from .report import number
 from .workloads import WORKLOADS, Workload, find
 
@@ -31,18 +31,9 @@ LONGEST = 2
 
 
 def compiled_step(workload: Workload) -> tuple[Any, tuple[Any, ...]]:
-    """Return the compiled training step and a batch for it."""
-    model = make_model(pg, workload)
-    optimizer = make_optimizer(pg, workload, model.parameters())
-
-    def train_step(*batch: Any) -> Any:
-        optimizer.zero_grad()
-        loss = model(*batch)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return pg.compile(train_step, strict=True), tuple(pg.from_numpy(part) for part in workload.batches(1)[0])
+    """Return the compiled step and a batch for it."""
+    function = make_function(pg, workload, make_model(pg, workload))
+    return pg.compile(function, strict=True), tuple(pg.from_numpy(part) for part in workload.batches(1)[0])
 
 
 def limit_of(kernel: KernelTime, peak: Peak) -> float:

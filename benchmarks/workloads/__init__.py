@@ -1,4 +1,4 @@
-"""Which training steps are timed.
+"""Which training steps, and which nets' answers, are timed.
 
 Invariant: a name stands for one workload in every process and on every device.
 """
@@ -146,6 +146,15 @@ GPT2 = Gpt(
     batch=4,
     optimizer=AdamW(3e-4),
 )
+ACT = Layered(
+    name="act",
+    title="policy 64-256-256-4 tanh, one observation, no gradients",
+    layers=(Linear(64, 256), TANH, Linear(256, 256), TANH, Linear(256, 4)),
+    input_shape=(64,),
+    batch=1,
+    loss="mse",
+    optimizer=None,
+)
 GPT2_LONG = dataclasses.replace(
     GPT2,
     name="gpt2-long",
@@ -155,7 +164,7 @@ GPT2_LONG = dataclasses.replace(
     precision="bf16",
 )
 
-WORKLOADS: tuple[Workload, ...] = (MLP, CONV, TINY, GPT, WIDE, RESNET, PINN, VAE, GPT2)
+WORKLOADS: tuple[Workload, ...] = (MLP, CONV, TINY, GPT, WIDE, RESNET, PINN, VAE, GPT2, ACT)
 """Those of benchmarks.cpu."""
 
 GPU_WORKLOADS: tuple[Workload, ...] = (MLP, CONV, TINY, GPT, GPT2_LONG)

@@ -1,4 +1,4 @@
-"""What a workload is: one training step as data, which every framework builds from the same record.
+"""What a workload is: one training step, or a net's answer alone, as data, which every framework builds from the same record.
 
 Invariant: a record names no framework; its weights and batches are made from its seed alone.
 """
@@ -45,12 +45,13 @@ Optimizer = Sgd | Adam | AdamW
 
 @dataclass(frozen=True, kw_only=True)
 class Workload(abc.ABC):
-    """One training step: zero the gradients, forward, loss, backward, update."""
+    """One training step: zero the gradients, forward, loss, backward, update. Without an optimizer: the loss alone, for which
+    no gradients are kept."""
 
     name: str
     title: str
     batch: int
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     precision: str = "fp32"
     """Of products: "fp32" or "bf16"."""
     seed: int = 0
@@ -79,7 +80,7 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def flops(self) -> int:
-        """Floating-point operations of the products and convolutions in one step, forward and backward."""
+        """Floating-point operations of the products and convolutions in one step, forward and, where it trains, backward."""
 
     @abc.abstractmethod
     def module(self, framework: Any) -> Any:
@@ -100,10 +101,11 @@ class Workload(abc.ABC):
         return sum(weight.size for weight in self.weights())
 
     def least_bytes(self) -> int:
-        """Bytes that any such step must move: each parameter and its optimizer state read and written once, and the
-        batch read."""
+        """Bytes that any such step must move: each parameter and its optimizer state read and written once, or parameters
+        only read where nothing is trained, and the batch read."""
         batch = sum(array.nbytes for array in self.batches(1)[0])
-        return 4 * 2 * self.parameter_count() * (1 + self.optimizer.states) + batch
+        moves = 2 * (1 + self.optimizer.states) if self.optimizer else 1
+        return 4 * self.parameter_count() * moves + batch
 
 
 def uniform(random: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -183,7 +183,7 @@ class Layered(Workload):
     def flops(self) -> int:
         """Forward, weight gradient and input gradient cost the same; the first layer has no input gradient."""
         products = list(self._forward_flops())
-        return 3 * sum(products) - products[0]
+        return 3 * sum(products) - products[0] if self.optimizer else sum(products)
 
     def _forward_flops(self) -> Iterator[int]:
         for layer, shape in walk(self.layers, self.input_shape):

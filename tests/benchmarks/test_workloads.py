@@ -41,6 +41,18 @@ def test_pequegrad_and_torch_do_the_same_work(peers, workload):
     assert len(set(theirs)) == STEPS
 
 
+def test_a_net_that_is_not_trained_gives_the_same_answers_again(peers, tmp_path):
+    pytest.importorskip("jax")
+    workload = find("act")
+    ours, theirs = (losses(peer, workload, peer.variants(workload)[0]) for peer in peers.values())
+    jax = losses(CPU_PEERS["jax"](1, str(tmp_path)), workload, "default")
+    np.testing.assert_allclose([ours, jax], [theirs, theirs], rtol=1e-4)
+    assert theirs[0] == theirs[2] != theirs[1]
+    products, biases = 64 * 256 + 256 * 256 + 256 * 4, 256 + 256 + 4
+    assert workload.flops() == 2 * products
+    assert workload.least_bytes() == 4 * (products + biases + 64 + 4)
+
+
 @pytest.mark.parametrize("name", ["conv-small", "resnet", "pinn", "gpt-small", "random-3"])
 def test_jax_does_the_same_work_in_its_last_way(peers, name, tmp_path):
     pytest.importorskip("jax")
