@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from .. import targets
 from ..config import config
@@ -52,7 +52,8 @@ class Memo(Protocol):
         """Keep a fact."""
 
 
-class Probes(NamedTuple):
+@record
+class Probes:
     """What asks compilers what they are, by starting them: ``cxx(command)`` returns a version, ``nvcc(path, host)`` a
     version and the folders of libraries. Raise ToolchainError."""
 

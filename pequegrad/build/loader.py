@@ -9,10 +9,11 @@ import importlib.machinery
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import CacheError, DeviceError, IndexOutOfRange
 from ..forking import ForkSafeLock
+from ..records import record
 
 # The last part must be the name in the binding's PYBIND11_MODULE; the parts before make it unique, because
 # pybind11 and Python both hand out the first module again when the same full name comes from another file.
@@ -24,7 +25,8 @@ _pool_capsule: Any = None
 _pool_lock = ForkSafeLock()
 
 
-class StepFailure(NamedTuple):
+@record
+class StepFailure:
     """Why a step stopped: ``kernel`` is its number in the plan, ``value`` the offending index, ``bound`` its
     limit; ``text`` what a device said.
     """

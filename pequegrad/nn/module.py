@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .. import arrays
 from ..dtypes import DType, as_dtype
 from ..errors import DTypeError, StateDictError, TraceError
 from ..ops.core import EAGER, as_tensor, context, grad_mode, use_interpreter
+from ..records import RecordTuple
 from ..tensor import Tensor
 from .members import Changes, Members, changes
 from .parameter import Parameter
@@ -24,9 +25,10 @@ from .parameter import Parameter
 M = TypeVar("M", bound="Module")
 
 
-class IncompatibleKeys(NamedTuple):
+class IncompatibleKeys(RecordTuple):
     """What `load_state_dict(strict=False)` could not match."""
 
+    __slots__ = ()
     missing_keys: list[str]
     unexpected_keys: list[str]
 

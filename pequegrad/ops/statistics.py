@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import builtins
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..dtypes import as_dtype, float32, int64
 from ..errors import DTypeError
+from ..records import RecordTuple
 from .core import as_tensor, normalize_dim
 from .creation import iota
 from .elementwise import where
@@ -20,16 +21,18 @@ from .selection import maximum, minimum
 from .transcendental import exp, log
 
 
-class ValuesIndices(NamedTuple):
+class ValuesIndices(RecordTuple):
     """What a search along a dimension finds: the elements, and where they stood."""
 
+    __slots__ = ()
     values: Any
     indices: Any
 
 
-class MinMax(NamedTuple):
+class MinMax(RecordTuple):
     """The smallest and the largest element."""
 
+    __slots__ = ()
     min: Any
     max: Any
 
