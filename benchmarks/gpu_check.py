@@ -19,7 +19,8 @@ import numpy as np
 
 import pequegrad as pg
 from pequegrad.errors import NotCompilable
-from pequegrad.ops.core import REGISTRY, Op, Sample, bind
+from pequegrad.ops.core import Op, Sample, bind
+from pequegrad.ops.registry import REGISTRY
 
 from .peers import make_function, make_model
 from .workloads import SMALL_WORKLOADS, Workload, find

@@ -693,14 +693,12 @@ def install_methods() -> None:
     for op in list(REGISTRY.values()):
         for name in op.methods:
             setattr(Tensor, name, op.call)
-    for name, function in composite.METHODS.items():
+    for name, function in (composite.METHODS | composite.IN_PLACE).items():
         setattr(Tensor, name, function)
     for name, (function, is_reflected) in composite.OPERATORS.items():
         setattr(Tensor, f"__{name}__", function)
         if is_reflected:
             setattr(Tensor, f"__r{name}__", _reflected(f"__r{name}__", function))
-    for name, function in composite.IN_PLACE.items():
-        setattr(Tensor, name, _in_place(name, function))
 
 
 def _reflected(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -709,15 +707,6 @@ def _reflected(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     method.__name__ = name
     method.__doc__ = function.__doc__
-    return method
-
-
-def _in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.assign(function(self, *args, **kwargs))
-
-    method.__name__ = name
-    method.__doc__ = f"In place: {function.__doc__}"
     return method
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..ops.core import REGISTRY
+from ..ops.registry import REGISTRY
 from ..records import record, replace
 from . import schedule
 from .block_sizes import Cutting, Demand

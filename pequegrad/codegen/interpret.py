@@ -17,7 +17,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..errors import CompilerBug, IndexOutOfRange
-from ..ops.core import REGISTRY, Family
+from ..ops.core import Family
+from ..ops.registry import REGISTRY
 from ..records import replace
 from . import schedule
 from .plan import (

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import CompilerBug, NotCompilable
-from ..ops.core import REGISTRY, Expression, Family
+from ..ops.core import Expression, Family
+from ..ops.registry import REGISTRY
 from ..records import replace
 from ..trace.graph import Value
 from . import schedule

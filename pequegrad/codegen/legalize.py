@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import bool_
-from ..ops.core import REGISTRY, Family, Op, Reduction
+from ..ops.core import Family, Op, Reduction
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Output, Value
 from . import schedule
 

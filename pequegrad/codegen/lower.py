@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import NotCompilable
-from ..ops.core import REGISTRY, Expression, Family, Reduction, View
+from ..ops.core import Expression, Family, Reduction, View
+from ..ops.registry import REGISTRY
 from ..records import replace
 from ..targets import Target
 from ..trace.graph import Graph, Node, Value

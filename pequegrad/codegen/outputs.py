@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ops.core import REGISTRY
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Output, Value
 from .fuse import Fuser, Group, Item, live
 from .kernels import indexed_range

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops.core import REGISTRY
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Value
 from .fuse import Fuser, Group, Item, live
 from .layout import Place, axes_of, contiguous_strides

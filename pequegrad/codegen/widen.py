@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..dtypes import bfloat16, float16, float32
-from ..ops.core import REGISTRY, Family, TensorSpec
+from ..ops.core import Family, TensorSpec
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Output, Value
 
 HALVES = (float16, bfloat16)

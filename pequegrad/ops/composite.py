@@ -1,4 +1,4 @@
-"""The table of Tensor's operators, methods and in-place methods; here all ops are imported, and so registered.
+"""The table of Tensor's operators, methods and in-place methods; here all ops that have some are imported.
 
 Invariant: nothing here has a gradient or a kernel of its own; fusion makes plain functions fast.
 """
@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DTypeError, ShapeError
-from . import (
+from . import (  # noqa: F401 (some for the methods alone that their ops name)
     activations,
-    attention,
     bits,
     comparison,
     contraction,
@@ -23,9 +22,6 @@ from . import (
     gathering,
     indexing,
     joining,
-    layers,
-    losses,
-    pooling,
     power,
     random,
     reduction,
@@ -36,16 +32,8 @@ from . import (
     statistics,
     transcendental,
     views,
-    window,
-)  # fmt: skip
+)
 from .core import REGISTRY, as_tensor, context, is_tensor
-
-MODULES = (
-    activations, attention, bits, comparison, contraction, creation, division, elementwise, gathering, indexing, joining,
-    layers, losses, pooling, power, random, reduction, rounding, scan, selection, slicing, statistics,
-    transcendental, views, window,
-)  # fmt: skip
-"""Every module of ops and of plain functions of ops."""
 
 
 def lerp(x: Any, end: Any, weight: Any) -> Any:
@@ -158,33 +146,38 @@ _FILLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _fitting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` on the old elements of a tensor, with a check that its result fits into that tensor."""
-    order = ("bool", "int", "float")
+_KINDS = ("bool", "int", "float")
+"""Of dtypes: each holds what those before it hold."""
 
-    def compute(x: Any, *arguments: Any, **options: Any) -> Any:
+
+def _in_place(name: str, function: Callable[..., Any], who: str) -> Callable[..., Any]:
+    """Return the method that gives a tensor what ``function`` makes of its old elements, if that fits into it."""
+
+    def method(x: Any, *arguments: Any, **options: Any) -> Any:
         # The gradient may need the old elements, which are about to be overwritten.
         source = x.clone() if context.is_grad_enabled and x.requires_grad else x
         result = function(source, *arguments, **options)
         if result.shape != x.shape:
-            raise ShapeError(f"{name}: a result of shape {result.shape} does not fit into a tensor of shape {x.shape}.")
-        if order.index(result.dtype.kind) > order.index(x.dtype.kind):
+            raise ShapeError(f"{who}: a result of shape {result.shape} does not fit into a tensor of shape {x.shape}.")
+        if _KINDS.index(result.dtype.kind) > _KINDS.index(x.dtype.kind):
             raise DTypeError(
-                f"{name}: a result of dtype {result.dtype.name} cannot be written to a tensor of {x.dtype.name}. "
+                f"{who}: a result of dtype {result.dtype.name} cannot be written to a tensor of {x.dtype.name}. "
                 f"Use the form that returns a new tensor, or .to({result.dtype.name}) first."
             )
-        return result
+        return x.assign(result)
 
-    return compute
+    method.__name__ = name
+    method.__doc__ = f"In place: {function.__doc__}"
+    return method
 
 
 IN_PLACE: dict[str, Callable[..., Any]] = {
-    **{f"{name}_": _fitting(f"{name}_", _METHOD_FUNCTIONS[name]) for name in _IN_PLACE_NAMES.split()},
+    **{f"{name}_": _in_place(f"{name}_", _METHOD_FUNCTIONS[name], f"{name}_") for name in _IN_PLACE_NAMES.split()},
     **{
-        f"__i{name}__": _fitting(f"{name}=", function)
+        f"__i{name}__": _in_place(f"__i{name}__", function, f"{name}=")
         for name, (function, is_binary) in OPERATORS.items()
         if is_binary and name != "matmul"
     },
-    **_FILLS,
+    **{name: _in_place(name, function, name) for name, function in _FILLS.items()},
 }
-"""In-place methods: name → the out-of-place function whose result is assigned."""
+"""The in-place methods."""

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import sys
-import threading
+from _thread import _local as ThreadLocal  # as in config.py
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -145,6 +145,7 @@ class Sample(Record):
 
 
 REGISTRY: dict[str, type[Op]] = {}
+"""The ops that are imported so far, by name; registry.py has them all."""
 
 
 class Op:
@@ -406,7 +407,7 @@ def _as_device_array(out: Any, dtype: np.dtype) -> Any:
     return devices.cupy().asarray(out, dtype) if is_number else _as_array(out, dtype)
 
 
-class Context(threading.local):
+class Context(ThreadLocal):
     """The ambient state of a thread: interpreter, gradient mode, and where ops without inputs put their results."""
 
     def __init__(self) -> None:

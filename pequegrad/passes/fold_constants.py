@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.core import REGISTRY, Expression
+from ..ops.core import Expression
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Value
 from .base import Rewriter
 

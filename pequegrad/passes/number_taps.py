@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..ops.core import REGISTRY
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Value
 from .base import Rewriter, readers_of
 

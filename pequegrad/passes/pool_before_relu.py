@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ops.core import REGISTRY
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Value
 from .base import Rewriter, readers_of
 from .fold_constants import number_of

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops.core import REGISTRY, Expression, View
+from ..ops.core import Expression, View
+from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Value
 from .base import Rewriter
 from .fold_constants import constant_of

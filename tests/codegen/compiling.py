@@ -23,7 +23,8 @@ from pequegrad.codegen.scratch import arena_bytes
 from pequegrad.codegen.text import format_plan
 from pequegrad.dtypes import as_dtype
 from pequegrad.errors import DeviceError
-from pequegrad.ops.core import REGISTRY, TensorSpec
+from pequegrad.ops.core import TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.targets import Target
 from pequegrad.trace.graph import Graph, GraphBuilder, Output, Value
 from pequegrad.trace.interpreter import run_graph

@@ -13,7 +13,8 @@ import numpy as np
 
 from pequegrad.dtypes import DTYPES, as_dtype
 from pequegrad.errors import DTypeError, NotCompilable, ShapeError
-from pequegrad.ops.core import REGISTRY, Expression, Op, Reduction, TensorSpec
+from pequegrad.ops.core import Expression, Op, Reduction, TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from tests.codegen.compiling import Batch
 
 OPS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pequegrad.dtypes import float64
-from pequegrad.ops.core import REGISTRY, Family
+from pequegrad.ops.core import Family
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.tensor import Tensor
 from pequegrad.trace.graph import GraphBuilder, Output, Value
 from tests.codegen.tracing import Program, Traced

@@ -12,7 +12,7 @@ from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import Attention
 from pequegrad.errors import NotCompilable
 from pequegrad.nn import functional
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.passes import run_pipeline
 from tests.codegen.compiling import TARGETS, Batch, assert_no_failures, target_for
 from tests.codegen.tracing import Traced, check_plan, trace

@@ -18,7 +18,8 @@ from pequegrad.codegen.thread_views import MOST_KEPT
 from pequegrad.dtypes import float64
 from pequegrad.errors import DTypeError, NotCompilable
 from pequegrad.nn import functional
-from pequegrad.ops.core import REGISTRY, TensorSpec
+from pequegrad.ops.core import TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.passes import run_pipeline
 from pequegrad.records import replace
 from pequegrad.targets.cuda import MOST_POINTERS

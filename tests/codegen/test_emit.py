@@ -18,8 +18,8 @@ from pequegrad.codegen import emit
 from pequegrad.codegen.emit import WIDTH, render, view
 from pequegrad.codegen.lower import lower
 from pequegrad.nn import functional
-from pequegrad.ops.core import REGISTRY
 from pequegrad.ops.random import manual_seed
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.passes import run_pipeline
 from pequegrad.trace.graph import GraphBuilder, Location, Output
 from pequegrad.trace.interpreter import run_graph

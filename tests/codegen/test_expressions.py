@@ -9,7 +9,7 @@ from pequegrad.codegen.expressions import literal, render_expression
 from pequegrad.codegen.plan import Compute
 from pequegrad.dtypes import bool_, float32, float64, int32, int64, uint8
 from pequegrad.errors import CompilerBug
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, 0.1, 1e-30, 3.4e38, -2.5, 123456789.0, 1e-45])

@@ -12,7 +12,7 @@ from pequegrad.codegen.lower import lower
 from pequegrad.codegen.numbers import LEAST_ALIKE, parted
 from pequegrad.codegen.plan import Access, Compute, Load, Store
 from pequegrad.dtypes import float32
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 from tests.codegen.compiling import Batch, target_for
 
 MUL = REGISTRY["mul"]

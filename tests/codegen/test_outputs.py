@@ -15,7 +15,7 @@ from pequegrad.codegen.plan import Contract, Index
 from pequegrad.codegen.schedule import domain, reads_and_writes
 from pequegrad.dtypes import int64
 from pequegrad.errors import IndexOutOfRange, NotCompilable
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.trace.graph import GraphBuilder, Location, Output
 from tests.codegen.random_graphs import updates_in_parts
 from tests.codegen.tracing import MATRIX, Program, check_plan

@@ -8,7 +8,7 @@ import pequegrad  # noqa: F401 - registers all ops
 from pequegrad import targets
 from pequegrad.codegen.lower import lower
 from pequegrad.errors import NotCompilable
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 from tests.codegen.tracing import check_plan, one_op
 
 CASES = [

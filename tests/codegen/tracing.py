@@ -14,7 +14,8 @@ from pequegrad.codegen.lower import lower
 from pequegrad.codegen.plan import StepPlan
 from pequegrad.codegen.schedule import MODEL, Choices
 from pequegrad.dtypes import as_dtype, float64
-from pequegrad.ops.core import REGISTRY, TensorSpec
+from pequegrad.ops.core import TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.tensor import Tensor
 from pequegrad.trace.graph import Graph, GraphBuilder, Output, Value
 from pequegrad.trace.interpreter import run_graph

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pequegrad import Tensor, arrays
-from pequegrad.ops.core import REGISTRY, bind, make
+from pequegrad.ops.core import bind, make
+from pequegrad.ops.registry import REGISTRY
 
 CASES = [
     pytest.param(op, sample, id=f"{name}-{i}")

@@ -35,9 +35,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tensor": ("ops", "autodiff", "storage", "formatting"),
     # Relaxed by storage: the tracer must tell whose bytes a captured tensor shares.
     "trace": ("tensor", "ops", "storage"),
-    "passes": ("trace.graph", "ops.core"),
+    "passes": ("trace.graph", "ops.core", "ops.registry"),
     "targets": (),
-    "codegen": ("trace.graph", "ops.core", "ops.sharding", "targets"),
+    "codegen": ("trace.graph", "ops.core", "ops.registry", "ops.sharding", "targets"),
     "build": ("targets",),
     # Both sides of a saved step: what writes it knows the trace and the plan; what runs it must not, which
     # tests/export sees to.
@@ -253,6 +253,20 @@ def test_no_own_import_hides_in_a_function(path):
     if room_of(module) not in MAY_IMPORT_LATE:
         lines = late_own_imports(parse(path), module, path.name == "__init__.py")
         assert not lines, f"{path.relative_to(ROOT)}: lines {lines}. A cycle means that something is in the wrong room."
+
+
+@per_file
+def test_the_registry_is_asked_where_it_is_whole(path):
+    """In ops.core it has the ops that are imported so far: without layers in the program, a pass would miss theirs."""
+    module = module_name(path)
+    if room_of(module) not in ("ops", "tensor") and module != "export.loading":  # of views and methods, none is late
+        taken = [
+            node.lineno
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("ops.core")
+            if "REGISTRY" in [alias.name for alias in node.names]
+        ]
+        assert not taken, f"{path.relative_to(ROOT)}: lines {taken}. Import it from ops.registry."
 
 
 @per_file

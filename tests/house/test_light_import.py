@@ -28,7 +28,7 @@ OURS_LATE = (
 )
 THEIRS_LATE = (
     "dataclasses", "filelock", "heapq", "importlib.metadata", "jinja2", "ml_dtypes", "pathlib", "platformdirs",
-    "pybind11", "safetensors", "string", "subprocess", "tempfile", "tqdm",
+    "pybind11", "safetensors", "string", "subprocess", "tempfile", "threading", "tqdm",
 )  # fmt: skip
 
 
@@ -54,6 +54,23 @@ def test_import_loads_no_module_of_others_that_only_some_programs_use(imported):
 def test_import_leaves_the_compiler_and_the_layers_for_later(imported):
     assert "pequegrad.ops.core" in imported
     assert not [name for name in OURS_LATE if f"pequegrad.{name}" in imported]
+
+
+def test_what_the_import_leaves_for_later_gives_no_method_and_no_view():
+    """Tensor gets its methods, and a saved step finds the views that it names, when the package is imported."""
+    modules_after(
+        "import pequegrad\n"
+        "from pequegrad.ops.core import REGISTRY\n"
+        "early = set(REGISTRY)\n"
+        "import pequegrad.ops.registry\n"
+        "late = [op for name, op in REGISTRY.items() if name not in early]\n"
+        "assert 'conv2d' in {op.name for op in late} and not [op for op in late if op.methods or op.view]"
+    )
+
+
+def test_a_step_without_layers_is_lowered_by_passes_that_know_the_ops_of_layers():
+    loaded = modules_after("import pequegrad as pg\npg.compile(lambda x: (x * x).sum()).lower(pg.ones(3))")
+    assert "pequegrad.nn" not in loaded
 
 
 def test_all_public_names_are_in_dir_and_can_be_read():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pequegrad as pg
-from pequegrad.ops.core import REGISTRY, Op, TensorSpec
+from pequegrad.ops.core import Op, TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.trace.graph import GraphBuilder, Output
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -391,6 +391,14 @@ def test_augmented_assignment_keeps_the_tensor_and_its_views():
     assert bits.tolist() == [((6 & 5 | 8) ^ 1) * 2, ((3 & 5 | 8) ^ 1) * 2]
 
 
+@pytest.mark.parametrize("name", sorted(composite.IN_PLACE))
+def test_in_place_method_says_what_it_does(name):
+    """Most said "In place: None": what checks their results had no text of its own."""
+    method = getattr(Tensor, name)
+    assert method.__name__ == name
+    assert method.__doc__.startswith("In place: Return")
+
+
 def test_in_place_results_must_fit():
     with pytest.raises(DTypeError, match="float32 cannot be written to a tensor of int64"):
         Tensor([1, 2]).add_(0.5)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pequegrad import Tensor
 from pequegrad.errors import DTypeError, ShapeError
 from pequegrad.ops import contraction
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 from tests.ops.comparing import assert_gradients_by_differences, assert_like_torch, assert_sample_like_torch, torch
 
 RANDOM = np.random.default_rng(7)

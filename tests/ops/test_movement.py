@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pequegrad import Tensor
 from pequegrad.errors import DeviceError, IndexOutOfRange, ShapeError
 from pequegrad.ops import creation, joining, slicing
-from pequegrad.ops.core import REGISTRY
+from pequegrad.ops.registry import REGISTRY
 from tests.ops.comparing import assert_gradients_by_differences, assert_like_torch, assert_sample_like_torch, torch
 
 X = np.sin(np.arange(2 * 3 * 4, dtype=np.float32)).reshape(2, 3, 4)

@@ -10,7 +10,8 @@ import pytest
 from pequegrad import Tensor
 from pequegrad.errors import DTypeError, ShapeError
 from pequegrad.ops import random
-from pequegrad.ops.core import REGISTRY, bind
+from pequegrad.ops.core import bind
+from pequegrad.ops.registry import REGISTRY
 
 # Random123-1.14, tests/kat_vectors, "philox4x32 10": counter, key, words.
 KNOWN_ANSWERS = [

@@ -9,7 +9,8 @@ import pytest
 
 from pequegrad import Tensor, dtypes
 from pequegrad.errors import PequegradError
-from pequegrad.ops.core import REGISTRY, TensorSpec, bind
+from pequegrad.ops.core import TensorSpec, bind
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.ops.sharding import REPLICATED, Mapped, Partial, Replicated
 from tests.ops.comparing import assert_gradients_by_differences, assert_sample_like_torch, torch
 

@@ -7,7 +7,8 @@ import pytest
 
 from pequegrad.dtypes import bool_, float32, float64, int64
 from pequegrad.errors import CompilerBug
-from pequegrad.ops.core import REGISTRY, TensorSpec
+from pequegrad.ops.core import TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.passes import PIPELINE, Pass, run_passes, run_pipeline
 from pequegrad.passes.fold_constants import fold_constants
 from pequegrad.passes.merge_common_subexpressions import merge_common_subexpressions

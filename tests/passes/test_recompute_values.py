@@ -8,7 +8,8 @@ import pytest
 from pequegrad import manual_seed, nn, optim
 from pequegrad.dtypes import float32
 from pequegrad.nn import functional
-from pequegrad.ops.core import REGISTRY, TensorSpec
+from pequegrad.ops.core import TensorSpec
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.passes import run_pipeline
 from pequegrad.passes.recompute_values import recompute_values
 from pequegrad.trace.graph import Graph, GraphBuilder, Node, Output

@@ -14,9 +14,10 @@ import pytest
 import pequegrad.nn.functional as F
 from pequegrad import Tensor, nn, optim
 from pequegrad.errors import AutogradError, TraceError
-from pequegrad.ops.core import REGISTRY, Expression, Sample, bind, grad_mode
+from pequegrad.ops.core import Expression, Sample, bind, grad_mode
 from pequegrad.ops.elementwise import Elementwise
 from pequegrad.ops.random import manual_seed, rand
+from pequegrad.ops.registry import REGISTRY
 
 from .conftest import make_model, make_step, state_of
 

@@ -22,7 +22,8 @@ import pequegrad as pg
 from pequegrad import nn, optim
 from pequegrad.errors import TraceError
 from pequegrad.nn import functional as F
-from pequegrad.ops.core import REGISTRY, bind
+from pequegrad.ops.core import bind
+from pequegrad.ops.registry import REGISTRY
 from pequegrad.trace.watch import Watch
 
 VARIABLE = "PEQUEGRAD_TEST_FACTOR"
