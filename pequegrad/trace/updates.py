@@ -1,4 +1,4 @@
-"""An optimizer's updates, recorded for one parameter and repeated for those like it.
+"""An optimizer's updates, recorded for one parameter and repeated for those like it, of other shapes too.
 
 Invariant: a repeated update records the nodes, and asks for the inputs, that a call would have, in their order.
 """
@@ -18,6 +18,8 @@ Step = tuple[type[Op], tuple[int, ...], Params, tuple[TensorSpec, ...]]
 """One application: its operands are numbers of values known so far, to which its results are added."""
 
 _PACKAGE = __name__.partition(".")[0]
+_PARAMETERS = "the parameter's"
+"""In the place of a shape."""
 
 
 class Recorder(Protocol):
@@ -39,7 +41,8 @@ class _Recipe:
     """The applications of an update. Values are numbered: its own tensors, what is the same for all, results in order.
 
     ``read``: own tensors that are read, in the order of their first use. ``shared``: None for what is not read. ``results``:
-    the numbers of the new parameter and of the entries of the state, named ``changed``, that change.
+    the numbers of the new parameter and of the entries of the state, named ``changed``, that change. ``shape``: the
+    parameter's. ``is_for_any_shape``: its ops are elementwise, so that what has this shape has another parameter's there.
     """
 
     read: tuple[int, ...]
@@ -47,6 +50,17 @@ class _Recipe:
     steps: tuple[Step, ...]
     changed: tuple[str, ...]
     results: tuple[int, ...]
+    shape: tuple[int, ...]
+    is_for_any_shape: bool
+
+    def steps_for(self, shape: tuple[int, ...]) -> Sequence[Step]:
+        """Return the applications for a parameter of ``shape``."""
+        if shape == self.shape:
+            return self.steps
+        return [
+            (op, operands, params, tuple([TensorSpec(shape, s.dtype) if s.shape == self.shape else s for s in specs]))
+            for op, operands, params, specs in self.steps
+        ]
 
 
 class Updates:
@@ -65,8 +79,12 @@ class Updates:
         own = [parameter, gradient, *state.values()]
         if not _are_apart(own):
             return update(parameter, gradient, state, group, rates)
-        key = (update, id(group), id(rates), *state, *[(type(tensor), tensor.spec) for tensor in own])
-        recipe = self._recipes.get(key)
+        shape = parameter.shape
+        places = [_PARAMETERS if shape and tensor.shape == shape else tensor.shape for tensor in own]
+        kinds = [(type(tensor), tensor.dtype, place) for tensor, place in zip(own, places)]
+        general = (update, id(group), id(rates), *state, *kinds)
+        key = (*general, shape)
+        recipe = self._recipes.get(general) or self._recipes.get(key)
         if recipe is not None:
             return self._repeat(recipe, own)
         start = len(self._tracer.builder.nodes)
@@ -74,7 +92,9 @@ class Updates:
         if key not in self._recipes:
             self._kept += [group, rates]
             is_known = is_ours(update) and all(_is_ours(tensor) for tensor in own) and type(rates) is dict
-            self._recipes[key] = self._recipe(start, own, rates, new, changed) if is_known else None
+            recipe = self._recipe(start, own, rates, new, changed) if is_known else None
+            is_general = recipe is not None and recipe.is_for_any_shape and {*places} <= {_PARAMETERS, ()}
+            self._recipes[general if is_general else key] = recipe
         return new, changed
 
     def forget(self) -> None:
@@ -88,7 +108,7 @@ class Updates:
         for number in recipe.read:
             values[number] = value_of(own[number])
         values += [value_of(part) if isinstance(part, Tensor) else part for part in recipe.shared]
-        self._tracer.repeat(recipe.steps, values)
+        self._tracer.repeat(recipe.steps_for(own[0].shape), values)
         new, *changed = [
             own[number] if number < len(own) else Tensor._wrap(values[number], values[number].spec)
             for number in recipe.results
@@ -113,11 +133,13 @@ class Updates:
         used: dict[int, None] = {}
         steps: list[Step] = []
         count = len(own) + len(shared)
+        is_elementwise = True
         for node in self._tracer.builder.nodes[start:]:
             if not constants.isdisjoint(node.outputs):
                 continue  # the first use of a number in the trace records it
             if not all(value in numbers for value in node.inputs):
                 return None
+            is_elementwise = is_elementwise and node.op.elementwise and len(node.inputs) > 0
             operands = tuple([numbers[value] for value in node.inputs])
             used.update(dict.fromkeys(operands))
             steps.append((node.op, operands, node.params, tuple([value.spec for value in node.outputs])))
@@ -130,7 +152,10 @@ class Updates:
             return None
         read = tuple([number for number in used if number < len(own)])
         kept = tuple([part if len(own) + i in used else None for i, part in enumerate(shared)])
-        return _Recipe(read, kept, tuple(steps), tuple(changed), tuple(found))
+        is_for_any_shape = is_elementwise and all(part is None or not part.spec.shape for part in kept)
+        return _Recipe(
+            read, kept, tuple(steps), tuple(changed), tuple(found), own[0].shape, is_for_any_shape=is_for_any_shape
+        )
 
     def _current(self, part: Value | Tensor) -> Value | None:
         """Return the value that a tensor has, None where nobody has asked for it yet."""

@@ -67,15 +67,47 @@ def weights(*shapes):
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda v: v if isinstance(v, str) else ",".join(v))
 def test_each_optimizer_records_what_it_would_call_by_call(monkeypatch, name, settings):
-    parameters = weights((3, 2), (3, 2), (2,), (3, 2), (2,), ())
+    parameters = weights((3, 2), (3, 2), (2,), (3, 2), (1,), (), (2,), (1, 1), (), (0, 3), (2, 1, 3))
     optimizer = getattr(optim, name)(parameters, **settings)
     assert_same_without_repeating(monkeypatch, parameters, optimizer.step)
 
 
-def test_an_update_is_called_once_for_parameters_of_a_shape(calls):
-    parameters = weights((3, 2), (3, 2), (2,), (3, 2))
+def test_an_update_is_called_once_for_parameters_of_any_shape_and_once_for_single_numbers(calls):
+    """A number does not decide in which dtype it is computed with, so what an update records may be another for those."""
+    parameters = weights((3, 2), (3, 2), (), (2,), (3, 2), ())
     trained(parameters, optim.AdamW(parameters).step)
-    assert calls == ["float32[3,2]", "float32[2]"]
+    assert calls == ["float32[3,2]", "float32[]"]
+
+
+def test_a_rate_that_has_a_shape_is_broadcast_for_each_shape_of_a_parameter(monkeypatch):
+    rate = Tensor(np.full(2, 0.1, np.float32))
+    parameters = weights((3, 2), (2,), (5, 2), (3, 2))
+    optimizer = optim.SGD(parameters, lr=rate, momentum=0.9)
+    assert_same_without_repeating(monkeypatch, parameters, optimizer.step)
+
+
+def test_an_update_of_more_than_elements_is_called_for_each_shape(monkeypatch):
+    shapes = []
+
+    def update(self, parameter, gradient, state, group, rates):
+        shapes.append(parameter.shape)
+        return parameter - rates["lr"].to(parameter.dtype) * (gradient - gradient.mean()), {}
+
+    update.__code__ = update.__code__.replace(co_filename=optim.SGD.update.__code__.co_filename)  # as if it were ours
+    monkeypatch.setattr(optim.SGD, "update", update)
+    parameters = weights((3, 2), (2,), (3, 2), (2,))
+    assert_same_without_repeating(monkeypatch, parameters, optim.SGD(parameters, lr=0.1).step)
+    assert shapes[:2] == [(3, 2), (2,)]
+    assert len(shapes) == 2 + 4
+
+
+def test_a_state_of_a_shape_of_its_own_is_another_likeness(monkeypatch):
+    parameters = weights((3, 2), (3, 2), (5, 2))
+    optimizer = optim.SGD(parameters, lr=0.1, momentum=0.9)
+    optimizer.ensure_state()
+    for parameter in parameters:
+        optimizer.state[parameter]["extra"] = Tensor(np.ones(2, np.float32))
+    assert_same_without_repeating(monkeypatch, parameters, optimizer.step)
 
 
 def test_groups_of_other_settings_have_updates_of_their_own(monkeypatch, calls):
