@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import enum
 import functools
-import random
 import reprlib
 import sys
 import threading
@@ -32,7 +31,6 @@ ARRAY_LIMIT = 1 << 20
 _PLAIN = (bool, int, str, bytes, type(None), DType)
 # Objects of the standard library whose methods are not the user's code, so that what they read is not watched.
 OPEN_CONTAINERS = (types.SimpleNamespace, collections.UserDict, collections.UserList, collections.ChainMap)
-_RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
 
 
 class _Strong:
@@ -187,21 +185,6 @@ def _read_array(array: np.ndarray) -> Any:
     if array.nbytes > ARRAY_LIMIT:
         raise TooLarge(f"an array of {array.nbytes / 2**20:.0f} MiB")
     return (array.dtype.str, array.shape, array.tobytes())
-
-
-def is_random_source(value: Any) -> bool:
-    """Whether ``value`` is a Python or NumPy random generator."""
-    return isinstance(value, _RANDOM) and not isinstance(value, random.SystemRandom)
-
-
-def random_state(value: Any) -> str:
-    """Return the state of a random generator, to compare."""
-    if isinstance(value, random.Random):
-        return repr(hash(value.getstate()))
-    if isinstance(value, np.random.RandomState):
-        state: Any = value.get_state()
-        return repr((state[0], hash(state[1].tobytes()), state[2:]))
-    return repr(value.bit_generator.state)
 
 
 def is_module(value: Any) -> bool:

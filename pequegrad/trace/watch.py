@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import ctypes
 import datetime
 import functools
 import gc
 import operator
 import os
-import random
 import sys
 import time
 import types
@@ -22,15 +20,26 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
-import numpy as np
-
 from ..config import is_environment
 from ..locations import USER_FILES, location_at, user_location
 from ..tensor import Tensor
 from .bytecode import GLOBAL, LOCAL, Chain, Line, lines_of
 from .callees import Callees, forward_of
-from .fingerprint import TooLarge, holding, is_module, is_random_source, random_state
+from .fingerprint import TooLarge, holding, is_module
 from .graph import Location
+from .random_sources import (
+    comparable,
+    full_global_states,
+    full_state,
+    global_state,
+    is_random_source,
+    is_system_random,
+    keeps_a_normal,
+    put_back,
+    put_back_global_states,
+    quick_global_state,
+    random_state,
+)
 from .reads import (
     FROZEN_ITERATOR,
     GONE,
@@ -58,8 +67,6 @@ _ATTRGETTER = (
 )
 _ITERATOR = f"this line uses an iterator from outside: {FROZEN_ITERATOR}"
 _NO_LINE = Line((), (), False)
-_TWISTER_BYTES = 4 * 624 + 4
-"""Of a Mersenne twister: its words, and how many of them are drawn."""
 _CLOCKS = frozenset(
     {time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns}
     | {time.process_time, time.process_time_ns, time.localtime, time.gmtime, os.urandom}
@@ -87,10 +94,10 @@ class Watch:
         self._problem: str | None = None
         self._drawn: Location | None = None
         self._last: Location | None = None
-        self._first_state = _global_random_state()
-        self._read_state = _global_random_state if _keeps_a_normal(self._first_state) else _quick_random_state
+        self._saved_states = full_global_states()
+        self._first_state = comparable(self._saved_states)
+        self._read_state = global_state if keeps_a_normal(self._saved_states) else quick_global_state
         self._random_state = self._read_state()
-        self._saved_states = (random.getstate(), np.random.get_state(legacy=False))
         self._saved_generators: dict[int, tuple[Any, Any]] = {}
 
     # --- watching -------------------------------------------------------------------------------------------
@@ -109,7 +116,7 @@ class Watch:
         finally:
             sys.settrace(before)
             self._check_random()
-            if self._drawn is None and _global_random_state() != self._first_state:
+            if self._drawn is None and global_state() != self._first_state:
                 self._drawn = self._last
             if self._is_guarding:
                 problem = self._callees.finish()
@@ -294,7 +301,7 @@ class Watch:
     def _refuse_opaque(self, value: Any, location: Location) -> None:
         """Refuse what reads something outside where nobody can watch it."""
         is_clock = isinstance(value, types.BuiltinFunctionType) and value in _CLOCKS
-        if is_clock or isinstance(value, random.SystemRandom):
+        if is_clock or is_system_random(value):
             self._refuse(location, _CLOCK)
         elif isinstance(value, operator.attrgetter):
             self._refuse(location, _ATTRGETTER)
@@ -315,7 +322,7 @@ class Watch:
         if is_random_source(value):
             if id(value) not in self._generators:
                 self._generators[id(value)] = (value, random_state(value), location)
-                self._saved_generators[id(value)] = (value, _get_state(value))
+                self._saved_generators[id(value)] = (value, full_state(value))
             return
         if key in self._reads:
             return
@@ -339,10 +346,9 @@ class Watch:
 
     def restore_random(self) -> None:
         """Give Python's and NumPy's generators the state they had before."""
-        random.setstate(self._saved_states[0])
-        np.random.set_state(self._saved_states[1])
+        put_back_global_states(self._saved_states)
         for source, state in self._saved_generators.values():
-            _set_state(source, state)
+            put_back(source, state)
 
     # --- answers --------------------------------------------------------------------------------------------
 
@@ -406,43 +412,3 @@ def _is_library(value: Any) -> bool:
     return isinstance(value, types.BuiltinFunctionType) or (
         isinstance(value, type) and getattr(builtins, value.__name__, None) is value
     )
-
-
-def _global_random_state() -> tuple[Any, ...]:
-    state: Any = np.random.get_state(legacy=False)
-    return bool(state["has_gauss"]), hash(random.getstate()), _comparable(state)
-
-
-def _comparable(state: Any) -> Any:
-    """Return a generator's state, of numbers, arrays and dicts of them, as what compares by value."""
-    if isinstance(state, dict):
-        return tuple([(name, _comparable(part)) for name, part in state.items()])
-    return state.tobytes() if isinstance(state, np.ndarray) else state
-
-
-def _keeps_a_normal(state: tuple[Any, ...]) -> bool:
-    """Whether NumPy would give a normal number that it has kept from a pair, which changes nothing else of its state."""
-    return bool(state[0])
-
-
-def _quick_random_state() -> tuple[Any, ...]:
-    """Return what changes with each draw while no normal number is kept, for every line: NumPy takes 0.1 ms to say it."""
-    generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    if type(generator) is not np.random.MT19937:
-        return _global_random_state()
-    return hash(random.getstate()), ctypes.string_at(generator.ctypes.state_address, _TWISTER_BYTES)
-
-
-def _get_state(source: Any) -> Any:
-    if isinstance(source, random.Random):
-        return source.getstate()
-    return source.get_state() if isinstance(source, np.random.RandomState) else source.bit_generator.state
-
-
-def _set_state(source: Any, state: Any) -> None:
-    if isinstance(source, random.Random):
-        source.setstate(state)
-    elif isinstance(source, np.random.RandomState):
-        source.set_state(state)
-    else:
-        source.bit_generator.state = state
