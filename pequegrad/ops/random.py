@@ -42,13 +42,24 @@ _LOW = 0xFFFFFFFF
 
 
 def philox_blocks(xp: Any, counters: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """Return the four words of the Philox 4x32-10 block of each counter; uint64 arrays of 32-bit values."""
+    """Return the four words of the Philox 4x32-10 block of each counter, in the counters' memory; uint64 arrays of 32-bit
+    values."""
     c0, c1, c2, c3 = counters
     k0, k1 = key
     shift, low = xp.uint64(32), xp.uint64(_LOW)
+    # In place: new memory for each result takes longer than the arithmetic.
+    a, b = xp.empty_like(c0), xp.empty_like(c0)
     for _ in range(10):
-        a, b = c0 * xp.uint64(0xD2511F53), c2 * xp.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (b >> shift) ^ c1 ^ xp.uint64(k0), b & low, (a >> shift) ^ c3 ^ xp.uint64(k1), a & low
+        xp.multiply(c0, xp.uint64(0xD2511F53), out=a)
+        xp.multiply(c2, xp.uint64(0xCD9E8D57), out=b)
+        xp.right_shift(b, shift, out=c0)
+        c0 ^= c1
+        c0 ^= xp.uint64(k0)
+        xp.bitwise_and(b, low, out=c1)
+        xp.right_shift(a, shift, out=c2)
+        c2 ^= c3
+        c2 ^= xp.uint64(k1)
+        xp.bitwise_and(a, low, out=c3)
         k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
     return c0, c1, c2, c3
 
@@ -102,8 +113,11 @@ class RandomUniform(RandomOp):
     def numpy(xp: Any, state: Any, *, shape: tuple[int, ...], dtype: DType) -> Any:
         count = int(np.prod(shape, dtype=np.int64))
         if dtype is float32:
-            words = philox_words(xp, state, count) >> xp.uint64(8)
-            return (words.astype(xp.float32) * xp.float32(2.0**-24)).reshape(shape)
+            words = philox_words(xp, state, count)
+            words >>= xp.uint64(8)
+            values = words.astype(xp.float32)
+            values *= xp.float32(2.0**-24)
+            return values.reshape(shape)
         words = philox_words(xp, state, 2 * count)
         high, low = words[0::2] >> xp.uint64(5), words[1::2] >> xp.uint64(6)
         return ((high * xp.uint64(67108864) + low).astype(xp.float64) * 2.0**-53).reshape(shape)
