@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import gc
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import TypeVar
 
     from typing_extensions import Self, dataclass_transform
+
+    Kind = TypeVar("Kind", bound=type)
+    Made = TypeVar("Made")
 else:
 
     def dataclass_transform(**_):
         """Tell type checkers; there are none here."""
         return lambda function: function
 
-
-Kind = TypeVar("Kind", bound=type)
-Made = TypeVar("Made")
 
 _FEW = 30
 """Of a class. To write its own methods takes 0.1 ms: as long as some 50 objects take without them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from ..tensor import Tensor
 from .members import Changes, Members, changes
 from .parameter import Parameter
 
-M = TypeVar("M", bound="Module")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class IncompatibleKeys(RecordTuple):
@@ -321,14 +322,14 @@ class Module:
 
     # --- changing all of it -------------------------------------------------------------------------------
 
-    def apply(self: M, function: Callable[[Module], Any]) -> M:
+    def apply(self, function: Callable[[Module], Any]) -> Self:
         """Call ``function`` on every module below and on this one, children first."""
         for module in self.children():
             module.apply(function)
         function(self)
         return self
 
-    def train(self: M, mode: bool = True) -> M:
+    def train(self, mode: bool = True) -> Self:
         """Set training mode here and below: Dropout drops, BatchNorm uses the batch's statistics."""
         if not isinstance(mode, bool):
             raise DTypeError(f"train: mode must be a bool. Got {type(mode).__name__}: {mode!r}.")
@@ -337,11 +338,11 @@ class Module:
             module.train(mode)
         return self
 
-    def eval(self: M) -> M:
+    def eval(self) -> Self:
         """Set evaluation mode here and below."""
         return self.train(False)
 
-    def requires_grad_(self: M, requires_grad: bool = True) -> M:
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Set ``requires_grad`` of all parameters."""
         for parameter in self.parameters():
             parameter.requires_grad_(requires_grad)
@@ -356,7 +357,7 @@ class Module:
             elif parameter.grad is not None:
                 parameter.grad.detach().zero_()
 
-    def to(self: M, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: Any = False) -> M:
+    def to(self, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: Any = False) -> Self:
         """Move to a device or convert floating-point parameters and buffers to a dtype, in place.
 
         Parameters and buffers stay the objects they are, and their ``.grad`` comes along; so do optimizers' states, at the
@@ -387,27 +388,27 @@ class Module:
                     tensor._grad = tensor._grad.to(device=device, dtype=kind)
         Module.changes.bump()
 
-    def float(self: M) -> M:
+    def float(self) -> Self:
         """Convert floating-point parameters and buffers to float32."""
         return self.to("float32")
 
-    def double(self: M) -> M:
+    def double(self) -> Self:
         """Convert floating-point parameters and buffers to float64."""
         return self.to("float64")
 
-    def half(self: M) -> M:
+    def half(self) -> Self:
         """Convert floating-point parameters and buffers to float16."""
         return self.to("float16")
 
-    def bfloat16(self: M) -> M:
+    def bfloat16(self) -> Self:
         """Convert floating-point parameters and buffers to bfloat16."""
         return self.to("bfloat16")
 
-    def cuda(self: M, device: int | None = None) -> M:
+    def cuda(self, device: int | None = None) -> Self:
         """Move to a GPU; DeviceError where there is none."""
         return self.to(device="cuda" if device is None else f"cuda:{device}")
 
-    def cpu(self: M) -> M:
+    def cpu(self) -> Self:
         """Move to the CPU."""
         return self.to(device="cpu")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import re
 import sys
 
 from .target import ANY_MACHINE, InstructionSet, Target
@@ -146,8 +145,8 @@ def _l2_kib() -> int:
             size = file.read().strip()
     except OSError:
         return LEAST_L2_KIB
-    found = re.fullmatch(r"(\d+)K", size)
-    return max(LEAST_L2_KIB, int(found[1])) if found else LEAST_L2_KIB
+    number, unit = size[:-1], size[-1:]
+    return max(LEAST_L2_KIB, int(number)) if unit == "K" and number.isdecimal() else LEAST_L2_KIB
 
 
 def _native_instruction_set(machine: str, features: frozenset[str]) -> InstructionSet:

@@ -6,7 +6,6 @@ attributes alone, so that equal steps of different processes have equal names.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,8 +60,7 @@ def _module_names(modules: list[Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for module in modules:
         if id(module) not in nested:
-            kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__).lower()
-            _add_module_names(module, kind, names, set())
+            _add_module_names(module, _in_snake_case(type(module).__name__), names, set())
     return names
 
 
@@ -95,4 +93,15 @@ def _add_optimizer_names(optimizer: Any, names: dict[int, str]) -> None:
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name, flags=re.ASCII)
+    if name.isascii() and name.isidentifier():
+        return name
+    return "".join([letter if letter.isascii() and letter.isalnum() else "_" for letter in name])
+
+
+def _in_snake_case(name: str) -> str:
+    """Return ``MyNet2Head`` as ``my_net2_head``. Without a regular expression, which takes 0.2 ms to compile."""
+    starts = [
+        "_" if "A" <= letter <= "Z" and (before.islower() or before.isdigit()) else ""
+        for before, letter in zip(" " + name, name)
+    ]
+    return "".join([start + letter for start, letter in zip(starts, name)]).lower()

@@ -71,13 +71,19 @@ class Call:
         return [found[i] for i in range(len(self.tensors))]
 
 
-# Structures and places of calls with n positional tensors: the usual case, which need not be taken apart.
-_PLAIN = tuple((pytree.flatten((tuple(range(n)), {}))[1], tuple(range(n))) for n in range(9))
+_MOST_PLAIN = 8
+
+
+@functools.lru_cache(maxsize=_MOST_PLAIN + 1)
+def _plain(count: int) -> tuple[Any, tuple[int, ...]]:
+    """Return structure and places of a call with ``count`` positional tensors: the usual case, which need not be taken apart."""
+    places = tuple(range(count))
+    return pytree.flatten((places, {}))[1], places
 
 
 def read_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Return the Call of (args, kwargs). Arrays become tensors on the same memory."""
-    if not kwargs and len(args) < len(_PLAIN):
+    if not kwargs and len(args) <= _MOST_PLAIN:
         call = _read_plain(args)
         if call is not None:
             return call
@@ -119,7 +125,7 @@ def _read_plain(args: tuple[Any, ...]) -> Call | None:
         tensors.append(leaf)
     if len(args) > 1 and len(set(map(id, args))) < len(args):
         return None
-    structure, places = _PLAIN[len(args)]
+    structure, places = _plain(len(args))
     return Call(tuple(parts), structure, args, tensors, places)
 
 
