@@ -42,7 +42,7 @@ PG_INLINE void gemm_small(const T* A, const T* B, long row_begin, long row_end, 
   // Of the tile before: its sums, its place, and which of its elements the epilogue still lacks.
   const T* before = nullptr;
   T* to = sums[0];
-  long row = 0, col = 0, next = 0, end = 0;
+  unsigned long row = 0, col = 0, next = 0, end = 0;
   const auto advance = [&]() __attribute__((always_inline)) {
     if constexpr (tile::is_joined) {
       const long left = end - next;
@@ -57,6 +57,14 @@ PG_INLINE void gemm_small(const T* A, const T* B, long row_begin, long row_end, 
     if (k % steps == 0)
       for (long i = 0; i < at_once && next < end; ++i) advance();
   };
+  if constexpr (K == 1 && !tile::is_joined) {
+    // Nothing is summed: each product goes to the epilogue as it is made. A sum would turn -0 into 0.
+    for (long c = col_begin; c < col_end; c += PG_LANES) {
+      const vec<T> b = B_COL == 1 ? load(B + c) : B_COL == 0 ? splat<T>(load_scalar(B)) : load_strided(B + c * B_COL, B_COL);
+      for (long r = row_begin; r < row_end; ++r) epilogue(r, c, splat<T>(load_scalar(A + r * A_ROW)) * b + zero<T>(), long(PG_LANES));
+    }
+    return;
+  }
   for (long c = col_begin; c < col_end; c += tile::width) {
     if (is_packed) gemm_pack(packed, tile::width, B + c * B_COL, B_ROW, B_COL, K, N - c < tile::width ? N - c : tile::width);
     const T* const b = is_packed ? packed : B + c;

@@ -7,45 +7,62 @@
 namespace pg {
 
 #if defined(PG_HAS_SHUFFLEVECTOR)
-// One round of the transposition of a square of N vectors: swaps the off-diagonal blocks of size D.
-template <class T, int D> PG_INLINE void transpose_round(typename lanes<T>::native* r) {
-  if constexpr (D < lanes<T>::count) {
-    constexpr int N = lanes<T>::count;
-    PG_UNROLL for (int i = 0; i < N; ++i) {
-      if (i & D) continue;
-      auto a = r[i], b = r[i + D];
-#define PG_FIRST(l) ((l) & D ? N + (l) - D : (l))
-#define PG_SECOND(l) ((l) & D ? N + (l) : (l) + D)
-      if constexpr (lanes<T>::parts == 2) {
-        r[i] = __builtin_shufflevector(a, b, PG_LIST_LOW(PG_FIRST));
-        r[i + D] = __builtin_shufflevector(a, b, PG_LIST_LOW(PG_SECOND));
-      } else {
-        r[i] = __builtin_shufflevector(a, b, PG_LIST_FULL(PG_FIRST));
-        r[i + D] = __builtin_shufflevector(a, b, PG_LIST_FULL(PG_SECOND));
-      }
-    }
+template <int... LANE> struct lane_list {};
+template <int N, int... LANE> struct lanes_below : lanes_below<N - 1, N - 1, LANE...> {};
+template <int... LANE> struct lanes_below<0, LANE...> { typedef lane_list<LANE...> type; };
+
+template <class V, int... LANE> PG_INLINE auto join_vectors(V a, V b, lane_list<LANE...>) {
+  return __builtin_shufflevector(a, b, LANE...);
+}
+
+// The lanes of a and b by turns, of the lower or of the upper half of each block of BLOCK lanes: one instruction.
+template <int BLOCK, bool UPPER, class V, int... LANE> PG_INLINE V zip_blocks(V a, V b, lane_list<LANE...>) {
+  return __builtin_shufflevector(a, b, (LANE - LANE % BLOCK + LANE % BLOCK / 2 + UPPER * BLOCK / 2 + LANE % 2 * int(sizeof...(LANE)))...);
+}
+
+// N lanes in blocks of BLOCK, which lie `stride` elements apart.
+template <class T, int BLOCK, int N> PG_INLINE auto load_blocks(const T* from, long stride) {
+  if constexpr (N == BLOCK) {
+    typedef T block __attribute__((vector_size(BLOCK * sizeof(T))));
+    block r;
+    __builtin_memcpy(&r, from, sizeof r);
+    return r;
+  } else {
+    return join_vectors(load_blocks<T, BLOCK, N / 2>(from, stride), load_blocks<T, BLOCK, N / 2>(from + N / 2 / BLOCK * stride, stride),
+                        typename lanes_below<N>::type());
   }
 }
 #endif
 
 // to[k][c] = from[c][k] for k below `depth`, at most one native vector's lanes, and c below `columns`; columns from there
-// on become zero.
+// on become zero. Blocks of 16 bytes come to their places as they are loaded; what is left is to transpose within the blocks.
 template <class T> PG_INLINE void transpose_square(const T* from, long from_row, long columns, long depth, T* to, long to_row) {
   constexpr int N = lanes<T>::count;
 #if defined(PG_HAS_SHUFFLEVECTOR)
   typedef typename lanes<T>::native native;
   typedef typename lanes<T>::unaligned unaligned;
-  native r[N];
-  if (columns >= N && depth >= N) {
-    PG_UNROLL for (int i = 0; i < N; ++i) r[i] = *reinterpret_cast<const unaligned*>(from + i * from_row);
-  } else {
-    PG_UNROLL for (int i = 0; i < N; ++i) r[i] = i < columns ? load_plain(from + i * from_row, depth).part[0] : native{};
+  constexpr int block = N * sizeof(T) < 16 ? N : 16 / int(sizeof(T));
+  const typename lanes_below<N>::type all;
+  alignas(64) T padded[N * N];
+  if (columns < N || depth % block != 0) {
+    for (int i = 0; i < N; ++i)
+      *reinterpret_cast<unaligned*>(padded + i * N) = i < columns ? load_plain(from + i * from_row, depth).part[0] : native{};
+    from = padded;
+    from_row = N;
   }
-  transpose_round<T, 8>(r);
-  transpose_round<T, 4>(r);
-  transpose_round<T, 2>(r);
-  transpose_round<T, 1>(r);
-  PG_UNROLL for (int i = 0; i < N; ++i) if (i < depth) *reinterpret_cast<unaligned*>(to + i * to_row) = r[i];
+  for (long k = 0; k < depth; k += block) {
+    native r[block], s[block];
+    PG_UNROLL for (int i = 0; i < block; ++i) r[i] = load_blocks<T, block, N>(from + i * from_row + k, block * from_row);
+    PG_UNROLL for (int round = 1; round < block; round *= 2) {
+      PG_UNROLL for (int i = 0; i < block; ++i) s[i] = r[i];
+      PG_UNROLL for (int i = 0; i < block / 2; ++i) {
+        r[2 * i] = zip_blocks<block, false>(s[i], s[i + block / 2], all);
+        r[2 * i + 1] = zip_blocks<block, true>(s[i], s[i + block / 2], all);
+      }
+    }
+    PG_UNROLL for (int i = 0; i < block; ++i)
+      if (k + i < depth) *reinterpret_cast<unaligned*>(to + (k + i) * to_row) = r[i];
+  }
 #else
   for (int k = 0; k < N && k < depth; ++k)
     for (int c = 0; c < N; ++c) to[k * to_row + c] = c < columns ? from[c * from_row + k] : T(0);
