@@ -62,6 +62,9 @@ NEAR_BYTES = 2 << 20
 # Dot products, k along the lanes, beat turning B for up to so many rows, for more where the sums are long. Measured with AVX-512 on
 # one core, sums of 256 and of 1024: one row takes 0.27 of the time, four 0.69 and 0.47, eight 0.93 and 0.76, ten as long and 0.83.
 FEW_ROWS, FEW_ROWS_OF_LONG_SUMS, LONG_SUM = 4, 8, 256
+# Sums of rows are finished together where a row has at most so many vectors: summing across the lanes and arithmetic on single
+# numbers take as long as about 20 of them.
+SHORT_ROW_VECTORS = 32
 # For a few tens of rows the product of the operands' transposes beats turning B: that takes as long as so many rows of
 # multiplications do, so no more may be added to fill a vector. Measured with AVX-512 on one core, B 1024 x 1024 and 3072 x 768: 16
 # rows take 0.64 and 0.52 of the time, 32 rows 0.81 and 0.73, 96 rows 0.94 and 0.90, 128 rows 0.97 and 1.0.
@@ -74,7 +77,8 @@ SMALL_PANEL_BYTES, SMALL_ROWS_BYTES = 1 << 14, 1 << 15
 
 @record
 class RowView(LaneView):
-    """A kernel of reductions. ``loops`` are the inner axes without the lane axis; ``unit`` counts rows."""
+    """A kernel of reductions. ``loops`` are the inner axes without the lane axis; ``unit`` counts rows. ``together``: the axis
+    of which as many rows as there are lanes are summed, then finished as one vector, or None."""
 
     head: KernelHead
     unit: str
@@ -84,6 +88,7 @@ class RowView(LaneView):
     lane: Loop
     lane_blocks: int
     lanes_are_rows: bool
+    together: Loop | None
     uses_count: bool
     stages: tuple[StageView, ...]
 
@@ -198,6 +203,9 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
         writer.hoist(stage.inner)
         writer.hoist(stage.outer)
     position = position_in_row(kernel, indices)
+    is_together = _is_finished_together(kernel, lanes)
+    is_vector = kernel.lanes_are_rows or is_together
+    finish = "{}.rows()" if kernel.lanes_are_rows else "pg::reduce_add_rows({}_rows)" if is_together else "{}.finish()"
     stages = []
     for stage in kernel.stages:
         before: list[Line] = []
@@ -205,10 +213,12 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
         accumulators = []
         for reduction in stage.accumulate:
             source = writer.vector_name(reduction.src, before)
-            accumulators.append(accumulator(kernel, reduction, source, position, writer))
+            accumulators.append(accumulator(reduction, source, position, writer, is_vector, finish))
         writer.forget(stage.inner)
         after: list[Line] = []
-        if kernel.lanes_are_rows:
+        if is_together:
+            writer.lane_axis = len(kernel.outer) - 1
+        if is_vector:
             per_row = writer.vector_lines(stage.outer, after)
         else:
             per_row = writer.scalar_lines(stage.outer)
@@ -220,14 +230,15 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
             )
         )
     lane = kernel.lane_axis
-    outer_axes = [axis for axis in range(len(kernel.outer)) if axis != lane]
+    side_by_side = lane if kernel.lanes_are_rows else len(kernel.outer) - 1 if is_together else None
+    outer_axes = [axis for axis in range(len(kernel.outer)) if axis != side_by_side]
     inner_axes = [axis for axis in range(len(kernel.outer), len(extents)) if axis != lane]
     lines = [line for stage in stages for part in (stage.before, stage.inner, stage.after) for line in part]
     positions = [a.position for stage in stages for a in stage.accumulators]
     decode = decoded(
         [indices[axis] for axis in outer_axes], [extents[axis] for axis in outer_axes], [*lines, *positions]
     )
-    unit, decode = ("unit", decode) if kernel.lanes_are_rows else counted(decode)
+    unit, decode = ("unit", decode) if is_vector else counted(decode)
     return RowView(
         head_of(writer),
         unit,
@@ -235,10 +246,25 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], lanes: int) -> RowView:
         decode,
         tuple(Loop(indices[axis], extents[axis]) for axis in inner_axes),
         Loop(indices[lane], extents[lane]),
-        -(-extents[lane] // lanes),
+        1 if side_by_side is None else -(-extents[side_by_side] // lanes),
         kernel.lanes_are_rows,
+        Loop(indices[len(kernel.outer) - 1], kernel.outer[-1]) if is_together else None,
         any(line.reads("count") for line in lines),
         tuple(stages),
+    )
+
+
+def _is_finished_together(kernel: Row, lanes: int) -> bool:
+    """Whether as many rows as there are lanes are summed one by one, and what follows is done for all of them at once."""
+    if lanes == 1 or kernel.lanes_are_rows or len(kernel.stages) > 1 or not kernel.outer or kernel.outer[-1] < lanes:
+        return False
+    stage = kernel.stages[0]
+    draws = any(isinstance(s, Compute) and "{first}" in s.expression for s in stage.outer)
+    return (
+        math.prod(kernel.inner) <= SHORT_ROW_VECTORS * lanes
+        and not draws
+        and bool(stage.accumulate)
+        and all(a.monoid == "sum" and a.dtype.is_floating_point for a in stage.accumulate)
     )
 
 

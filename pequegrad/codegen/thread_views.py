@@ -343,7 +343,7 @@ def _row_view(kernel: Row, dtypes: Sequence[DType], is_alone: bool) -> RowBody:
         accumulators = []
         for reduction in stage.accumulate:
             source = writer.vector_name(reduction.src, before)
-            accumulators.append(accumulator(kernel, reduction, source, position, writer, "finish"))
+            accumulators.append(accumulator(reduction, source, position, writer, kernel.lanes_are_rows, "{}.finish()"))
         writer.forget(stage.inner)
         after: list[Line] = []
         per_row = writer.vector_lines(stage.outer, after) if kernel.lanes_are_rows else writer.scalar_lines(stage.outer)

@@ -249,11 +249,11 @@ def position_in_row(kernel: Row, indices: Sequence[str]) -> str:
 
 
 def accumulator(
-    kernel: Row, reduction: Accumulate, source: str, position: str, writer: KernelWriter, rows: str = "rows"
+    reduction: Accumulate, source: str, position: str, writer: KernelWriter, is_vector: bool, finish: str
 ) -> AccumulatorView:
-    """Return one reduction of a stage; ``rows``: the accumulator's member that gives the results of rows side by side."""
+    """Return one reduction of a stage. ``is_vector``: whether its result is that of rows side by side; ``finish``: how it is
+    made of what has the accumulator's name."""
     variable = writer.variables[reduction.src]
-    is_vector = kernel.lanes_are_rows
     result = f"{'v' if is_vector else 's'}{reduction.dst}"
     name = f"a{reduction.dst}"
     view = AccumulatorView(
@@ -264,7 +264,7 @@ def accumulator(
         position if reduction.monoid in POSITIONAL else "",
         result,
         vector_type(reduction.dtype) if is_vector else scalar_type(reduction.dtype),
-        rounded(f"{name}.{rows if is_vector else 'finish'}()", reduction.dtype),
+        rounded(finish.format(name), reduction.dtype),
     )
     writer.variables[reduction.dst] = (
         Variable(reduction.dtype, vector=result) if is_vector else Variable(reduction.dtype, scalar=result)

@@ -203,6 +203,23 @@ def test_a_sum_of_a_million_numbers_is_as_near_as_numpys(instruction_set):
     np.testing.assert_allclose(by_column, exact.reshape(-1, 20).sum(0), rtol=4e-7)
 
 
+@SETS
+def test_sums_of_many_short_rows_are_finished_side_by_side(instruction_set):
+    batch = Batch("short_rows")
+    for dtype, shape in ((np.float32, (37, 5)), (np.float64, (3, 33, 20)), (np.float16, (16, 40))):
+        x, scale = (batch.input(normal(extents, seed=5).astype(dtype)) for extents in (shape, shape[:-1]))
+        total = batch.apply("sum", [x], dims=(len(shape) - 1,), keepdim=False)
+        tolerance = 2e-2 if dtype is np.float16 else 1e-5
+        batch.expect(f"{dtype.__name__} {shape}", batch.apply("mul", [*total, scale]), None, tolerance)
+    # One row after another: too few of them, or too long ones.
+    for shape in ((3, 50), (40, 3000)):
+        batch.expect(f"{shape}", batch.apply("sum", [batch.input(normal(shape))], dims=(1,), keepdim=False), None, 1e-4)
+    target = target_for(instruction_set)
+    text = render(lower(batch.graph(), target, 2), target)
+    assert text.count("pg::reduce_add_rows") == (3 if target.lanes > 1 and target.has_clock else 0)
+    assert_no_failures(batch.failures(target))
+
+
 # --- places -------------------------------------------------------------------------------------------------------
 
 

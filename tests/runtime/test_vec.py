@@ -179,6 +179,17 @@ def test_nan_wins_reductions_at_its_first_place(build, name: str) -> None:
         assert np.isnan(out[2]) and np.isnan(out[3]) and at.tolist() == [place, place]
 
 
+@pytest.mark.parametrize("name", ["f32", "f64"])
+def test_sums_of_rows_side_by_side_are_the_same_bits_as_one_by_one(build, name: str) -> None:
+    library = build("vec_probe")
+    lanes = library.lane_count()
+    x = np.random.default_rng(1).normal(size=(lanes, lanes)).astype(TYPES[name])
+    rows, one_by_one = np.zeros(lanes, x.dtype), np.zeros(lanes, x.dtype)
+    call(getattr(library, f"reduce_rows_{name}"), x, rows, one_by_one)
+    assert_same(rows, one_by_one)
+    np.testing.assert_allclose(rows, x.sum(axis=1), rtol=1e-4)
+
+
 def test_any_and_all_look_at_the_counted_lanes_only(build) -> None:
     library = build("vec_probe")
     lanes, out = library.lane_count(), np.zeros(2, np.int32)

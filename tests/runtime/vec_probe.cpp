@@ -79,6 +79,15 @@ COMPARISONS(b8) COMPARISONS(u8) COMPARISONS(i32) COMPARISONS(i64) COMPARISONS(f3
   }
 REDUCE(u8) REDUCE(i32) REDUCE(i64) REDUCE(f32) REDUCE(f64)
 
+// out[i], and one by one: the sum of row i of x, as many rows as lanes.
+#define REDUCE_ROWS(T)                                                                                   \
+  EXPORT void reduce_rows_##T(const T* x, T* out, T* one_by_one) {                                       \
+    vec<T> rows[PG_LANES];                                                                               \
+    for (int i = 0; i < PG_LANES; ++i) one_by_one[i] = reduce_add(rows[i] = load(x + i * PG_LANES));     \
+    store(out, reduce_add_rows(rows));                                                                   \
+  }
+REDUCE_ROWS(f32) REDUCE_ROWS(f64)
+
 EXPORT long lane_count() { return PG_LANES; }
 EXPORT void any_all(const b8* x, long count, int* out) {
   out[0] = any(load(x, count), count);

@@ -88,6 +88,23 @@ template <class T, int N> PG_INLINE void reduce_add_each(typename lanes<T>::nati
 #endif
 }
 
+// Lane i is the sum of the lanes of v[i], in the order of reduce_add; v is lost.
+template <class T> PG_INLINE vec<T> reduce_add_rows(vec<T>* v) {
+  constexpr int L = lanes<T>::count;
+  vec<T> r;
+  PG_EACH_PART(T) {
+    typename lanes<T>::native rows[L];
+    PG_UNROLL for (int i = 0; i < L; ++i) rows[i] = lanes<T>::parts == 2 ? v[p * L + i].part[0] + v[p * L + i].part[1] : v[i].part[0];
+#if defined(PG_HAS_SHUFFLEVECTOR)
+    reduce_round<T, L, L / 2>(rows);
+    r.part[p] = rows[0];
+#else
+    reduce_add_each<T, L>(rows, reinterpret_cast<T*>(&r.part[p]));
+#endif
+  }
+  return r;
+}
+
 // ---- argmax, argmin ----------------------------------------------------------------------------------------------------
 
 // One candidate a lane. Feed each lane rising indices, then reduce.
