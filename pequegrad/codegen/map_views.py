@@ -5,12 +5,13 @@ Invariant: a view is made of a plan's kernel and the number of lanes alone; its 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from ..dtypes import DType
 from ..records import record, replace
-from .numbers import parted
+from .numbers import is_worth_keeping, parted
 from .plan import Compute, Map, Statement
 from .rendering import Address, KernelWriter, Line, Pointer, Term
 from .views import KernelHead, LaneView, Loop, counted, decoded, head_of, with_axis
@@ -58,12 +59,22 @@ class SquareView:
 
 @record
 class RepeatView:
-    """Arithmetic on numbers that a kernel does several times: a function object, and the pointers of each time."""
+    """Arithmetic on numbers that a kernel does several times: a function object, and each time that it is called."""
 
     name: str
     pointers: tuple[Pointer, ...]
     lines: tuple[Line, ...]
-    calls: tuple[tuple[str, ...], ...]
+    calls: tuple[CallView, ...]
+
+
+@record
+class CallView:
+    """The pointers of one call. Where all numbers of ``compared``, pairs of pointers, are the same as for the call before, its
+    results are copied: from and to the pointers of each pair of ``copied``. Without ``compared`` it is always made."""
+
+    pointers: tuple[str, ...]
+    compared: tuple[tuple[str, str], ...]
+    copied: tuple[tuple[str, str], ...]
 
 
 def map_view(kernel: Map, dtypes: Sequence[DType], lanes: int) -> MapView:
@@ -155,5 +166,11 @@ def _repeat_view(name: str, parts: Sequence[tuple[Statement, ...]], outside: Ker
     # The others name buffers of their own in the same order.
     named = [list(dict.fromkeys([s.access.buffer for s in part if not isinstance(s, Compute)])) for part in parts]
     places = [(named[0].index(pointer.buffer), pointer.is_written) for pointer in pointers]
-    calls = tuple([tuple([outside.pointer(buffers[at], written) for at, written in places]) for buffers in named])
-    return RepeatView(name, pointers, tuple(lines), calls)
+    given = [tuple([outside.pointer(buffers[at], written) for at, written in places]) for buffers in named]
+    calls = [CallView(given[0], (), ())]
+    for before, now in itertools.pairwise(given):
+        pairs = list(zip(before, now, pointers, strict=True)) if is_worth_keeping(parts[0]) else []
+        compared = tuple([(old, new) for old, new, pointer in pairs if not pointer.is_written and old != new])
+        copied = tuple([(old, new) for old, new, pointer in pairs if pointer.is_written])
+        calls.append(CallView(now, compared, copied))
+    return RepeatView(name, pointers, tuple(lines), tuple(calls))

@@ -16,6 +16,9 @@ from .plan import Compute, Load, Statement, Store
 LEAST_ALIKE = 3
 """Parts that are alike, from which on they are written once."""
 
+LEAST_COMPUTED = 1
+"""Ops for each number loaded or stored, above which results are kept for a part that loads the same numbers."""
+
 Part = tuple[Statement, ...]
 
 
@@ -63,7 +66,36 @@ def _parts(body: Part) -> list[Part]:
             reached |= members.pop(home)
         members[number] = reached
         owner.update(dict.fromkeys(reached, number))
-    return [tuple(body[at] for at in sorted(part)) for part in members.values()]
+    return [_in_order([body[at] for at in sorted(part)]) for part in members.values()]
+
+
+def _in_order(part: Sequence[Statement]) -> Part:
+    """Return a part's statements in an order that follows from its arithmetic alone, stores behind all else: alike parts are
+    so wherever in the kernel their statements stood."""
+    by_variable = {s.dst: s for s in part if not isinstance(s, Store)}
+    stores = [s for s in part if isinstance(s, Store)]
+    found: dict[int, Statement] = {}
+    waiting = [s.src for s in reversed(stores)]
+    while waiting:
+        variable = waiting[-1]
+        statement = by_variable[variable]
+        arguments = statement.arguments if isinstance(statement, Compute) else ()
+        missing = [a for a in arguments if a not in found]
+        if missing:
+            waiting.append(missing[0])
+        else:
+            found[variable] = statement
+            waiting.pop()
+    return (*found.values(), *stores)
+
+
+def is_worth_keeping(part: Part) -> bool:
+    """Whether it is less work to compare what a part loads, and to copy what it stores, than to do its arithmetic again. Not where
+    it changes what it loads."""
+    loaded, stored = ([s for s in part if isinstance(s, kind)] for kind in (Load, Store))
+    is_pure = not {s.access.buffer for s in loaded} & {s.access.buffer for s in stored}
+    computed = [s for s in part if isinstance(s, Compute) and not is_literal(s)]
+    return is_pure and len(computed) > LEAST_COMPUTED * (len(loaded) + len(stored))
 
 
 def _needed(statements: Sequence[Statement]) -> Part:

@@ -9,7 +9,7 @@ import numpy as np
 from pequegrad import targets
 from pequegrad.codegen.emit import render
 from pequegrad.codegen.lower import lower
-from pequegrad.codegen.numbers import LEAST_ALIKE, parted
+from pequegrad.codegen.numbers import LEAST_ALIKE, is_worth_keeping, parted
 from pequegrad.codegen.plan import Access, Compute, Load, Store
 from pequegrad.dtypes import float32
 from pequegrad.ops.registry import REGISTRY
@@ -70,3 +70,32 @@ def test_numbers_of_many_parameters_are_written_once_and_right():
     assert len(re.findall(r"pg::pow\(", text)) == 1
     assert len(re.findall(r"^  each0\(", text, re.M)) == 6
     assert batch.failures(target_for("native")) == []
+
+
+def test_results_are_kept_for_the_same_numbers_where_that_is_less_work():
+    """Each parameter has a step count of its own, and all are the same: twelve powers in every step of Adam for six parameters."""
+    batch = Batch("same_numbers")
+    rate = batch.input(np.float32([0.5]).reshape(()))
+    for i in range(6):
+        x = batch.input(np.float32(i + 2.0).reshape(()))
+        (result,) = batch.apply("pow", [rate, x])
+        for op in ("sub", "mul", "add"):
+            (result,) = batch.apply(op, [x, result])
+        batch.expect(f"result{i}", [result], ulps=2)
+    target = targets.get("cpp")
+    text = render(lower(batch.graph(), target, 1), target)
+    assert len(re.findall(r"^  each0\(", text, re.M)) == 1
+    assert len(re.findall(r"if \(pg::is_same_number\(", text)) == 5
+    assert batch.failures(target_for("native")) == []
+    batch.arrays[1:] = [np.float32(value).reshape(()) for value in (2.0, 2.0, 3.0, 3.0, -0.0, 0.0)]
+    assert batch.failures(target_for("native")) == []
+
+
+def test_a_part_that_changes_what_it_reads_keeps_no_result():
+    arithmetic = tuple(
+        Compute(i, float32, MUL, (i - 1, i - 1), (float32, float32), (), "{0} * {1}") for i in range(1, 9)
+    )
+    for target, is_kept in ((1, True), (0, False)):
+        part = (Load(0, float32, Access(0, ())), *arithmetic, Store(8, Access(target, ())))
+        assert is_worth_keeping(part) == is_kept
+    assert not is_worth_keeping((*part[:2], Store(1, Access(1, ()))))

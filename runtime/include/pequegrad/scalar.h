@@ -11,6 +11,8 @@ namespace pg {
 // One element, as the type it computes in.
 template <class T> PG_INLINE value_of<T> load_scalar(const T* p) { return value_of<T>(*p); }
 template <class T> PG_INLINE void store_scalar(T* p, value_of<not_deduced<T>> value) { *p = T(value); }
+// Whether two numbers are the same bits.
+template <class T> PG_INLINE bool is_same_number(const T* a, const T* b) { return __builtin_memcmp(a, b, sizeof(T)) == 0; }
 
 PG_INLINE bool bitwise_not(bool a) { return !a; }
 template <class T> PG_INLINE T bitwise_not(T a) { return T(~a); }
