@@ -6,6 +6,7 @@ Invariant: `Guards.failure` is None exactly when a new trace would read the same
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from operator import is_not
@@ -148,6 +149,11 @@ class OptimizerSnapshot:
         """The optimizer, or None when it is gone."""
         return self._ref.get()
 
+    def native(self) -> tuple[Callable[[], Any], OptimizerSnapshot] | None:
+        """Return what `failure` compares, as `binding/call.h` takes it, or None where it compares more than identities."""
+        reference = self._ref.reference
+        return None if self.is_open or not isinstance(reference, weakref.ref) else (reference, self)
+
     def failure(self) -> str | None:
         """Return what changed, or None."""
         optimizer = self._ref.get()
@@ -239,7 +245,8 @@ class Guards:
                 found["reads"].append(read)
             else:
                 found["checks"].append(snapshot.failure)
-        found["checks"] += [snapshot.failure for snapshot in self._optimizers if snapshot.is_open]
+        optimizers = [(snapshot, snapshot.native()) for snapshot in self._optimizers]
+        found["checks"] += [snapshot.failure for snapshot, native in optimizers if native is None]
         gradients = [(tensor, -1, is_none) for tensor, is_none in self._fixed_gradients]
         gradients += [(None, index, is_none) for index, is_none in self._argument_gradients]
         return {
@@ -248,7 +255,7 @@ class Guards:
             "changes": self._changes,
             "tensors": self._tensors,
             "gradients": gradients,
-            "optimizers": [snapshot for snapshot in self._optimizers if not snapshot.is_open],
+            "optimizers": [native for _, native in optimizers if native is not None],
         }
 
     def failure(self, tensors: Sequence[Any]) -> str | None:

@@ -9,8 +9,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -134,9 +134,10 @@ public:
             for (const py::handle extent : t[0]) result.shape.push_back(py::cast<py::ssize_t>(extent));
             results_.push_back(std::move(result));
         }
-        for (const py::handle item : d["written"]) written_.insert(item.ptr());
-        for (const py::handle item : d["written"]) written_list_.push_back(item.ptr());
-        for (const py::handle item : d["owners"]) owners_.insert(PyLong_AsVoidPtr(item.ptr()));
+        for (const py::handle item : d["written"]) written_.push_back(item.ptr());
+        for (const py::handle item : d["owners"]) owners_.push_back(PyLong_AsVoidPtr(item.ptr()));
+        sorted_written_.assign(written_.begin(), written_.end());
+        for (std::vector<void *> *objects : {&sorted_written_, &owners_}) std::sort(objects->begin(), objects->end(), std::less<>());
         for (const py::handle item : d["actions"]) {
             const auto t = py::cast<py::tuple>(item);
             actions_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<py::ssize_t>(t[2]), t[3].ptr()});
@@ -207,6 +208,9 @@ private:
         if (array == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(array);
     }
+    static bool is_among(const std::vector<void *> &sorted, void *object) {
+        return std::binary_search(sorted.begin(), sorted.end(), object, std::less<>());
+    }
     bool is_tensor(PyObject *object) const { return PyObject_TypeCheck(object, layout_.tensor) != 0; }
 
     // Stance and threads are what they were, nothing is traced, and gradients are on or off as they were.
@@ -234,7 +238,7 @@ private:
             PyObject *array = object;
             if (is_tensor(object)) {
                 array = slot(object, layout_.array);
-                if (!is_like(object, expected) || written_.count(slot(object, layout_.tensor_storage)) != 0) return false;
+                if (!is_like(object, expected) || is_among(sorted_written_, slot(object, layout_.tensor_storage))) return false;
             } else if (expected.requires_grad != Py_False) {
                 return false;
             }
@@ -266,7 +270,7 @@ private:
         }
         const auto descr = py::reinterpret_borrow<py::dtype>(array->descr);
         if (descr.num() != expected.type_number || descr.byteorder() == '>') return false;
-        return owners_.count(array->base != nullptr ? array->base : object) == 0;
+        return !is_among(owners_, array->base != nullptr ? array->base : object);
     }
 
     bool guards_hold(const py::tuple &arguments) const {
@@ -303,7 +307,7 @@ private:
     // Storages that are written together mostly share one number: it is raised once for all that follow each other.
     void raise_versions() const {
         py::object before, now;
-        for (PyObject *const storage : written_list_) {
+        for (PyObject *const storage : written_) {
             PyObject *const version = slot(storage, layout_.version);
             if (version != before.ptr()) {
                 before = py::reinterpret_borrow<py::object>(version);
@@ -353,13 +357,12 @@ private:
     std::vector<GuardedTensor> tensors_;
     std::vector<GuardedGradient> gradients_;
     Guards unchanged_;
-    std::vector<PyObject *> slots_, written_list_;
+    std::vector<PyObject *> slots_, written_;
     std::vector<std::pair<std::size_t, std::size_t>> places_;
     std::vector<Scalar> scalars_;
     std::vector<Result> results_;
     std::vector<Gradient> actions_;
-    std::unordered_set<PyObject *> written_;
-    std::unordered_set<void *> owners_;
+    std::vector<void *> sorted_written_, owners_;  // by address
     std::vector<std::pair<const char *, std::string>> environment_;
     bool has_threads_;  // a step of one thread does not ask the system, which takes a while, for its cores
     int cores_ = 0;

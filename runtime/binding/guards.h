@@ -121,6 +121,12 @@ struct GuardedFunction {
     PyObject *code, *defaults;
 };
 
+// An optimizer, and the snapshot that lists what was in it.
+struct GuardedOptimizer {
+    Expected optimizer;
+    PyObject *snapshot;
+};
+
 class Guards {
 public:
     explicit Guards(const py::dict &d)
@@ -139,7 +145,10 @@ public:
             const auto t = py::cast<py::tuple>(item);
             functions_.push_back({expected(t[0]), t[1].ptr(), none_to_null(t[2])});
         }
-        for (const py::handle item : d["optimizers"]) optimizers_.push_back(item.ptr());
+        for (const py::handle item : d["optimizers"]) {
+            const auto t = py::cast<py::tuple>(item);
+            optimizers_.push_back({expected(t[0]), t[1].ptr()});
+        }
         for (const py::handle item : d["checks"]) checks_.push_back(item.ptr());
     }
 
@@ -162,8 +171,8 @@ public:
             if (function == nullptr) continue;
             if (PyFunction_GET_CODE(function) != guard.code || PyFunction_GET_DEFAULTS(function) != guard.defaults) return false;
         }
-        for (PyObject *const snapshot : optimizers_) {
-            if (!is_as_before(snapshot)) return false;
+        for (const GuardedOptimizer &guard : optimizers_) {
+            if (!is_as_before(guard)) return false;
         }
         for (PyObject *const check : checks_) {
             PyObject *const found = PyObject_CallNoArgs(check);
@@ -272,15 +281,18 @@ private:
     }
 
     // Whether all that an optimizer's snapshot lists is still the same objects, in the same order.
-    static bool is_as_before(PyObject *snapshot) {
-        static PyObject *const members = interned("_members"), *const raw = interned("_raw"), *const optimizer = interned("optimizer");
+    static bool is_as_before(const GuardedOptimizer &guard) {
+        static PyObject *const members = interned("_members"), *const raw = interned("_raw");
         static PyObject *const groups = interned("param_groups"), *const params = interned("params"), *const state = interned("state");
-        static PyObject *const dict = interned("__dict__");
-        const py::object target = attribute(snapshot, optimizer);
-        if (target.is_none()) return false;
-        Sequence same_members(attribute(snapshot, members)), same_raw(attribute(snapshot, raw));
-        const py::object all_groups = attribute(target.ptr(), groups), all_state = attribute(target.ptr(), state);
-        if (!PyList_Check(all_groups.ptr()) || !PyDict_Check(all_state.ptr())) return false;
+        PyObject *const optimizer = referent(guard.optimizer);
+        if (optimizer == nullptr) return false;
+        PyObject *const fields = dict_of(optimizer), *const listed = dict_of(guard.snapshot);
+        if (fields == nullptr || listed == nullptr) return false;
+        PyObject *const same_members_of = PyDict_GetItem(listed, members), *const same_raw_of = PyDict_GetItem(listed, raw);
+        PyObject *const all_groups = PyDict_GetItem(fields, groups), *const all_state = PyDict_GetItem(fields, state);
+        if (same_members_of == nullptr || same_raw_of == nullptr || all_groups == nullptr || all_state == nullptr) return false;
+        Sequence same_members(same_members_of), same_raw(same_raw_of);
+        if (!PyList_Check(all_groups) || !PyDict_Check(all_state)) return false;
         for (const py::handle group : py::reinterpret_borrow<py::list>(all_groups)) {
             if (!PyDict_Check(group.ptr()) || !same_members.next_is(group.ptr())) return false;
             PyObject *const parameters = PyDict_GetItem(group.ptr(), params);
@@ -291,16 +303,15 @@ private:
             if (!same_raw.next_are_values_of(group.ptr())) return false;
         }
         PyObject *key = nullptr, *value = nullptr;
-        for (py::ssize_t at = 0; PyDict_Next(all_state.ptr(), &at, &key, &value) != 0;) {
+        for (py::ssize_t at = 0; PyDict_Next(all_state, &at, &key, &value) != 0;) {
             if (!PyDict_Check(value) || !same_members.next_is(key) || !same_members.next_are_values_of(value)) return false;
         }
-        const py::object fields = attribute(target.ptr(), dict);
-        return same_raw.next_are_values_of(fields.ptr()) && same_members.is_done() && same_raw.is_done();
+        return same_raw.next_are_values_of(fields) && same_members.is_done() && same_raw.is_done();
     }
 
     class Sequence {
     public:
-        explicit Sequence(py::object list) : list_(std::move(list)) {}
+        explicit Sequence(PyObject *list) : list_(py::reinterpret_borrow<py::object>(list)) {}
         bool next_is(PyObject *object) {
             return PyList_Check(list_.ptr()) && at_ < PyList_GET_SIZE(list_.ptr()) && PyList_GET_ITEM(list_.ptr(), at_++) == object;
         }
@@ -322,7 +333,8 @@ private:
     std::vector<GuardedRead> reads_;
     std::vector<GuardedMember> members_;
     std::vector<GuardedFunction> functions_;
-    std::vector<PyObject *> optimizers_, checks_;
+    std::vector<GuardedOptimizer> optimizers_;
+    std::vector<PyObject *> checks_;
 };
 
 }  // namespace pg_call
