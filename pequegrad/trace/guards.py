@@ -150,7 +150,7 @@ class OptimizerSnapshot:
         return self._ref.get()
 
     def native(self) -> tuple[Callable[[], Any], OptimizerSnapshot] | None:
-        """Return what `failure` compares, as `binding/call.h` takes it, or None where it compares more than identities."""
+        """Return what `failure` compares, as `binding/guards.h` takes it, or None where it compares more than identities."""
         reference = self._ref.reference
         return None if self.is_open or not isinstance(reference, weakref.ref) else (reference, self)
 
@@ -229,7 +229,7 @@ class Guards:
         return all(snapshot.failure() is None for snapshot in self._optimizers)
 
     def description(self) -> dict[str, Any]:
-        """Return all that `hold` looks at, as `binding/call.h` takes it."""
+        """Return all that `hold` looks at, as `binding/guards.h` takes it."""
         found: dict[str, Any] = {"reads": [], "members": [], "functions": [], "checks": []}
         for check in self._watched:
             owner = getattr(check, "__self__", None)
