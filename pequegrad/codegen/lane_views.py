@@ -68,7 +68,7 @@ SHORT_ROW_VECTORS = 32
 # For a few tens of rows the product of the operands' transposes beats turning B: that takes as long as so many rows of
 # multiplications do, so no more may be added to fill a vector. Measured with AVX-512 on one core, B 1024 x 1024 and 3072 x 768: 16
 # rows take 0.64 and 0.52 of the time, 32 rows 0.81 and 0.73, 96 rows 0.94 and 0.90, 128 rows 0.97 and 1.0.
-MOST_TURNED_ROWS, PACKING_ROWS = 96, 7
+MOST_TURNED_ROWS, PACKING_ROWS = 96, 6
 # A product is small where a panel of B, of so many vectors' width, and all of A take no more than so many bytes: the panel stays
 # in L1 while all rows of A pass by, and A near it while all panels do.
 SMALL_VECTORS = 4
