@@ -146,9 +146,9 @@ GPT2 = Gpt(
     batch=4,
     optimizer=AdamW(3e-4),
 )
-ACT = Layered(
-    name="act",
-    title="policy 64-256-256-4 tanh, one observation, no gradients",
+POLICY = Layered(
+    name="policy",
+    title="MLP 64-256-256-4 tanh, one observation, no gradients",
     layers=(Linear(64, 256), TANH, Linear(256, 256), TANH, Linear(256, 4)),
     input_shape=(64,),
     batch=1,
@@ -164,7 +164,7 @@ GPT2_LONG = dataclasses.replace(
     precision="bf16",
 )
 
-WORKLOADS: tuple[Workload, ...] = (MLP, CONV, TINY, GPT, WIDE, RESNET, PINN, VAE, GPT2, ACT)
+WORKLOADS: tuple[Workload, ...] = (MLP, CONV, TINY, GPT, WIDE, RESNET, PINN, VAE, GPT2, POLICY)
 """Those of benchmarks.cpu."""
 
 GPU_WORKLOADS: tuple[Workload, ...] = (MLP, CONV, TINY, GPT, GPT2_LONG)

@@ -43,7 +43,7 @@ def test_pequegrad_and_torch_do_the_same_work(peers, workload):
 
 def test_a_net_that_is_not_trained_gives_the_same_answers_again(peers, tmp_path):
     pytest.importorskip("jax")
-    workload = find("act")
+    workload = find("policy")
     ours, theirs = (losses(peer, workload, peer.variants(workload)[0]) for peer in peers.values())
     jax = losses(CPU_PEERS["jax"](1, str(tmp_path)), workload, "default")
     np.testing.assert_allclose([ours, jax], [theirs, theirs], rtol=1e-4)
