@@ -84,9 +84,11 @@ class RecordTuple(tuple[Any, ...]):
 
     __slots__ = ()
     _fields: ClassVar[tuple[str, ...]]
+    __match_args__: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls) -> None:
-        cls._fields = cls.__match_args__ = tuple(cls.__annotations__)  # type: ignore[attr-defined, misc]
+        cls._fields = tuple(cls.__annotations__)
+        cls.__match_args__ = cls._fields  # type: ignore[misc]  # mypy takes it for final, and Python reads it from the class
         for i, name in enumerate(cls._fields):
             setattr(cls, name, property(itemgetter(i)))
 

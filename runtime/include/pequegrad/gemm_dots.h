@@ -21,9 +21,9 @@ template <class T, long M> struct dots_tile {
   static constexpr int columns = halved(most_columns);
 };
 
-// sums[r][c]: lane l of it is the sum of a[r * a_row + k] * b[c * b_col + k] over k = l, l + lanes, …
+// sums[r * lanes of a vec + c]: lane l of it is the sum of a[r * a_row + k] * b[c * b_col + k] over k = l, l + lanes, …
 template <class T, int ROWS, int COLUMNS, long K>
-PG_INLINE void dots(const T* a, long a_row, const T* b, long b_col, typename lanes<T>::native (*sums)[PG_LANES]) {
+PG_INLINE void dots(const T* a, long a_row, const T* b, long b_col, typename lanes<T>::native* sums) {
   typedef typename lanes<T>::native native;
   typedef typename lanes<T>::unaligned unaligned;
   constexpr long L = lanes<T>::count, whole = K / L * L;
@@ -43,7 +43,7 @@ PG_INLINE void dots(const T* a, long a_row, const T* b, long b_col, typename lan
       PG_UNROLL for (int r = 0; r < ROWS; ++r) sum[r][c] += x[r] * y;
     }
   }
-  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int c = 0; c < COLUMNS; ++c) sums[r][c] = sum[r][c];
+  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int c = 0; c < COLUMNS; ++c) sums[r * PG_LANES + c] = sum[r][c];
 }
 
 // Calls epilogue(row, col, vec<T> sum, count) for C's columns col_begin … col_end, col_begin being a multiple of the lanes, where
@@ -53,7 +53,7 @@ PG_INLINE void gemm_dots(const T* A, long a_row, const T* B, long b_col, long co
   typedef dots_tile<T, M> tile;
   typedef typename lanes<T>::native native;
   constexpr bool is_whole = N % PG_LANES == 0;
-  native sums[tile::rows][PG_LANES];
+  native sums[tile::rows * PG_LANES];
   T of_row[PG_LANES];
   for (long col = col_begin; col < col_end; col += PG_LANES) {
     const long count = is_whole || N - col >= PG_LANES ? PG_LANES : N - col;
@@ -62,14 +62,14 @@ PG_INLINE void gemm_dots(const T* A, long a_row, const T* B, long b_col, long co
       const long begin = group * tile::rows, first = begin < M - tile::rows ? begin : M - tile::rows;
       const T* const a = A + first * a_row;
       long c = 0;
-      for (; c + tile::columns <= count; c += tile::columns) {
-        auto* const to = reinterpret_cast<native (*)[PG_LANES]>(&sums[0][c]);
-        dots<T, tile::rows, tile::columns, K>(a, a_row, B + (col + c) * b_col, b_col, to);
-      }
-      if constexpr (!is_whole) for (; c < count; ++c) dots<T, tile::rows, 1, K>(a, a_row, B + (col + c) * b_col, b_col, reinterpret_cast<native (*)[PG_LANES]>(&sums[0][c]));
+      for (; c + tile::columns <= count; c += tile::columns)
+        dots<T, tile::rows, tile::columns, K>(a, a_row, B + (col + c) * b_col, b_col, sums + c);
+      if constexpr (!is_whole)
+        for (; c < count; ++c) dots<T, tile::rows, 1, K>(a, a_row, B + (col + c) * b_col, b_col, sums + c);
       for (long r = begin - first; r < tile::rows; ++r) {
-        for (c = count; c < PG_LANES; ++c) sums[r][c] = native{};
-        reduce_add_each<T, PG_LANES>(sums[r], of_row);
+        native* const row = sums + r * PG_LANES;
+        for (c = count; c < PG_LANES; ++c) row[c] = native{};
+        reduce_add_each<T, PG_LANES>(row, of_row);
         epilogue(first + r, col, load_plain(static_cast<const T*>(of_row)), is_whole ? long(PG_LANES) : count);
       }
     }
