@@ -24,9 +24,9 @@ from . import lane_views, thread_views
 from .launch import is_cooperative
 from .objects import parted
 from .phase_views import Body, Part, PhaseView, launches, phase_view
-from .plan import Compute, Index, Kernel, StepPlan, statements
+from .plan import Compute, Conv2d, Index, Kernel, StepPlan, statements
 from .rendering import Pointer
-from .scratch import arena_bytes, scratch_offsets
+from .scratch import arena_bytes, queue_memory, scratch_offsets
 from .text import likeness
 from .views import OWN_NAME
 
@@ -63,8 +63,9 @@ class FunctionView:
 @record
 class StepView:
     """The whole file. ``objects``: its functions, by the object that they are compiled to. ``arguments``: what
-    ``step.argument`` of each number is, for people. ``is_timed``: each worker writes the time into one more argument, int64
-    (workers, ``marks``): at the start, after each call of a phase, and after its barrier."""
+    ``step.argument`` of each number is, for people. ``queues_begin``, ``queue_bytes``: where in the arena queues lie, for
+    ``workers`` and no more. ``is_timed``: each worker writes the time into one more argument, int64 (workers, ``marks``): at
+    the start, after each call of a phase, and after its barrier."""
 
     name: str
     headers: tuple[str, ...]
@@ -74,6 +75,9 @@ class StepView:
     phases: tuple[PhaseView, ...]
     kernel_count: int
     arena_bytes: int
+    queues_begin: int
+    queue_bytes: int
+    workers: int
     is_cooperative: bool
     is_timed: bool
 
@@ -181,6 +185,8 @@ def view(plan: StepPlan, target: Target, *, is_timed: bool = False, codes: CodeS
         tuple(phases),
         number,
         arena_bytes(plan, target),
+        *queue_memory(plan, target),
+        plan.workers,
         is_cooperative(target.launch, [phase.blocks for phase in phases], len(plan.slots)),
         is_timed,
     )
@@ -210,23 +216,25 @@ class _Bodies:
 
     def __init__(self, dtypes: tuple[DType, ...], target: Target, codes: CodeStore | None) -> None:
         self.dtypes, self.target, self.codes = dtypes, target, codes
-        self.known: dict[Any, tuple[tuple[int, ...], tuple[Body, ...]]] = {}
+        self.known: dict[Any, tuple[tuple[int, ...], int, tuple[Body, ...]]] = {}
 
     def of(self, kernel: Kernel, number: int, scratch: int, is_alone: bool) -> tuple[Body, ...]:
         """Return the bodies of a kernel; arguments as of `lane_views.views_of`."""
         text, buffers = likeness(kernel)
         place = number if isinstance(kernel, Index) else -1  # which a report of a wrong index names
-        key = text, tuple([self.dtypes[buffer] for buffer in buffers]), place, scratch, is_alone
+        # Of convolutions the text may name the place of chunk sums.
+        own = scratch if isinstance(kernel, Conv2d) else scratch >= 0
+        key = text, tuple([self.dtypes[buffer] for buffer in buffers]), place, own, is_alone
         known = self.known.get(key)
         if known is None:
             template = _environment(self.target.template_folder, self.codes).get_template(f"{kernel.family}.j2")
             parts = _VIEWS_OF[self.target.execution](self.dtypes, kernel, number, scratch, self.target, is_alone)
             bodies = [Body(template.render(k=part), part.head.pointers, part.blocks, part.shared) for part in parts]
-            known = self.known[key] = buffers, tuple(bodies)
-        twin, bodies_of_twin = known
-        if twin == buffers:
+            known = self.known[key] = buffers, scratch, tuple(bodies)
+        twin, scratch_of_twin, bodies_of_twin = known
+        if twin == buffers and scratch == scratch_of_twin:
             return bodies_of_twin
-        return tuple([body.moved(dict(zip(twin, buffers, strict=True))) for body in bodies_of_twin])
+        return tuple([body.moved(dict(zip(twin, buffers, strict=True)), scratch) for body in bodies_of_twin])
 
 
 @record

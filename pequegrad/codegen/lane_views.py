@@ -53,6 +53,8 @@ from .views import (
     window_view,
 )
 
+# Of smaller products the tiles are too few, and too short, to be worth a queue.
+QUEUED_MULTIPLY_ADDS = 1 << 20
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
 # What a product changes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
@@ -95,10 +97,11 @@ class RowView(LaneView):
 
 @record
 class ContractView(LaneView):
-    """A matrix product, batched, with its epilogue. ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of
-    a few tens (gemm_turned.h); else "whole" where its columns are whole vectors, "runs_on" where they are not, but its epilogue
-    walks from the end of a row straight into the next, "small" where it is either of these two and its operands stay in caches
-    (gemm_small.h), or "any"."""
+    """A matrix product, batched, with its epilogue. ``has_queues``: whether workers take tiles of each other's rows.
+
+    ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of a few tens (gemm_turned.h); else "whole"
+    where its columns are whole vectors, "runs_on" where they are not, but its epilogue walks from the end of a row straight
+    into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or "any"."""
 
     head: KernelHead
     type: str
@@ -116,6 +119,7 @@ class ContractView(LaneView):
     parameters: tuple[Parameter, ...]
     lines: tuple[Line, ...]
     far_updates: tuple[UpdateView, ...]
+    has_queues: bool
 
 
 @record
@@ -172,7 +176,7 @@ def views_of(
     if isinstance(kernel, Row):
         return (_row_view(kernel, dtypes, target.lanes),)
     if isinstance(kernel, Contract):
-        return (_contract_view(kernel, dtypes, target.lanes),)
+        return (_contract_view(kernel, dtypes, scratch, target.lanes),)
     if isinstance(kernel, Conv2d):
         return (_conv2d_view(kernel, dtypes, scratch),)
     if isinstance(kernel, Window):
@@ -268,7 +272,17 @@ def _is_finished_together(kernel: Row, lanes: int) -> bool:
     )
 
 
-def _contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> ContractView:
+def has_queues(kernel: Kernel, target: Target) -> bool:
+    """Whether workers take tiles of a product as they go, instead of sharing it out beforehand."""
+    return (
+        isinstance(kernel, Contract)
+        and not kernel.batch
+        and kernel.m * kernel.n * kernel.k >= QUEUED_MULTIPLY_ADDS
+        and _form(kernel, target.lanes, False) in ("whole", "runs_on", "any")
+    )
+
+
+def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes: int) -> ContractView:
     rank = len(kernel.batch)
     batch_indices = tuple(f"i{axis}" for axis in range(rank))
     writer = KernelWriter(dtypes, (*batch_indices, "row", "column"), (*kernel.batch, kernel.m, kernel.n), rank + 1)
@@ -280,6 +294,8 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Con
     batch = math.prod(kernel.batch)
     dtype = f"pg::{kernel.dtype.c_name}"
     far_updates = _far_updates(kernel, writer, batch_indices)
+    if queues >= 0:
+        writer.scratch(queues, "gemm_queue", True, "queues")
     form = _form(kernel, lanes, bool(far_updates))
     return ContractView(
         head_of(writer),
@@ -298,6 +314,7 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], lanes: int) -> Con
         parameters_of(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
         tuple(lines),
         far_updates,
+        queues >= 0,
     )
 
 

@@ -12,7 +12,7 @@ from ..targets import Target
 from .launch import MOST_BLOCKS
 from .plan import Blocks, Index, Kernel, StepPlan, Walk
 from .rendering import Pointer
-from .scratch import worker_memory
+from .scratch import grid_queue, worker_memory
 
 # Kernels of a phase that its name lists.
 MOST_NAMES = 3
@@ -50,7 +50,8 @@ class ZeroView:
 class BlocksView:
     """The grid of a phase that runs its calls block by block; ``begin``, ``bytes``: each worker's own part of the arena,
     of which there are ``workers``, or (``begin`` is 0) of a thread block's shared memory, of which it has at most
-    ``most_shared``; ``shared``: texts of the bytes that its calls take there."""
+    ``most_shared``; ``shared``: texts of the bytes that its calls take there. ``queue``: where in the arena the workers'
+    queues of chunks lie, or -1 where chunks are dealt out."""
 
     count: int
     size: int
@@ -61,6 +62,7 @@ class BlocksView:
     zeros: tuple[ZeroView, ...]
     shared: tuple[str, ...]
     most_shared: int
+    queue: int
 
 
 @record
@@ -95,10 +97,13 @@ class Body:
     blocks: int
     shared: str
 
-    def moved(self, buffers: dict[int, int]) -> Body:
-        """Return the body on other buffers."""
+    def moved(self, buffers: dict[int, int], scratch: int) -> Body:
+        """Return the body on other buffers, with its own place in the arena at ``scratch``."""
         pointers = [
-            Pointer(p.name, p.type, buffers.get(p.buffer, p.buffer), p.is_written, p.offset) for p in self.pointers
+            Pointer(
+                p.name, p.type, buffers.get(p.buffer, p.buffer), p.is_written, p.offset if p.offset < 0 else scratch
+            )
+            for p in self.pointers
         ]
         return Body(self.text, tuple(pointers), self.blocks, self.shared)
 
@@ -247,6 +252,7 @@ def _blocks_view(
         tuple(zeros),
         shared,
         target.shared_bytes,
+        grid_queue(plan, target, blocks),
     )
 
 

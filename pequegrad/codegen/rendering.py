@@ -117,9 +117,9 @@ class KernelWriter:
             self.pointers[buffer] = replace(known, is_written=True)
         return known.name
 
-    def scratch(self, offset: int, element: str, is_written: bool) -> None:
-        """Add the parameter ``scratch``, the kernel's own place in the arena; ``element``: its C type's name."""
-        self.pointers[-1] = Pointer("scratch", f"pg::{element}", -1, is_written, offset)
+    def scratch(self, offset: int, element: str, is_written: bool, name: str = "scratch") -> None:
+        """Add a parameter, the kernel's own place in the arena; ``element``: its C type's name."""
+        self.pointers[-1] = Pointer(name, f"pg::{element}", -1, is_written, offset)
 
     def address(self, access: Access, is_written: bool = False, lane_axis: int | None = None) -> Address:
         """Return the address of an access, with the lane axis' own stride apart."""

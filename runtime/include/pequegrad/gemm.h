@@ -6,8 +6,10 @@
 // The micro-kernels are functions of their own, shared by all epilogues: they leave a tile in L1 that the epilogue reads
 // back, a store and a load beside K multiply-adds. Six distinct epilogues compile in 0.7 s.
 #pragma once
-#include "cut.h"
+#include "queue.h"
 #include "transpose.h"
+
+extern "C" int sched_yield() noexcept;
 
 namespace pg {
 
@@ -166,7 +168,7 @@ constexpr long gemm_resident_bytes = PG_L2_KIB * 512, gemm_few_tiles = 12;
 template <class T> struct gemm_cut {
   typedef gemm_tile<T> tile;
   // Tiles of rows that are packed together where A lies transposed: whole lines of it are read.
-  enum { group = 8, most_columns = 1024, most_cut_columns = 512 };
+  enum { group = 8, most_columns = 1024, most_cut_columns = 512, most_rows = 1024 };
   // Half of L2 for B, and as deep as then leaves room for many columns: each cut of k stores and loads all sums once more,
   // each cut of columns reads A, and packs it, once more. Measured with 1 MiB, 256 rows and B [4096, 1024]: 13 % faster than cut
   // for 512 KiB. Three quarters where all columns then are one block: A [2304, 256] transposed and B [256, 768] take 3 % less.
@@ -182,7 +184,7 @@ template <class T> struct gemm_cut {
     const long depth = k ? k : 1, whole = kept_whole_b / depth < most_columns ? kept_whole_b / depth : long(most_columns);
     const long part = kept_b / depth < most_cut_columns ? kept_b / depth : long(most_cut_columns);
     columns = (all_columns <= whole / tile::width * tile::width ? whole : part) / tile::width * tile::width;
-    row_blocks = blocks_of(all_rows, 1024);
+    row_blocks = blocks_of(all_rows, most_rows);
     rows = (all_rows + row_blocks - 1) / row_blocks;
   }
   static PG_INLINE long blocks_of(long extent, long most) { return extent > most ? (extent + most - 1) / most : 1; }
@@ -259,7 +261,23 @@ struct gemm_coming {
   }
 };
 
-// The walk over one worker's rectangle: blocks of C, in each block tiles of rows; after tile(), its sums lie at `sums`.
+// A worker's tiles, counted on over all parts of k or blocks of columns. Where k is cut, their sums wait in one place, and tiles are
+// open once their sums so far are complete.
+struct alignas(64) gemm_queue {
+  long taken;  // by whomever
+  long open, done_by_others;
+  void* sums;
+};
+static_assert(sizeof(gemm_queue) == sizeof(work_queue), "a plan gives a kernel and a worker one line of cache");
+
+// The workers who share the rows of a product, in the order of their shares. `size` 1: nobody takes of another's.
+struct gemm_team {
+  gemm_queue* queues;  // of each member
+  long rows;           // of C
+  int index, size;
+};
+
+// The walk over one worker's rectangle: blocks of C, in each block tiles of rows; after next(), or tile(), its sums lie at `sums`.
 template <class T> struct gemm_walk {
   typedef gemm_tile<T> tile_size;
   const T *A, *B;
@@ -268,11 +286,17 @@ template <class T> struct gemm_walk {
   const gemm_update* updates;
   int update_count;
   enum { most_updates = 4 };
+  gemm_team team;
   gemm_cut<T> cut;
   bool keeps_sums;  // of all tiles of a block
   long vectors, panels, column_blocks;  // of the rectangle
-  long first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
+  long block, first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
   long k_begin, k_count;
+  long tile_first, tile_next, tile_end;  // The tiles that next() goes through before it enters a block or takes more.
+  int owner;                             // of these tiles, in the team
+  T* owners_sums;                        // where they wait
+  long taken;                            // of its own tiles
+  long joined;                           // N where rows of sums may follow each other, or 0
   struct panel_place {
     const T* b;
     long b_k, vectors, first;  // its first column, from the block's
@@ -288,14 +312,19 @@ template <class T> struct gemm_walk {
   gemm_coming coming_a, coming_b;
 
   PG_NOINLINE gemm_walk(long M, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch, long row_begin,
-                        long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count, bool keeps_sums)
+                        long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count, bool keeps_sums,
+                        gemm_team team)
       : A(A), B(B), M(M), K(K), a_row(a_row), a_col(a_col), b_row(b_row), b_col(b_col), row_begin(row_begin), row_end(row_end),
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
-        update_count(update_count < most_updates ? update_count : int(most_updates)), cut(row_end - row_begin, K, col_end - col_begin),
-        keeps_sums(keeps_sums || cut.k_blocks > 1) {
+        update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
+        cut(row_end - row_begin, K, col_end - col_begin), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1), tile_next(0), tile_end(0),
+        owner(team.index), owners_sums(kept()), taken(0), joined(0) {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
+    // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
+    if (cut.k_blocks == 1) cut.row_blocks = 1;
+    else if ((team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows || column_blocks > 1) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
     is_vast = update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
     coming_a = coming_b = gemm_coming{};
@@ -303,32 +332,114 @@ template <class T> struct gemm_walk {
 
   // Whether the sums of a whole row of N can follow those of the row before at once. Then they do: what a kernel stores behind the
   // last column, the next row replaces, or the panel of its first columns, which is summed later.
-  PG_INLINE bool joins_rows(long N) {
-    if (columns != N || cut.k_blocks != 1) return false;
-    stride = N;
-    return true;
-  }
+  PG_INLINE bool joins_rows(long N) const { return joined == N && columns == N && cut.k_blocks == 1; }
 
   // The sums of the block's first row, or of the tile's.
   PG_INLINE T* kept() const { return scratch + cut.packed_b() + cut.group * cut.packed_tile(); }
   PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
+  PG_INLINE bool packs_rows() const { return a_row == 1 && a_col != 1; }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
   PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
 
-  // Enters a block: afterwards its sums lack the last block of k, whose part of B is packed.
-  PG_NOINLINE void enter(long block) {
-    const long down = block / column_blocks, across = block % column_blocks, all_rows = row_end - row_begin;
-    first_row = row_begin + even_cut(all_rows, cut.row_blocks, down);
-    block_rows = row_begin + even_cut(all_rows, cut.row_blocks, down + 1) - first_row;
+  // Goes on to the next tile of rows whose sums are complete; false when there is none left.
+  PG_NOINLINE bool next() {
+    do {
+      if (tile_next == tile_end) {
+        if (team.size > 1 ? !take() : block + 1 == blocks()) return false;
+        if (team.size == 1) enter(block + 1);
+      }
+      tile(tile_next++);
+    } while (k_begin + k_count < K);
+    return true;
+  }
+
+  // Takes tiles of its own or, when there are none, of another member of the team.
+  PG_NOINLINE bool take() {
+    const bool is_cut = cut.k_blocks > 1;
+    gemm_queue& own = team.queues[team.index];
+    if (is_cut && owner != team.index) __atomic_fetch_add(&team.queues[owner].done_by_others, tile_end - tile_first, __ATOMIC_RELEASE);
+    if (is_cut && block < 0) {
+      own.sums = kept();
+      set_columns(0);
+      open_part(0);
+    }
+    for (;;) {
+      for (int i = 0; i < team.size; ++i)
+        if (take_of((team.index + i) % team.size)) return true;
+      if (!is_cut) return false;
+      // What others do of its own lies in its scratch, and the next part of k comes on top of it.
+      for (long turn = 0; taken + __atomic_load_n(&own.done_by_others, __ATOMIC_ACQUIRE) < own.open; ++turn)
+        if (turn > 100) sched_yield();
+      if (k_begin + k_count == K) return false;
+      open_part(k_begin + k_count);
+    }
+  }
+
+  PG_INLINE void open_part(long k) {
+    gemm_queue& own = team.queues[team.index];
+    set_rows_of(team.index);
+    pack(k);
+    __atomic_store_n(&own.open, own.open + tiles, __ATOMIC_RELEASE);
+  }
+
+  // Takes tiles of a member's: where k is cut, of the part of k that is packed.
+  PG_INLINE bool take_of(int member) {
+    gemm_queue& queue = team.queues[member];
+    set_rows_of(member);
+    const bool is_cut = cut.k_blocks > 1;
+    const long end = is_cut ? (k_begin / cut.k + 1) * tiles : column_blocks * tiles;
+    if (is_cut && __atomic_load_n(&queue.open, __ATOMIC_ACQUIRE) < end) return false;
+    long position = __atomic_load_n(&queue.taken, __ATOMIC_RELAXED), first, count;
+    do {
+      if (position >= end) return false;
+      // Tiles that are packed together are taken together, fewer of them towards the end.
+      first = position % tiles;
+      count = packs_rows() ? (tiles - first + 1) / 2 : 1;
+      if (count > cut.group) count = cut.group;
+    } while (!__atomic_compare_exchange_n(&queue.taken, &position, position + count, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    if (!is_cut && position / tiles != block) set_columns(position / tiles);
+    tile_next = tile_first = first;
+    tile_end = first + count;
+    owner = member;
+    owners_sums = is_cut ? static_cast<T*>(queue.sums) : kept();
+    if (member == team.index) taken += count;
+    return true;
+  }
+
+  PG_INLINE void set_rows_of(int member) {
+    long begin, end;
+    share(team.rows, 1, member, team.size, begin, end);
+    set_rows(begin, end);
+  }
+
+  PG_INLINE void set_rows(long begin, long end) {
+    first_row = begin;
+    block_rows = end - begin;
     tiles = (block_rows + tile_size::rows - 1) / tile_size::rows;
+  }
+
+  // Enters a block of columns; all k of B are packed where they are not cut.
+  PG_NOINLINE void set_columns(long across) {
+    block = across;
     first_panel = even_cut(panels, column_blocks, across);
     block_panels = even_cut(panels, column_blocks, across + 1) - first_panel;
     col = col_begin + panel_col(first_panel);
     stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
     columns = col_end - col < stride ? col_end - col : stride;
-    for (long k = 0; k < cut.k_blocks; ++k) {
+    if (joins_rows(columns)) stride = columns;
+    if (cut.k_blocks == 1) pack(0);
+  }
+
+  // Enters a block: afterwards its sums lack the last block of k, whose part of B is packed.
+  PG_NOINLINE void enter(long number) {
+    const long down = number / column_blocks, all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
+    set_rows(row_begin + begin, row_begin + even_cut(all_rows, cut.row_blocks, down + 1));
+    tile_next = tile_first = 0;
+    tile_end = tiles;
+    set_columns(number % column_blocks);
+    block = number;
+    for (long k = 0; cut.k_blocks > 1 && k < cut.k_blocks; ++k) {
       pack(k * cut.k);
-      if (is_far) look_for_b(k * cut.k, block);
       for (long t = 0; k + 1 < cut.k_blocks && t < tiles; ++t) tile(t);
     }
   }
@@ -347,6 +458,7 @@ template <class T> struct gemm_walk {
       place[p] = {is_packed ? to : b, is_packed ? width : b_row, width / PG_LANES, column - col};
       to += is_packed ? k_count * width : 0;
     }
+    if (is_far) look_for_b(k, block);
   }
 
   // What pack() reads next: the next part of k, or of the next block.
@@ -389,18 +501,18 @@ template <class T> struct gemm_walk {
       a_stride = cut.k + PG_LANES;
       gemm_copy_rows(packed, a_stride, a, a_row, rows, k_count);
       a = packed;
-    } else if (a_row == 1 && a_col != 1 && block_panels >= 4) {
+    } else if (packs_rows() && block_panels >= 4) {
       together = cut.group;
-      within = t % cut.group;
+      within = (t - tile_first) % cut.group;
       if (within == 0)
-        gemm_pack_rows(packed, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, k_count, t, t + cut.group < tiles ? t + cut.group : tiles,
-                       M - first_row, [&](long i) { return tile_row(i); });
+        gemm_pack_rows(packed, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, k_count, t,
+                       t + cut.group < tile_end ? t + cut.group : tile_end, M - first_row, [&](long i) { return tile_row(i); });
       a = packed + within * cut.packed_tile();
       a_k = rows;
     }
     if (is_far && within == 0) look_for_a(t + together, together);
     const bool looks_ahead = (is_far || update_count > 0) && rows == tile_size::rows;
-    T* const to = kept() + (keeps_sums ? row * stride : 0);
+    T* const to = owners_sums + (keeps_sums ? row * stride : 0);
     const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
     for (long i = 0; i < block_panels; ++i) {
       const long p = !is_joined ? i : i == 0 ? block_panels - 1 : i - 1;
@@ -449,26 +561,23 @@ enum class gemm_columns { any, whole, runs_on };
 template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue>
 PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,
-          int update_count = 0) {
+          int update_count = 0, gemm_team team = {nullptr, 0, 0, 1}) {
   if (row_end > M) row_end = M;
   if (col_end > N) col_end = N;
   if (row_begin >= row_end || col_begin >= col_end) return;
   gemm_walk<T> walk(M, K, A, a_row, a_col, B, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, updates,
-                    update_count, false);
-  for (long block = 0; block < walk.blocks(); ++block) {
-    walk.enter(block);
+                    update_count, false, team);
+  walk.joined = COLUMNS == gemm_columns::runs_on ? N : 0;
+  while (walk.next()) {
     const bool runs_on = COLUMNS == gemm_columns::runs_on && walk.joins_rows(N);
-    for (long t = 0; t < walk.tiles; ++t) {
-      walk.tile(t);
-      // Copies: the epilogue's stores could change what lies in the walk.
-      const T* sums = walk.sums;
-      const long row = walk.first_row + walk.row, col = walk.col, stride = walk.stride;
-      const long rows = runs_on ? 1 : walk.rows, columns = runs_on ? walk.rows * N : walk.columns;
-      for (long r = 0; r < rows; ++r, sums += stride) {
-        for (long c = 0; c < columns; c += PG_LANES) {
-          if (COLUMNS == gemm_columns::whole || columns - c >= PG_LANES) epilogue(row + r, col + c, load_plain(sums + c), long(PG_LANES));
-          else epilogue(row + r, col + c, load_plain(sums + c, columns - c), columns - c);
-        }
+    // Copies: the epilogue's stores could change what lies in the walk.
+    const T* sums = walk.sums;
+    const long row = walk.first_row + walk.row, col = walk.col, stride = walk.stride;
+    const long rows = runs_on ? 1 : walk.rows, columns = runs_on ? walk.rows * N : walk.columns;
+    for (long r = 0; r < rows; ++r, sums += stride) {
+      for (long c = 0; c < columns; c += PG_LANES) {
+        if (COLUMNS == gemm_columns::whole || columns - c >= PG_LANES) epilogue(row + r, col + c, load_plain(sums + c), long(PG_LANES));
+        else epilogue(row + r, col + c, load_plain(sums + c, columns - c), columns - c);
       }
     }
   }
@@ -478,7 +587,9 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
 // and a vector: those of C, `packing` for each vector of B and `reading` for each row of A. So the rows of a large A,
 // a layer's weight or the gradient that changes it, stay with one worker, and with its caches; among equals columns are split.
 // Packing a vector takes 2 ns from L3, 6 from memory, where a B lies that is larger than two cores' L2.
-inline void gemm_share(long M, long N, long K, int worker, int workers, long& row_begin, long& row_end, long& col_begin, long& col_end) {
+// Returns the team of those with the same columns; `queues`: one of each worker.
+inline gemm_team gemm_share(long M, long N, long K, int worker, int workers, long& row_begin, long& row_end, long& col_begin, long& col_end,
+                            gemm_queue* queues = nullptr) {
   const long vectors = (N + PG_LANES - 1) / PG_LANES, packing = K * N > PG_L2_KIB * 512 ? 22 : 8, reading = 2;
   long best_cost = -1, across = 1;
   for (long q = 1; q <= workers; ++q) {
@@ -493,6 +604,7 @@ inline void gemm_share(long M, long N, long K, int worker, int workers, long& ro
   const int down = int(workers / across);
   share(M, 1, worker / int(across), down, row_begin, row_end);
   share(N, PG_LANES, worker % int(across), int(across), col_begin, col_end);
+  return {queues + worker % across * down, M, worker / int(across), down};
 }
 
 // ---- compiled once ------------------------------------------------------------------------------------------------------
@@ -505,11 +617,14 @@ inline void gemm_share(long M, long N, long K, int worker, int workers, long& ro
   PART void gemm_pack<float>(float*, long, const float*, long, long, long, long);          \
   PART void gemm_copy_rows<float>(float*, long, const float*, long, long, long);           \
   PART gemm_walk<float>::gemm_walk(long, long, const float*, long, long, const float*, long, long, float*, long, long, long, long, \
-                                        const gemm_update*, int, bool);                    \
+                                        const gemm_update*, int, bool, gemm_team);         \
+  PART bool gemm_walk<float>::next();                                                      \
+  PART bool gemm_walk<float>::take();                                                      \
+  PART void gemm_walk<float>::set_columns(long);                                           \
   PART void gemm_walk<float>::enter(long);                                                 \
   PART void gemm_walk<float>::pack(long);                                                  \
-  PART void gemm_walk<float>::look_for_b(long, long);                                     \
-  PART void gemm_walk<float>::tile(long);                                                 \
+  PART void gemm_walk<float>::look_for_b(long, long);                                      \
+  PART void gemm_walk<float>::tile(long);                                                  \
   PART void gemm_walk<float>::ahead(const float*, long, long, const gemm_walk<float>::panel_place&, float*);
 #if defined(PG_PARTS_APART)
 PG_GEMM_PARTS(extern template)

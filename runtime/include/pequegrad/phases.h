@@ -2,6 +2,7 @@
 #pragma once
 #include "cut.h"
 #include "interface.h"
+#include "queue.h"
 #include "vec.h"
 
 // A step of many kernels is compiled as several objects at once: each has PG_OBJECT defined, from 1 on. Without it, it is one.
