@@ -11,6 +11,7 @@ from .number_taps import number_taps
 from .pool_before_relu import pool_before_relu
 from .remove_dead_code import remove_dead_code
 from .simplify_algebra import simplify_algebra
+from .sum_before_put import sum_before_put
 
 PIPELINE = (
     Pass(
@@ -21,6 +22,7 @@ PIPELINE = (
     Pass("merge_common_subexpressions", merge_common_subexpressions, "after all that rewrites operands"),
     Pass("remove_dead_code_again", remove_dead_code, "the others leave nodes that nobody reads any more"),
     Pass("pool_before_relu", pool_before_relu, "after merging: one mask, and no reader that is not read himself"),
+    Pass("sum_before_put", sum_before_put, "after pool_before_relu, which takes masks off what is put"),
     Pass("number_taps", number_taps, "late: nobody may be left who reads positions and is not read himself"),
     Pass(
         "crop_to_what_is_read",

@@ -8,6 +8,7 @@ a positive element the result is a zero as before, whose sign alone may be that 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..ops.registry import REGISTRY
 from ..trace.graph import Graph, Node, Value
@@ -84,9 +85,12 @@ class _Search:
         """Return the pooling of a relu's values and the gradients that pass both, where nobody else reads the values."""
         readers = self.readers.get(relu.outputs[0], [])
         pools = [node for node in readers if node.op is POOL]
-        if len(pools) != 1 or not _sees_image(pools[0]):
+        if len(pools) != 1:
             return None
         (pool,) = pools
+        # relu would make 0 of the -inf of a window without an element of the image.
+        if not sees_image(pool.inputs[0].shape[2:], pool.outputs[0].shape[2:], dict(pool.params)):
+            return None
         masks = [node for node in readers if node is not pool]
         gradients: list[_Gradient] = []
         for mask in masks:
@@ -117,13 +121,11 @@ class _Search:
         return value.shape == () and repr(number_of(self.made_by.get(value))) in ("0", "0.0")
 
 
-def _sees_image(pool: Node) -> bool:
-    """Whether every window holds an element of the image: relu would make 0 of the -inf of one that does not."""
-    params = dict(pool.params)
+def sees_image(image: tuple[int, ...], windows: tuple[int, ...], params: dict[str, Any]) -> bool:
+    """Whether each of so many windows, down and across, holds an element of an image of so many rows and columns."""
     axes = zip(
-        pool.inputs[0].shape[2:], pool.outputs[0].shape[2:], params["kernel"], params["stride"], params["dilation"],
-        params["padding"][::2], strict=True,
-    )  # fmt: skip
+        image, windows, params["kernel"], params["stride"], params["dilation"], params["padding"][::2], strict=True
+    )
     return all(
         any(0 <= i * stride + k * dilation - low < extent for k in range(taps))
         for extent, count, taps, stride, dilation, low in axes
