@@ -101,23 +101,34 @@ class CacheInfo:
 class _Entry:
     """One signature under one set of guards. ``step`` is None where this must run eagerly."""
 
-    __slots__ = ("call", "captured", "described_for", "native", "step")
+    __slots__ = ("call", "calls_since", "captured", "described_for", "native", "settings", "step")
 
     def __init__(self, call: Call, captured: Captured, step: BoundStep | None) -> None:
         self.call, self.captured, self.step = call, captured, step
         self.native: tuple[Callable[..., Any], Any] | None = None
         """The native call, and the description that must outlive it."""
-        self.described_for: object = None
-        """The generation of settings that ``native`` is for."""
+        self.described_for: tuple[int, ...] | None = None
+        """The moment of the settings that ``native`` is for."""
+        self.settings: tuple[int, ...] | None = None
+        """That of the latest call that Python did, and how many it did since that began."""
+        self.calls_since = 0
 
     def quick(self) -> Callable[..., Any] | None:
         """Return what does all of a call natively, or None where Python must take part."""
-        if self.described_for is not config.generation and self.step is not None:
-            self.described_for = config.generation
+        moment = config.moment()
+        if self.described_for != moment and self.step is not None:
+            self.calls_since = self.calls_since + 1 if self.settings == moment else 1
+            self.settings = moment
+            if config.blocks and self.calls_since < CALLS_BEFORE_A_BLOCK_PAYS:
+                return None
+            self.described_for = moment
             description = describe_call(self.call, self.captured, self.step)
             self.native = None if description is None else (self.step.quick_call(description), description)
         return None if self.native is None else self.native[0]
 
+
+# A description takes as long as a few tens of calls that Python does; a block of settings may be over after one.
+CALLS_BEFORE_A_BLOCK_PAYS = 8
 
 # Tracing borrows real tensors for a moment, so one trace at a time in the whole process.
 _trace_lock = ForkSafeLock()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from _thread import _local as ThreadLocal  # what threading.local is: threading takes as long as 0.01 of NumPy
+from _thread import get_ident
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,6 +189,11 @@ class Config:
         finally:
             self._thread.layers.remove(layer)
             self.blocks.remove(layer)
+
+    def moment(self) -> tuple[int, ...]:
+        """Return what is equal as long as settings are what they were, but for the environment: of which assignment, and
+        inside which blocks of which thread. Numbers of objects, which a caller keeps alive for as long as he compares."""
+        return (id(self.generation), *((get_ident(), *map(id, self.blocks)) if self.blocks else ()))
 
     def workers(self) -> int:
         """Number of worker threads that a compiled step may use."""

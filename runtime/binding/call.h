@@ -103,8 +103,10 @@ public:
     Call(const py::dict &d)
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
           context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
-          config_(pointer(d, "config")), generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
+          config_(pointer(d, "config")), generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), thread_(PyThread_get_thread_ident()),
+          finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
           unchanged_(d), has_threads_(py::cast<bool>(d["has_threads"])) {
+        for (const py::handle block : d["open_blocks"]) open_blocks_.push_back(block.ptr());
         for (const py::handle item : d["arguments"]) {
             const auto t = py::cast<py::tuple>(item);
             Argument argument = {t[0].ptr(), t[1].ptr(), t[2].ptr(), py::cast<py::dtype>(t[3]).num(), {}};
@@ -213,11 +215,20 @@ private:
     }
     bool is_tensor(PyObject *object) const { return PyObject_TypeCheck(object, layout_.tensor) != 0; }
 
+    // The same blocks of settings are open, and, since they are a thread's own, in the same thread.
+    bool are_blocks_usual() const {
+        const std::size_t count = open_blocks_.size();
+        if (static_cast<std::size_t>(PyList_GET_SIZE(blocks_)) != count) return false;
+        for (std::size_t i = 0; i < count; ++i)
+            if (PyList_GET_ITEM(blocks_, static_cast<py::ssize_t>(i)) != open_blocks_[i]) return false;
+        return count == 0 || PyThread_get_thread_ident() == thread_;
+    }
+
     // Stance and threads are what they were, nothing is traced, and gradients are on or off as they were.
     bool is_usual() const {
         static PyObject *const interpreter = interned("interpreter"), *const enabled = interned("is_grad_enabled");
         static PyObject *const generation = interned("generation");
-        if (PyList_GET_SIZE(blocks_) != 0 || attribute(config_, generation).ptr() != generation_) return false;
+        if (!are_blocks_usual() || attribute(config_, generation).ptr() != generation_) return false;
         for (const auto &variable : environment_) {
             const char *const now = std::getenv(variable.first);
             if (variable.second != (now != nullptr ? now : "")) return false;
@@ -351,7 +362,10 @@ private:
     }
 
     Layout layout_;
-    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *config_, *generation_, *blocks_, *finish_;
+    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *config_, *generation_, *blocks_;
+    unsigned long thread_;
+    std::vector<PyObject *> open_blocks_;
+    PyObject *finish_;
     double *numbers_;
     std::vector<Argument> arguments_;
     std::vector<GuardedTensor> tensors_;

@@ -389,6 +389,57 @@ def test_each_storage_has_its_own_version():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
+def test_calls_inside_a_block_of_settings_become_native():
+    """They took three times as long as others for as long as a block was open."""
+    training = Training()
+    with pg.config(num_threads=1):
+        assert quick(training.step, X) is NotImplemented
+        for _ in range(10):
+            training.step(X)
+        assert quick(training.step, X) is not NotImplemented
+        with pg.config(logs="recompiles"):
+            assert quick(training.step, X) is NotImplemented, "another block, other settings"
+        assert quick(training.step, X) is not NotImplemented
+    assert quick(training.step, X) is NotImplemented
+    training.step(X)
+    assert quick(training.step, X) is not NotImplemented, "outside nothing has to pay first"
+
+
+def test_a_block_that_is_over_after_a_few_calls_costs_no_description():
+    training = Training()
+    native = training.step._latest.native
+    for _ in range(5):
+        with pg.config(num_threads=1):
+            training.step(X)
+            training.step(X)
+    training.step(X)
+    assert training.step._latest.native is native and quick(training.step, X) is not NotImplemented
+
+
+def test_a_block_of_another_threads_is_not_ones_own():
+    training = Training()
+    opened, done = threading.Event(), threading.Event()
+
+    def hold():
+        with pg.config(stance="force_eager"):
+            opened.set()
+            done.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    opened.wait(10)
+    for _ in range(10):
+        training.step(X)
+    assert quick(training.step, X) is not NotImplemented, "here nothing is set"
+    found = []
+    stranger = threading.Thread(target=lambda: found.append(quick(training.step, X)))
+    stranger.start()
+    stranger.join()
+    assert found == [NotImplemented], "a third thread may be inside of it"
+    done.set()
+    other.join()
+
+
 @pytest.mark.skipif(pg.config.workers() < 2, reason="one core")
 @pytest.mark.parametrize(("size", "is_shared"), [(4, False), (1024, True)])
 def test_only_a_step_that_workers_share_asks_how_many_cores_there_are(size, is_shared):
