@@ -231,11 +231,39 @@ def test_large_matrices_that_an_epilogue_changes_are_asked_for_ahead_and_what_it
         text = render(lower(graph, target, 2), target)
         # A weight and a momentum of 768 by 512 are 3 MiB.
         found = re.findall(r"gemm_update updates\[\] = \{(.*)\};", text)
-        calls = re.findall(r"^  \}, updates, (\d)\);$", text, re.MULTILINE)
+        calls = re.findall(r"^  \}, updates, (\d)(?:, team)?\);$", text, re.MULTILINE)
         assert [str(row.count(", 4}")) for row in found] == calls
         assert sorted(calls) == (["2", "3"] if is_asked else [])
         got = Compiled(graph, target).run(traced.arrays, 2)
         compare(run_graph(graph, traced.arrays), got, f"width {width}")
+
+
+def test_each_large_product_has_queues_of_its_own_that_are_cleared_and_a_small_one_has_none():
+    """A step may be run by no more workers than have queues: it once waited for ever for what lay behind them."""
+    target = targets.get("cpp")
+    for width, workers in ((16, 2), (768, 2), (768, 3)):
+        traced = two_layers(width)
+        graph = run_pipeline(traced.graph)
+        text = render(lower(graph, target, workers), target)
+        begins = [int(offset) for offset in re.findall(r"step\.at<pg::gemm_queue>\((\d+)\)", text)]
+        cleared = re.findall(r"memset\(arena \+ (\d+), 0, (\d+)\)", text)
+        if width == 16:
+            assert not begins and not cleared
+            continue
+        assert len(begins) == text.count(", team);") > 2
+        assert sorted(begins) == [begins[0] + 64 * workers * i for i in range(len(begins))]
+        assert cleared == [(str(min(begins)), str(64 * workers * len(begins)))]
+        assert f"pg::at_most(workers, {workers})" in text
+    compiled = Compiled(graph, target)  # for two workers
+    for running in (1, 2, 3, 5):
+        compare(run_graph(graph, traced.arrays), compiled.run(traced.arrays, running), f"{running} workers")
+
+
+def test_chunks_of_samples_are_taken_where_there_are_more_than_workers():
+    target = targets.get("cpp")
+    graph = run_pipeline(nets.convnet(256).graph)
+    texts = [render(lower(graph, target, workers), target) for workers in (1, 2)]
+    assert ["pg::take_unit(" in text for text in texts] == [False, True]
 
 
 def two_narrow_layers(samples: int) -> Traced:
