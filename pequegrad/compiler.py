@@ -113,8 +113,8 @@ class _Entry:
         """That of the latest call that Python did, and how many it did since that began."""
         self.calls_since = 0
 
-    def quick(self) -> Callable[..., Any] | None:
-        """Return what does all of a call natively, or None where Python must take part."""
+    def quick(self) -> tuple[Callable[..., Any], Any] | None:
+        """Return what does all of a call natively, with what must outlive a call, or None where Python must take part."""
         moment = config.moment()
         if self.described_for != moment and self.step is not None:
             self.calls_since = self.calls_since + 1 if self.settings == moment else 1
@@ -124,7 +124,7 @@ class _Entry:
             self.described_for = moment
             description = describe_call(self.call, self.captured, self.step)
             self.native = None if description is None else (self.step.quick_call(description), description)
-        return None if self.native is None else self.native[0]
+        return self.native
 
 
 # A description takes as long as a few tens of calls that Python does; a block of settings may be over after one.
@@ -149,7 +149,7 @@ class CompiledFunction:
         )
         self._entries: dict[Any, list[_Entry]] = {}
         self._latest: _Entry | None = None
-        self._quick: Callable[..., Any] | None = None
+        self._quick: tuple[Callable[..., Any], Any] | None = None
         self._said: set[str] = set()
         self._hits = self._eager_calls = 0
         self._lock = threading.RLock()
@@ -158,9 +158,10 @@ class CompiledFunction:
     # --- calling --------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Both parts are held until the call is over: another thread may describe calls anew meanwhile.
         quick = self._quick
         if quick is not None and not kwargs:
-            result = quick(args)
+            result = quick[0](args)
             if result is not NotImplemented:
                 self._hits += 1
                 return result
