@@ -14,7 +14,6 @@ using namespace pg;
     for (int w = 0; w < workers; ++w) {                                                                                    \
       long row_begin, row_end, col_begin, col_end;                                                                         \
       gemm_share(M, N, K, w, workers, row_begin, row_end, col_begin, col_end);                                             \
-      const gemm_team team = {nullptr, 0, 0, 1};                                                                           \
       const auto epilogue = [&](long row, long col, vec<T> sum, long count) {                                              \
         store(c + row * N + col, sum, count);                                                                              \
         for (long i = 0; i < PG_LANES; ++i)                                                                                \
@@ -22,7 +21,7 @@ using namespace pg;
           else if (sum.lane(i) != 0) touched[row * N + col] += 100;                                                        \
       };                                                                                                                   \
       const auto product = runs_on ? gemm<T, gemm_columns::runs_on, decltype(epilogue)&> : gemm<T, gemm_columns::any, decltype(epilogue)&>;\
-      product(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, epilogue, update, updates, team);\
+      product(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, epilogue, update, updates, {}); \
     }                                                                                                                      \
   }
 GEMM(f32) GEMM(f64)

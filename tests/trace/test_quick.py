@@ -388,7 +388,6 @@ def test_each_storage_has_its_own_version():
     assert [weight.storage.version for weight in weights] == [version + 1 for version in before]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
 def test_calls_inside_a_block_of_settings_become_native():
     """They took three times as long as others for as long as a block was open."""
     training = Training()
@@ -458,6 +457,7 @@ def test_a_block_of_another_threads_is_not_ones_own():
     other.join()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
 @pytest.mark.skipif(pg.config.workers() < 2, reason="one core")
 @pytest.mark.parametrize(("size", "is_shared"), [(4, False), (1024, True)])
 def test_only_a_step_that_workers_share_asks_how_many_cores_there_are(size, is_shared):

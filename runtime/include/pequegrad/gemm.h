@@ -272,9 +272,9 @@ static_assert(sizeof(gemm_queue) == sizeof(work_queue), "a plan gives a kernel a
 
 // The workers who share the rows of a product, in the order of their shares. `size` 1: nobody takes of another's.
 struct gemm_team {
-  gemm_queue* queues;  // of each member
-  long rows;           // of C
-  int index, size;
+  gemm_queue* queues = nullptr;  // of each member
+  long rows = 0;                 // of C
+  int index = 0, size = 1;
 };
 
 // The walk over one worker's rectangle: blocks of C, in each block tiles of rows; after next(), or tile(), its sums lie at `sums`.
@@ -323,7 +323,7 @@ template <class T> struct gemm_walk {
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
-    if (cut.k_blocks == 1) cut.row_blocks = 1;
+    if (!is_cut()) cut.row_blocks = 1;
     else if ((team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows || column_blocks > 1) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
     is_vast = update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
@@ -332,11 +332,12 @@ template <class T> struct gemm_walk {
 
   // Whether the sums of a whole row of N can follow those of the row before at once. Then they do: what a kernel stores behind the
   // last column, the next row replaces, or the panel of its first columns, which is summed later.
-  PG_INLINE bool joins_rows(long N) const { return joined == N && columns == N && cut.k_blocks == 1; }
+  PG_INLINE bool joins_rows() const { return columns == joined && !is_cut(); }
 
   // The sums of the block's first row, or of the tile's.
   PG_INLINE T* kept() const { return scratch + cut.packed_b() + cut.group * cut.packed_tile(); }
   PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
+  PG_INLINE bool is_cut() const { return cut.k_blocks > 1; }
   PG_INLINE bool packs_rows() const { return a_row == 1 && a_col != 1; }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
   PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
@@ -345,8 +346,12 @@ template <class T> struct gemm_walk {
   PG_NOINLINE bool next() {
     do {
       if (tile_next == tile_end) {
-        if (team.size > 1 ? !take() : block + 1 == blocks()) return false;
-        if (team.size == 1) enter(block + 1);
+        if (team.size > 1) {
+          if (!take()) return false;
+        } else {
+          if (block + 1 == blocks()) return false;
+          enter(block + 1);
+        }
       }
       tile(tile_next++);
     } while (k_begin + k_count < K);
@@ -355,10 +360,9 @@ template <class T> struct gemm_walk {
 
   // Takes tiles of its own or, when there are none, of another member of the team.
   PG_NOINLINE bool take() {
-    const bool is_cut = cut.k_blocks > 1;
     gemm_queue& own = team.queues[team.index];
-    if (is_cut && owner != team.index) __atomic_fetch_add(&team.queues[owner].done_by_others, tile_end - tile_first, __ATOMIC_RELEASE);
-    if (is_cut && block < 0) {
+    if (is_cut() && owner != team.index) __atomic_fetch_add(&team.queues[owner].done_by_others, tile_end - tile_first, __ATOMIC_RELEASE);
+    if (is_cut() && block < 0) {
       own.sums = kept();
       set_columns(0);
       open_part(0);
@@ -366,7 +370,7 @@ template <class T> struct gemm_walk {
     for (;;) {
       for (int i = 0; i < team.size; ++i)
         if (take_of((team.index + i) % team.size)) return true;
-      if (!is_cut) return false;
+      if (!is_cut()) return false;
       // What others do of its own lies in its scratch, and the next part of k comes on top of it.
       for (long turn = 0; taken + __atomic_load_n(&own.done_by_others, __ATOMIC_ACQUIRE) < own.open; ++turn)
         if (turn > 100) sched_yield();
@@ -386,9 +390,8 @@ template <class T> struct gemm_walk {
   PG_INLINE bool take_of(int member) {
     gemm_queue& queue = team.queues[member];
     set_rows_of(member);
-    const bool is_cut = cut.k_blocks > 1;
-    const long end = is_cut ? (k_begin / cut.k + 1) * tiles : column_blocks * tiles;
-    if (is_cut && __atomic_load_n(&queue.open, __ATOMIC_ACQUIRE) < end) return false;
+    const long end = is_cut() ? (k_begin / cut.k + 1) * tiles : column_blocks * tiles;
+    if (is_cut() && __atomic_load_n(&queue.open, __ATOMIC_ACQUIRE) < end) return false;
     long position = __atomic_load_n(&queue.taken, __ATOMIC_RELAXED), first, count;
     do {
       if (position >= end) return false;
@@ -397,11 +400,11 @@ template <class T> struct gemm_walk {
       count = packs_rows() ? (tiles - first + 1) / 2 : 1;
       if (count > cut.group) count = cut.group;
     } while (!__atomic_compare_exchange_n(&queue.taken, &position, position + count, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    if (!is_cut && position / tiles != block) set_columns(position / tiles);
+    if (!is_cut() && position / tiles != block) set_columns(position / tiles);
     tile_next = tile_first = first;
     tile_end = first + count;
     owner = member;
-    owners_sums = is_cut ? static_cast<T*>(queue.sums) : kept();
+    owners_sums = is_cut() ? static_cast<T*>(queue.sums) : kept();
     if (member == team.index) taken += count;
     return true;
   }
@@ -426,8 +429,8 @@ template <class T> struct gemm_walk {
     col = col_begin + panel_col(first_panel);
     stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
     columns = col_end - col < stride ? col_end - col : stride;
-    if (joins_rows(columns)) stride = columns;
-    if (cut.k_blocks == 1) pack(0);
+    if (joins_rows()) stride = columns;
+    if (!is_cut()) pack(0);
   }
 
   // Enters a block: afterwards its sums lack the last block of k, whose part of B is packed.
@@ -438,7 +441,7 @@ template <class T> struct gemm_walk {
     tile_end = tiles;
     set_columns(number % column_blocks);
     block = number;
-    for (long k = 0; cut.k_blocks > 1 && k < cut.k_blocks; ++k) {
+    for (long k = 0; is_cut() && k < cut.k_blocks; ++k) {
       pack(k * cut.k);
       for (long t = 0; k + 1 < cut.k_blocks && t < tiles; ++t) tile(t);
     }
@@ -561,7 +564,7 @@ enum class gemm_columns { any, whole, runs_on };
 template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue>
 PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,
-          int update_count = 0, gemm_team team = {nullptr, 0, 0, 1}) {
+          int update_count = 0, gemm_team team = {}) {
   if (row_end > M) row_end = M;
   if (col_end > N) col_end = N;
   if (row_begin >= row_end || col_begin >= col_end) return;
@@ -569,7 +572,7 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
                     update_count, false, team);
   walk.joined = COLUMNS == gemm_columns::runs_on ? N : 0;
   while (walk.next()) {
-    const bool runs_on = COLUMNS == gemm_columns::runs_on && walk.joins_rows(N);
+    const bool runs_on = COLUMNS == gemm_columns::runs_on && walk.joins_rows();
     // Copies: the epilogue's stores could change what lies in the walk.
     const T* sums = walk.sums;
     const long row = walk.first_row + walk.row, col = walk.col, stride = walk.stride;
@@ -604,7 +607,7 @@ inline gemm_team gemm_share(long M, long N, long K, int worker, int workers, lon
   const int down = int(workers / across);
   share(M, 1, worker / int(across), down, row_begin, row_end);
   share(N, PG_LANES, worker % int(across), int(across), col_begin, col_end);
-  return {queues + worker % across * down, M, worker / int(across), down};
+  return {queues ? queues + worker % across * down : nullptr, M, worker / int(across), queues ? down : 1};
 }
 
 // ---- compiled once ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ PG_INLINE void gemm_turned(long M, long K, const T* A, long a_row, long a_col, c
   T square[PG_LANES][PG_LANES];
   for (long begin = col_begin; begin < col_end; begin += turned_columns) {
     const long end = col_end - begin < turned_columns ? col_end : begin + turned_columns;
-    gemm_walk<T> walk(N, K, B, b_col, 1, A, a_col, a_row, scratch, begin, end, 0, M, nullptr, 0, true, {nullptr, 0, 0, 1});
+    gemm_walk<T> walk(N, K, B, b_col, 1, A, a_col, a_row, scratch, begin, end, 0, M, nullptr, 0, true, {});
     for (long block = 0; block < walk.blocks(); ++block) {
       walk.enter(block);
       for (long t = 0; t < walk.tiles; ++t) walk.tile(t);
