@@ -11,10 +11,10 @@ using namespace pg;
 
 template <gemm_columns COLUMNS>
 static void product(const long* size, const f32* a, long a_row, long a_col, const f32* b, long b_row, long b_col, f32* c, int* who, int* touched,
-                    int workers, int slow, long microseconds) {
+                    int workers, int slow, long microseconds, bool meets) {
   const long M = size[0], N = size[1], K = size[2];
   std::vector<gemm_queue> queues(static_cast<size_t>(workers));
-  int ready = 0;
+  int ready = 0, is_slow_there = 0;
   std::vector<std::thread> threads;
   for (int w = 0; w < workers; ++w)
     threads.emplace_back([&, w] {
@@ -26,6 +26,9 @@ static void product(const long* size, const f32* a, long a_row, long a_col, cons
       while (__atomic_load_n(&ready, __ATOMIC_RELAXED) < workers) sched_yield();
       gemm<f32, COLUMNS>(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end,
                          [&](long row, long col, vec<f32> sum, long count) {
+                           // Else a thread that is started late has nothing open yet when the others look.
+                           if (w == slow) __atomic_store_n(&is_slow_there, 1, __ATOMIC_RELAXED);
+                           while (meets && !__atomic_load_n(&is_slow_there, __ATOMIC_RELAXED)) sched_yield();
                            if (w == slow && col == 0 && microseconds > 0)
                              std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
                            store(c + row * N + col, sum, count);
@@ -42,9 +45,9 @@ static void product(const long* size, const f32* a, long a_row, long a_col, cons
 }
 
 EXPORT void team_product(const long* size, const f32* a, long a_row, long a_col, const f32* b, long b_row, long b_col, f32* c, int* who,
-                         int* touched, int workers, int slow, long microseconds, bool runs_on) {
+                         int* touched, int workers, int slow, long microseconds, bool runs_on, bool meets) {
   (runs_on ? product<gemm_columns::runs_on> : product<gemm_columns::any>)(size, a, a_row, a_col, b, b_row, b_col, c, who, touched, workers,
-                                                                          slow, microseconds);
+                                                                          slow, microseconds, meets);
 }
 
 // Takes all units by `workers` threads; counts[u]: how often unit u was taken.

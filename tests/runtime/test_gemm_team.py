@@ -20,16 +20,23 @@ def library(build, lanes: int) -> ctypes.CDLL:
 
 
 def product(
-    library, a: np.ndarray, b: np.ndarray, workers: int, slow: int = -1, microseconds: int = 0, runs_on: bool = False
+    library,
+    a: np.ndarray,
+    b: np.ndarray,
+    workers: int,
+    slow: int = -1,
+    microseconds: int = 0,
+    runs_on: bool = False,
+    meets: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the product, and which worker handed over each element."""
+    """Return the product, and which worker handed over each element. ``meets``: all wait for the slow one's first hand-over."""
     (m, k), n = a.shape, b.shape[1]
     c, who, touched = np.full((m, n), np.nan, np.float32), np.full((m, n), -1, np.int32), np.zeros((m, n), np.int32)
     strides = [ctypes.c_long(s // 4) for s in (*a.strides, *b.strides)]
     library.team_product(
         (ctypes.c_long * 3)(m, n, k), ctypes.c_void_p(a.ctypes.data), *strides[:2], ctypes.c_void_p(b.ctypes.data), *strides[2:],
         *(ctypes.c_void_p(x.ctypes.data) for x in (c, who, touched)),
-        workers, slow, ctypes.c_long(microseconds), ctypes.c_bool(runs_on),
+        workers, slow, ctypes.c_long(microseconds), ctypes.c_bool(runs_on), ctypes.c_bool(meets),
     )  # fmt: skip
     assert np.all(touched == 1), "each element is handed over once"
     return c, who
@@ -54,7 +61,7 @@ def test_what_a_slow_worker_does_not_come_to_others_take(library, m: int, n: int
     random = np.random.default_rng(21)
     a = np.asarray(random.normal(size=(m, k)).astype(np.float32), order=order)
     b = random.normal(size=(k, n)).astype(np.float32)
-    _, who = product(library, a, b, 2, slow=1, microseconds=200)
+    _, who = product(library, a, b, 2, slow=1, microseconds=200, meets=True)
     shares = [np.count_nonzero(who == worker) for worker in range(2)]
     assert shares[0] > 0.6 * m * n, f"the fast worker did {shares[0]}, the slow one {shares[1]} elements"
 
