@@ -6,7 +6,7 @@ Invariant: a view is made of a plan's kernel and the number of lanes alone; its 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..dtypes import DType
@@ -15,6 +15,7 @@ from ..records import record
 from ..targets import Target
 from .map_views import PAGE_BYTES, map_view
 from .plan import (
+    Access,
     Attention,
     Compute,
     Contract,
@@ -57,9 +58,11 @@ from .views import (
 QUEUED_MULTIPLY_ADDS = 1 << 20
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
-# What a product changes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
+# Forms of gemm.h, which walks over tiles.
+TILED_FORMS = ("whole", "runs_on", "any")
+# What a product writes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
 # Adam's three, on two cores with 1 MiB of L2 each: asked for ahead, 48 MiB are 10 % faster, 3.8 MiB 1 to 6 %; whole steps whose
-# matrices have 0.6 to 0.8 MiB were no faster beyond their noise.
+# matrices have 0.6 to 0.8 MiB were no faster beyond their noise. A result alone, of 16 MiB: 5 %.
 NEAR_BYTES = 2 << 20
 # Dot products, k along the lanes, beat turning B for up to so many rows, for more where the sums are long. Measured with AVX-512 on
 # one core, sums of 256 and of 1024: one row takes 0.27 of the time, four 0.69 and 0.47, eight 0.93 and 0.76, ten as long and 0.83.
@@ -124,7 +127,8 @@ class ContractView(LaneView):
 
 @record
 class UpdateView:
-    """A matrix that a product's epilogue changes: where one of the batch begins, bytes from row to row and of an element."""
+    """A matrix that a product's epilogue writes, or reads beside such: where one of the batch begins, bytes from row to row
+    and of an element."""
 
     start: Address
     row_bytes: int
@@ -278,7 +282,7 @@ def has_queues(kernel: Kernel, target: Target) -> bool:
         isinstance(kernel, Contract)
         and not kernel.batch
         and kernel.m * kernel.n * kernel.k >= QUEUED_MULTIPLY_ADDS
-        and _form(kernel, target.lanes, False) in ("whole", "runs_on", "any")
+        and _form(kernel, target.lanes, False) in TILED_FORMS
     )
 
 
@@ -293,10 +297,11 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
     lines = writer.vector_lines(kernel.epilogue)
     batch = math.prod(kernel.batch)
     dtype = f"pg::{kernel.dtype.c_name}"
-    far_updates = _far_updates(kernel, writer, batch_indices)
+    written, read = (_rows(kernel, dtypes, statement) for statement in (Store, Load))
+    form = _form(kernel, lanes, _is_far(kernel, [size for access, size in written.items() if access in read]))
+    far_rows = written | read if form in TILED_FORMS and _is_far(kernel, written.values()) else {}
     if queues >= 0:
         writer.scratch(queues, "gemm_queue", True, "queues")
-    form = _form(kernel, lanes, bool(far_updates))
     return ContractView(
         head_of(writer),
         dtype,
@@ -313,7 +318,10 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
         (kernel.b.strides[rank], kernel.b.strides[rank + 1]),
         parameters_of(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
         tuple(lines),
-        far_updates,
+        tuple(
+            UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size)
+            for access, size in far_rows.items()
+        ),
         queues >= 0,
     )
 
@@ -353,24 +361,21 @@ def _runs_on(kernel: Contract) -> bool:
     return all(access.strides[rank] == kernel.n * access.strides[rank + 1] for access in (*accesses, *indices))
 
 
-def _far_updates(kernel: Contract, writer: KernelWriter, batch_indices: tuple[str, ...]) -> tuple[UpdateView, ...]:
-    """Return what a product's epilogue changes row by row, where all that is more than caches near a core keep, and behind
-    it what the epilogue only reads so."""
-    rank = len(batch_indices)
-    loaded = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Load))
-    changed = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, Store) and s.access in loaded)
-    rows = {
+def _rows(kernel: Contract, dtypes: Sequence[DType], statement: type[Load | Store]) -> dict[Access, int]:
+    """Return what a product's epilogue loads, or stores, row by row, with the bytes of an element, none longer than a sum."""
+    rank = len(kernel.batch)
+    found = dict.fromkeys(s.access for s in kernel.epilogue if isinstance(s, statement))
+    sizes = {access: dtypes[access.buffer].itemsize for access in found}
+    return {
         access: size
-        for access in changed | loaded
-        if access.strides[rank] and access.strides[rank + 1] == 1
-        if (size := writer.buffer_dtypes[access.buffer].itemsize) <= kernel.dtype.itemsize
+        for access, size in sizes.items()
+        if access.strides[rank] and access.strides[rank + 1] == 1 and size <= kernel.dtype.itemsize
     }
-    if math.prod(kernel.batch) * kernel.m * kernel.n * sum(rows[a] for a in changed if a in rows) <= NEAR_BYTES:
-        return ()
-    return tuple(
-        UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size)
-        for access, size in rows.items()
-    )
+
+
+def _is_far(kernel: Contract, sizes: Iterable[int]) -> bool:
+    """Whether matrices like a product's result, of elements so long, are together more than caches near a core keep."""
+    return math.prod(kernel.batch) * kernel.m * kernel.n * sum(sizes) > NEAR_BYTES
 
 
 def _conv2d_view(kernel: Conv2d, dtypes: Sequence[DType], partials: int) -> Conv2dView:

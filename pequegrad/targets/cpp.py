@@ -30,8 +30,8 @@ BINDING_FLAGS = ("-std=c++17", "-O1", "-DNDEBUG", "-fPIC", "-fvisibility=hidden"
 # for all.
 LINK_FLAGS = ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared", "-Wl,-Bsymbolic")
 
-# types.h's own PG_L2_KIB.
-LEAST_L2_KIB = 512
+# types.h's own PG_L1_KIB and PG_L2_KIB.
+LEAST_L1_KIB, LEAST_L2_KIB = 32, 512
 
 DTYPES = frozenset({"bool", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64"})
 
@@ -137,16 +137,16 @@ def _cpuinfo_fields() -> dict[str, str]:
         return {}
 
 
-@functools.lru_cache(maxsize=1)
-def _l2_kib() -> int:
-    """KiB of L2 that each core has; without Linux's files, what most have at least."""
+@functools.lru_cache(maxsize=2)
+def _cache_kib(index: int, least: int) -> int:
+    """KiB of a core's cache by Linux's index, 0 for L1's data and 2 for L2; ``least``, what most have at least, without its files."""
     try:
-        with open("/sys/devices/system/cpu/cpu0/cache/index2/size", encoding="utf-8") as file:
+        with open(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size", encoding="utf-8") as file:
             size = file.read().strip()
     except OSError:
-        return LEAST_L2_KIB
+        return least
     number, unit = size[:-1], size[-1:]
-    return max(LEAST_L2_KIB, int(number)) if unit == "K" and number.isdecimal() else LEAST_L2_KIB
+    return max(least, int(number)) if unit == "K" and number.isdecimal() else least
 
 
 def _native_instruction_set(machine: str, features: frozenset[str]) -> InstructionSet:
@@ -158,7 +158,8 @@ def _native_flags(machine: str) -> tuple[str, ...]:
     # above it.
     if machine in ("x86_64", "aarch64") and _cpuinfo_fields():
         lanes = _native_instruction_set(machine, host_features()).lanes
-        return ("-march=native", f"-DPG_LANES={lanes}", f"-DPG_L2_KIB={_l2_kib()}")
+        l1, l2 = _cache_kib(0, LEAST_L1_KIB), _cache_kib(2, LEAST_L2_KIB)
+        return ("-march=native", f"-DPG_LANES={lanes}", f"-DPG_L1_KIB={l1}", f"-DPG_L2_KIB={l2}")
     return _native_instruction_set(machine, host_features()).flags
 
 

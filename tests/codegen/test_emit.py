@@ -333,6 +333,22 @@ def test_small_products_of_any_size_give_what_their_graph_gives(seed):
         compare(expected, compiled.run(traced.arrays, workers), f"{sizes}, {workers} workers")
 
 
+@pytest.mark.parametrize(
+    ("samples", "outputs", "form", "asked"),
+    [(600, 600, "gemm<", 0), (600, 1024, "gemm<", 1), (16, 40000, "gemm_small<", 0), (1, 600000, "gemm_dots<", 0)],
+)
+def test_a_large_result_of_a_product_is_asked_for_ahead_where_tiles_are_walked(samples, outputs, form, asked):
+    """A result of 16 MiB was stored line by line as memory gave the lines: 5 % of its product."""
+    layer = nn.Linear(20, outputs)
+    x = np.random.default_rng(samples).standard_normal((samples, 20)).astype(np.float32)
+    traced = trace(layer, x)
+    graph, target = run_pipeline(traced.graph), targets.get("cpp", instruction_set="x86-64-v4")
+    text = render(lower(graph, target, 2), target)
+    assert f"pg::{form}" in text
+    assert re.findall(r"gemm_update updates\[\] = \{\{p\d, (\d+), 4\}\};", text) == [str(4 * outputs)] * asked
+    compare(run_graph(graph, traced.arrays), Compiled(graph, target_for("native")).run(traced.arrays, 2), form)
+
+
 def test_large_results_of_a_convolution_are_asked_for_ahead():
     target = targets.get("cpp")
     for extent, is_asked in ((6, False), (26, True)):

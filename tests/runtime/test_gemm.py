@@ -63,10 +63,11 @@ def product(
     return c, touched
 
 
-@pytest.fixture(params=[512, 1024], ids=lambda kib: f"l2_{kib}")
+@pytest.fixture(params=[(32, 512), (48, 1024)], ids=lambda kib: f"l1_{kib[0]}-l2_{kib[1]}")
 def library(build, lanes: int, request: pytest.FixtureRequest) -> ctypes.CDLL:
-    probe = build("gemm_probe", f"-DPG_L2_KIB={request.param}")
-    probe.lanes, probe.l2 = lanes, request.param << 10
+    l1, l2 = request.param
+    probe = build("gemm_probe", f"-DPG_L1_KIB={l1}", f"-DPG_L2_KIB={l2}")
+    probe.lanes, probe.l2 = lanes, l2 << 10
     return probe
 
 

@@ -23,11 +23,12 @@ def test_the_native_target_has_instructions_that_the_processor_has():
     ("text", "kib"),
     [("1024K\n", 1024), ("2048K\n", 2048), ("256K\n", 512), ("2M\n", 512), ("1048576\n", 512), ("\n", 512)],
 )
-def test_the_size_of_l2_is_what_linux_says_and_never_less_than_the_kernels_assume(monkeypatch, text, kib):
-    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
-    assert cpp._l2_kib.__wrapped__() == kib
+def test_the_size_of_a_cache_is_what_linux_says_and_never_less_than_the_kernels_assume(monkeypatch, text, kib):
+    opened = []
+    monkeypatch.setattr("builtins.open", lambda path, **__: opened.append(path) or io.StringIO(text))
+    assert cpp._cache_kib.__wrapped__(2, 512) == kib and opened == ["/sys/devices/system/cpu/cpu0/cache/index2/size"]
     monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError))
-    assert cpp._l2_kib.__wrapped__() == cpp.LEAST_L2_KIB
+    assert cpp._cache_kib.__wrapped__(2, 512) == 512
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,9 @@ PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col
     for (long c = 0; c < width; ++c) to[k * width + c] = c < columns ? b[k * b_row + c * b_col] : T(0);
 }
 
-// Rows whose stride is a multiple of 4 KiB fall into the same sets of L1: copy them side by side, padded.
+// Rows whose stride is a multiple of 4 KiB fall into the same sets of L1: copy them side by side, padded. L1 has a way for each 4 KiB,
+// and twelve are enough for a tile's rows and what goes by: A [4096, 1024] and [1024, 4096], 256 columns, took 4 % longer copied.
+constexpr bool gemm_copies_rows = PG_L1_KIB < 48;
 template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* a, long a_row, long rows, long K) {
   for (long r = 0; r < rows; ++r)
     for (long k = 0; k < K; k += PG_LANES)
@@ -232,7 +234,7 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
   }
 }
 
-// A matrix as large as C that an epilogue reads and writes, or that it reads beside such: element (m, n) lies `size` bytes long at
+// A matrix as large as C that an epilogue writes, or that it reads beside such: element (m, n) lies `size` bytes long at
 // start + m * row + n * size.
 struct gemm_update {
   const void* start;
@@ -307,7 +309,7 @@ template <class T> struct gemm_walk {
   bool is_far;
   // Of updated matrices that do not stay in L3, lines come to L2 only: to L1 they are too long on their way, and hold up others.
   // Measured with 32 MiB of L3: those of 12 MiB and more take 2 to 4 % longer when they are asked for to be written, of 4 MiB
-  // 0.5 % less.
+  // 0.5 % less. Not so where L1 has 48 KiB: 16 MiB each of three, rows of 4 KiB, take 4 % less that way, rows of 16 KiB as long.
   bool is_vast;
   gemm_coming coming_a, coming_b;
 
@@ -326,7 +328,7 @@ template <class T> struct gemm_walk {
     if (!is_cut()) cut.row_blocks = 1;
     else if ((team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows || column_blocks > 1) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
-    is_vast = update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
+    is_vast = PG_L1_KIB < 48 && update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
     coming_a = coming_b = gemm_coming{};
   }
 
@@ -500,7 +502,7 @@ template <class T> struct gemm_walk {
     long a_stride = a_row, a_k = a_col, together = 1, within = 0;
     T* const packed = scratch + cut.packed_b();
     // Two panels read a tile's rows too seldom to pay for the copy: A [1024, 1024] and B [1024, 16] took 1.3 times as long with it.
-    if (a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64 && block_panels >= 3) {
+    if (gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64 && block_panels >= 3) {
       a_stride = cut.k + PG_LANES;
       gemm_copy_rows(packed, a_stride, a, a_row, rows, k_count);
       a = packed;
@@ -559,8 +561,8 @@ enum class gemm_columns { any, whole, runs_on };
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
 // A(m, k) = A[m * a_row + k * a_col] and B(k, n) = B[k * b_row + n * b_col]. M and N are C's whole size, K the length of
 // the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero.
-// `updates`: what the epilogue reads and writes, of elements no longer than T, where it is too large to be near, and then what it
-// only reads; four at most are asked for ahead, and the rest comes when the epilogue reads it.
+// `updates`: what the epilogue writes, of elements no longer than T, where it is too large to be near, and then what it only
+// reads; four at most are asked for ahead, and the rest comes when the epilogue reads it.
 template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue>
 PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,

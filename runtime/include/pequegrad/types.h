@@ -12,7 +12,10 @@
 #error "PG_LANES must be 1, 4, 8 or 16"
 #endif
 
-// The L2 cache of each core: what small processors have, unless the flags know better.
+// L1's data cache and the L2 cache of each core: what small processors have, unless the flags know better.
+#ifndef PG_L1_KIB
+#define PG_L1_KIB 32
+#endif
 #ifndef PG_L2_KIB
 #define PG_L2_KIB 512
 #endif
