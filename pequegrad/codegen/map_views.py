@@ -21,7 +21,8 @@ SHARES_PER_AXIS = 32
 LEAST_SHARE = 64
 # Rows whole pages apart fall into the same sets of L1.
 PAGE_BYTES = 1 << 12
-LINE_BYTES, L1_WAYS = 64, 8
+# Of what lies across the lanes, so many vectors of each lane follow each other: the processor sees where they go on.
+VECTORS_ACROSS = 8
 # The bytes of elements that are loaded as they lie; of others the lanes are widened on the way.
 SQUARE_TYPES = {"pg::f32": 4, "pg::f64": 8, "pg::i32": 4, "pg::i64": 8}
 
@@ -31,7 +32,8 @@ class MapView(LaneView):
     """A pointwise kernel: ``rows`` of ``lane.extent`` elements, cut into ``chunks`` shares of ``chunk`` each.
 
     ``is_scalar``: over single numbers, by one worker. ``unit``: the variable that counts shares. ``across``: the axis, apart
-    from the rows and with a chunk of its own, along which ``squares`` lie; their vectors are turned into lanes by squares."""
+    from the rows, along which ``squares`` lie; it is the one that is cut then, for each vector of lanes, and their vectors
+    are turned into lanes by squares."""
 
     head: KernelHead
     is_scalar: bool
@@ -118,21 +120,17 @@ def map_view(kernel: Map, dtypes: Sequence[DType], lanes: int) -> MapView:
     )
 
 
-def _are_pushed_out(lines: int, apart: int) -> bool:
-    """Whether so many lines, so many bytes apart, do not stay in L1 together until the next element of each is read."""
-    sets = min(PAGE_BYTES // LINE_BYTES, PAGE_BYTES // math.gcd(apart, PAGE_BYTES))
-    return lines > L1_WAYS * sets
-
-
 def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> MapView | None:
-    """Return the view of a pointwise kernel with operands that lie along the axis before the lanes' and that read lane by lane
-    would push themselves out of L1, or None where there are none, or too few squares to share."""
+    """Return the view of a pointwise kernel with operands that lie along the axis before the lanes', or None where there are
+    none, or too few squares to share."""
     if lanes == 1 or len(writer.extents) < 2 or min(writer.extents[-2:]) < lanes:
         return None
     *outer, across, lane = zip(writer.indices, writer.extents, strict=True)
-    rows, blocks = math.prod(extent for _, extent in outer), -(-across[1] // lanes)
-    if rows * blocks < SHARES_PER_AXIS:
+    rows, vectors = math.prod(extent for _, extent in outer), -(-lane[1] // lanes)
+    squares_each = -(-across[1] // lanes)
+    if rows * vectors * squares_each < SHARES_PER_AXIS:
         return None
+    chunk = lanes * max(1, min(VECTORS_ACROSS, rows * vectors * squares_each // SHARES_PER_AXIS))
     types = {pointer.name: pointer.type for pointer in writer.pointers.values()}
     along = Term(across[0], 1)
     squares: list[SquareView] = []
@@ -140,7 +138,7 @@ def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> Map
     for line in lines:
         place = line.address
         size = SQUARE_TYPES.get(types[place.pointer], 0) if line.form == "load_strided" and place else 0
-        if size and place and along in place.terms and _are_pushed_out(lane[1], place.lane_stride * size):
+        if size and place and along in place.terms:
             terms = tuple(Term("first", 1) if term == along else term for term in place.terms)
             square = SquareView(f"q{len(squares)}", types[place.pointer], replace(place, terms=terms))
             squares.append(square)
@@ -153,8 +151,8 @@ def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> Map
         [name for name, _ in outer], [extent for _, extent in outer], [*turned, *(s.start for s in squares)]
     )
     return MapView(
-        head_of(writer), False, "unit", rows, decode, Loop(*lane), lanes, blocks, True, tuple(turned), (), Loop(*across),
-        tuple(squares),
+        head_of(writer), False, "unit", rows, decode, Loop(*lane), chunk, -(-across[1] // chunk), True, tuple(turned), (),
+        Loop(*across), tuple(squares),
     )  # fmt: skip
 
 
