@@ -56,6 +56,9 @@ template <class T> PG_INLINE vec<T> copy_sign(vec<T> magnitude, vec<T> from) {
   return magnitude;
 }
 
+// -|x|: the sign bit set.
+template <class T> PG_INLINE vec<T> minus_abs(vec<T> x) { return copy_sign(x, splat<T>(T(-1))); }
+
 template <class T> PG_INLINE vec<T> sign(vec<T> x) {
   vec<T> one = splat<T>(T(1)), none{};
   vec<T> r = select(gt(x, none), one, none) - select(lt(x, none), one, none);
@@ -93,6 +96,22 @@ PG_INLINE vec<f32> at_most(vec<f32> x, f32 bound) {
   return x;
 #else
   return select(gt(x, bound), bound, x);
+#endif
+}
+
+// x, or the bound where x is less; a NaN stays.
+PG_INLINE vec<f32> at_least(vec<f32> x, f32 bound) {
+#if PG_LANES == 16 && defined(__AVX512F__) && !defined(__clang__)
+  x.part[0] = __builtin_ia32_maxps512_mask(splat<f32>(bound).part[0], x.part[0], x.part[0], u16(0xffff), 4);
+  return x;
+#elif PG_LANES == 8 && defined(__AVX__) && !defined(__clang__)
+  x.part[0] = __builtin_ia32_maxps256(splat<f32>(bound).part[0], x.part[0]);
+  return x;
+#elif PG_LANES == 4 && defined(__SSE2__) && !defined(__clang__)
+  x.part[0] = __builtin_ia32_maxps(splat<f32>(bound).part[0], x.part[0]);
+  return x;
+#else
+  return select(lt(x, bound), bound, x);
 #endif
 }
 
@@ -149,8 +168,8 @@ template <class T> PG_INLINE vec<T> trunc(vec<T> x) { return copy_sign(floor(abs
 // x = n ln2 + r with |r| <= ln2 / 2; ln2 in two parts of which the first has 9 zero bits at its end, so that n times
 // it is exact without FMA as well.
 struct exp_reduction {
-  vec<f32> r;
-  vec<i32> n;
+  vec<f32> r, whole;
+  vec<i32> n;  // `whole`, as an integer
 };
 
 PG_INLINE exp_reduction reduce_exp(vec<f32> x) {
@@ -158,28 +177,32 @@ PG_INLINE exp_reduction reduce_exp(vec<f32> x) {
   vec<f32> t = x * 0x1.715476p0f + magic, n = t - magic;
   vec<f32> r = x - n * 0x1.62e4p-1f;
   r = r - n * 0x1.7f7d1cp-20f;
-  return {r, bit_cast_lanes<i32>(t) - bit_cast<i32>(magic)};
+  return {r, n, bit_cast_lanes<i32>(t) - bit_cast<i32>(magic)};
 }
 
 // 2^n for -126 <= n <= 127.
 PG_INLINE vec<f32> power_of_two(vec<i32> n) { return bit_cast_lanes<f32>((n + 127) << 23); }
 
+// p 2^n for n from -150 (subnormal) to 128 (infinity): where there is no instruction for it, in two factors.
+PG_INLINE vec<f32> scaled(vec<f32> p, exp_reduction e) {
+#if PG_LANES == 16 && defined(__AVX512F__) && !defined(__clang__)
+  p.part[0] = __builtin_ia32_scalefps512_mask(p.part[0], e.whole.part[0], p.part[0], u16(0xffff), 4);
+  return p;
+#else
+  vec<i32> half = e.n >> 1;
+  return p * power_of_two(half) * power_of_two(e.n - half);
+#endif
+}
+
+// Polynomials are summed by halves where that shortens the chain that the time of a vector hangs on.
 PG_INLINE vec<f32> exp_polynomial(vec<f32> r) {
-  vec<f32> p = splat<f32>(0x1.6d649ap-10f);
-  p = p * r + 0x1.1241dp-7f;
-  p = p * r + 0x1.5554d4p-5f;
-  p = p * r + 0x1.555486p-3f;
-  p = p * r + 0.5f;
-  return r * r * p + r;
+  vec<f32> s = r * r, low = r * 0x1.555486p-3f + 0.5f, high = r * 0x1.1241dp-7f + 0x1.5554d4p-5f;
+  return s * ((s * 0x1.6d649ap-10f + high) * s + low) + r;
 }
 
 PG_INLINE vec<f32> exp(vec<f32> x) {
-  x = select(gt(x, 89.0f), 89.0f, x);
-  x = select(lt(x, -104.0f), -104.0f, x);
-  exp_reduction e = reduce_exp(x);
-  vec<f32> p = exp_polynomial(e.r) + 1.0f;
-  vec<i32> half = e.n >> 1;  // 2^n in two factors: n reaches from -150 (subnormal) to 128 (infinity)
-  return p * power_of_two(half) * power_of_two(e.n - half);
+  exp_reduction e = reduce_exp(at_least(at_most(x, 89.0f), -104.0f));
+  return scaled(exp_polynomial(e.r) + 1.0f, e);
 }
 
 // |r| <= 0.56, so that small arguments need no reduction and keep their last bit.
@@ -291,7 +314,7 @@ PG_INLINE vec<f32> erf(vec<f32> x) {
   q = q * y + 0x1.4574c6p-1f;
   q = q * y + 0x1.07428cp-3f;
   exp_reduction e = reduce_exp(-(q * y + y));
-  vec<f32> large = 1.0f - (exp_polynomial(e.r) + 1.0f) * power_of_two(e.n);
+  vec<f32> large = 1.0f - scaled(exp_polynomial(e.r) + 1.0f, e);
   return copy_sign(select(lt(a, 0.93f), small, large), x);
 }
 
@@ -299,17 +322,15 @@ PG_INLINE vec<f32> erf(vec<f32> x) {
 
 // log(1 + f) - f + c for f in [sqrt(1/2) - 1, sqrt(2) - 1]: -f^2/2 + f^3 p(f) + c.
 PG_INLINE vec<f32> log1p_polynomial(vec<f32> f, vec<f32> c) {
-  vec<f32> p = splat<f32>(0x1.13c8ecp-4f);
-  p = p * f - 0x1.dd9efap-4f;
-  p = p * f + 0x1.e6dbdep-4f;
-  p = p * f - 0x1.fc3d5ep-4f;
-  p = p * f + 0x1.233afap-3f;
-  p = p * f - 0x1.555b9p-3f;
-  p = p * f + 0x1.99a478p-3f;
-  p = p * f - 0x1.000008p-2f;
-  p = p * f + 0x1.555548p-2f;
-  vec<f32> z = f * f;
-  vec<f32> y = f * z * p + c;
+  vec<f32> z = f * f, even = splat<f32>(0x1.13c8ecp-4f), odd = splat<f32>(-0x1.dd9efap-4f);
+  even = even * z + 0x1.e6dbdep-4f;
+  odd = odd * z - 0x1.fc3d5ep-4f;
+  even = even * z + 0x1.233afap-3f;
+  odd = odd * z - 0x1.555b9p-3f;
+  even = even * z + 0x1.99a478p-3f;
+  odd = odd * z - 0x1.000008p-2f;
+  even = even * z + 0x1.555548p-2f;
+  vec<f32> y = f * z * (odd * f + even) + c;
   return y - 0.5f * z;
 }
 
@@ -344,11 +365,11 @@ PG_INLINE vec<f32> log1p(vec<f32> x) {
 
 // max(x, 0) + log(1 + e), e = exp(-|x|) in [0, 1]; beyond sqrt(2) - 1, log(1 + e) = ln2 + log(1 + f), f = (e - 1) / 2.
 PG_INLINE vec<f32> softplus(vec<f32> x) {
-  vec<f32> e = exp(-abs(x));
+  vec<f32> e = exp(minus_abs(x));
   vec<b8> large = gt(e, 0x1.a82798p-2f);
   vec<f32> f = select(large, 0.5f * e - 0.5f, e);
   vec<f32> y = log1p_polynomial(f, select(large, splat<f32>(0x1.7f7d1cp-20f), 0.0f));
-  return (f + y) + select(large, splat<f32>(0x1.62e4p-1f), 0.0f) + select(gt(x, 0.0f), x, 0.0f);
+  return (f + y) + (select(large, splat<f32>(0x1.62e4p-1f), 0.0f) + select(gt(x, 0.0f), x, 0.0f));
 }
 
 // ---- vec<f32>: sine and cosine -----------------------------------------------------------------------------------------
@@ -412,7 +433,7 @@ PG_INLINE vec<f64> softplus(vec<f64> x) { return maximum(x, 0.0) + log1p(exp(-ab
 
 // exp(-|x|) does not overflow, and is there already where softplus of the same x is computed.
 template <class T> PG_INLINE vec<T> sigmoid(vec<T> x) {
-  vec<T> e = exp(-abs(x));
+  vec<T> e = exp(minus_abs(x));
   return select(ge(x, T(0)), T(1), e) / (e + T(1));
 }
 
