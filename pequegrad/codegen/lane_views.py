@@ -13,7 +13,7 @@ from ..dtypes import DType
 from ..errors import CompilerBug
 from ..records import record
 from ..targets import Target
-from .map_views import PAGE_BYTES, map_view
+from .map_views import PAGE_BYTES, SquareView, by_squares, map_view
 from .plan import (
     Access,
     Attention,
@@ -58,8 +58,9 @@ from .views import (
 QUEUED_MULTIPLY_ADDS = 1 << 20
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
-# Forms of gemm.h, which walks over tiles.
+# Forms of gemm.h, which walks over tiles, of so many columns at most.
 TILED_FORMS = ("whole", "runs_on", "any")
+BLOCK_COLUMNS = 1024
 # What a product writes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
 # Adam's three, on two cores with 1 MiB of L2 each: asked for ahead, 48 MiB are 10 % faster, 3.8 MiB 1 to 6 %; whole steps whose
 # matrices have 0.6 to 0.8 MiB were no faster beyond their noise. A result alone, of 16 MiB: 5 %.
@@ -104,7 +105,8 @@ class ContractView(LaneView):
 
     ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of a few tens (gemm_turned.h); else "whole"
     where its columns are whole vectors, "runs_on" where they are not, but its epilogue walks from the end of a row straight
-    into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or "any"."""
+    into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or "any".
+    ``squares``: what the epilogue reads across its rows, of which ``slots`` squares are kept."""
 
     head: KernelHead
     type: str
@@ -123,6 +125,8 @@ class ContractView(LaneView):
     lines: tuple[Line, ...]
     far_updates: tuple[UpdateView, ...]
     has_queues: bool
+    squares: tuple[SquareView, ...]
+    slots: int
 
 
 @record
@@ -300,6 +304,9 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
     written, read = (_rows(kernel, dtypes, statement) for statement in (Store, Load))
     form = _form(kernel, lanes, _is_far(kernel, [size for access, size in written.items() if access in read]))
     far_rows = written | read if form in TILED_FORMS and _is_far(kernel, written.values()) else {}
+    squares: list[SquareView] = []
+    if form in TILED_FORMS and not rank and min(kernel.m, kernel.n) >= lanes > 1:
+        lines, squares = by_squares(lines, writer, "row", {"row": (), "column": ()}, "{}.at(row, column)")
     if queues >= 0:
         writer.scratch(queues, "gemm_queue", True, "queues")
     return ContractView(
@@ -323,6 +330,8 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
             for access, size in far_rows.items()
         ),
         queues >= 0,
+        tuple(squares),
+        -(-min(kernel.n, BLOCK_COLUMNS) // lanes),
     )
 
 

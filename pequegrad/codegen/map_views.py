@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..dtypes import DType
 from ..records import record, replace
@@ -23,8 +23,8 @@ LEAST_SHARE = 64
 PAGE_BYTES = 1 << 12
 # Of what lies across the lanes, so many vectors of each lane follow each other: the processor sees where they go on.
 VECTORS_ACROSS = 8
-# The bytes of elements that are loaded as they lie; of others the lanes are widened on the way.
-SQUARE_TYPES = {"pg::f32": 4, "pg::f64": 8, "pg::i32": 4, "pg::i64": 8}
+# Elements that are loaded as they lie; of others the lanes are widened on the way.
+SQUARE_TYPES = ("pg::f32", "pg::f64", "pg::i32", "pg::i64")
 
 
 @record
@@ -131,20 +131,9 @@ def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> Map
     if rows * vectors * squares_each < SHARES_PER_AXIS:
         return None
     chunk = lanes * max(1, min(VECTORS_ACROSS, rows * vectors * squares_each // SHARES_PER_AXIS))
-    types = {pointer.name: pointer.type for pointer in writer.pointers.values()}
-    along = Term(across[0], 1)
-    squares: list[SquareView] = []
-    turned: list[Line] = []
-    for line in lines:
-        place = line.address
-        size = SQUARE_TYPES.get(types[place.pointer], 0) if line.form == "load_strided" and place else 0
-        if size and place and along in place.terms:
-            terms = tuple(Term("first", 1) if term == along else term for term in place.terms)
-            square = SquareView(f"q{len(squares)}", types[place.pointer], replace(place, terms=terms))
-            squares.append(square)
-            turned.append(Line("load_square", line.name, text=f"{square.name}[{across[0]} - first]"))
-        else:
-            turned.append(line)
+    turned, squares = by_squares(
+        lines, writer, across[0], {across[0]: (Term("first", 1),)}, f"{{}}[{across[0]} - first]"
+    )
     if not squares:
         return None
     decode = decoded(
@@ -154,6 +143,29 @@ def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> Map
         head_of(writer), False, "unit", rows, decode, Loop(*lane), chunk, -(-across[1] // chunk), True, tuple(turned), (),
         Loop(*across), tuple(squares),
     )  # fmt: skip
+
+
+def by_squares(
+    lines: Sequence[Line], writer: KernelWriter, along: str, places: Mapping[str, tuple[Term, ...]], text: str
+) -> tuple[list[Line], list[SquareView]]:
+    """Return lines that find turned, at ``text`` with a square's name in it, what lies along another axis than the lanes', and
+    where such operands begin: terms of their addresses are replaced as ``places`` says."""
+    types = {pointer.name: pointer.type for pointer in writer.pointers.values() if not pointer.is_written}
+    squares: list[SquareView] = []
+    turned: list[Line] = []
+    for line in lines:
+        place = line.address
+        if (
+            line.form == "load_strided"
+            and place
+            and types.get(place.pointer) in SQUARE_TYPES
+            and Term(along, 1) in place.terms
+        ):
+            terms = tuple(new for term in place.terms for new in places.get(term.variable, (term,)))
+            squares.append(SquareView(f"q{len(squares)}", types[place.pointer], replace(place, terms=terms)))
+            line = Line("load_square", line.name, text=text.format(squares[-1].name))
+        turned.append(line)
+    return turned, squares
 
 
 def _repeat_view(name: str, parts: Sequence[tuple[Statement, ...]], outside: KernelWriter) -> RepeatView:

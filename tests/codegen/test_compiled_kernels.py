@@ -89,6 +89,29 @@ def test_operands_that_lie_across_the_lanes_are_read_by_squares(instruction_set)
     assert_no_failures(batch.failures(target))
 
 
+@SETS
+def test_an_epilogue_reads_what_lies_across_its_rows_by_squares(instruction_set):
+    batch = Batch("across rows")
+    # The last has too few rows; what is narrower than four bytes is read lane by lane.
+    cases = [
+        (200, 70, np.float32),
+        (45, 1100, np.float32),
+        (130, 96, np.float64),
+        (64, 64, np.float16),
+        (3, 96, np.float32),
+    ]
+    for rows, columns, dtype in cases:
+        x, y = (batch.input(np.rint(4 * normal(shape))) for shape in ((rows, 200), (200, columns)))  # Sums are exact.
+        z = batch.input(normal((columns, rows)).astype(dtype))
+        turned = batch.apply("cast", [swapped(batch, z)], dtype=x.dtype)[0]
+        product = batch.apply("matmul", [x, y])[0]
+        batch.expect(f"{rows} {columns} {dtype.__name__}", batch.apply("add", [product, turned]))
+    target = target_for(instruction_set)
+    text = render(lower(batch.graph(), target, 2), target)
+    assert text.count("pg::turned_rows") == (3 if target.lanes > 1 and target.has_clock else 0)
+    assert_no_failures(batch.failures(target))
+
+
 # --- convolution and pooling --------------------------------------------------------------------------------------
 
 # N, C, H, W, O, kernel, stride, padding, dilation, groups

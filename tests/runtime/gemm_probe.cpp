@@ -21,7 +21,7 @@ using namespace pg;
           else if (sum.lane(i) != 0) touched[row * N + col] += 100;                                                        \
       };                                                                                                                   \
       const auto product = runs_on ? gemm<T, gemm_columns::runs_on, decltype(epilogue)&> : gemm<T, gemm_columns::any, decltype(epilogue)&>;\
-      product(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, epilogue, update, updates, {}); \
+      product(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, epilogue, update, updates, {}, pg::gemm_nothing()); \
     }                                                                                                                      \
   }
 GEMM(f32) GEMM(f64)

@@ -18,15 +18,22 @@ SIZES = [
 ]  # fmt: skip
 
 
-def scratch_bytes(rows: int, depth: int, itemsize: int, lanes: int, tile_rows: int, width: int, l2: int) -> int:
+def scratch_bytes(
+    rows: int, depth: int, itemsize: int, lanes: int, tile_rows: int, width: int, l1: int, l2: int
+) -> int:
     """The formula that gemm.h documents."""
-    blocks = max(1, -(-depth // ((2048 if l2 >= 1 << 20 else 1536) // itemsize)))
-    block = -(-depth // blocks)
-    block += -block % lanes
-    columns = min(1024, 3 * l2 // 4 // itemsize // max(block, 1)) // width * width
-    kept = -(-rows // max(1, -(-rows // 1024)))
-    elements = block * columns + 8 * tile_rows * (block + lanes) + (kept if blocks > 1 else tile_rows) * columns
-    return -(-elements * itemsize // 64) * 64
+    found = []
+    for most in (2048 if l2 >= 1 << 20 else 1536, 4096):
+        if most == 4096 and (l2 < 1 << 20 or l1 < 48 << 10 or depth > 4096 // itemsize):
+            continue
+        blocks = max(1, -(-depth // (most // itemsize)))
+        block = -(-depth // blocks)
+        block += -block % lanes
+        columns = min(1024, 3 * l2 // 4 // itemsize // max(block, 1)) // width * width
+        kept = -(-rows // max(1, -(-rows // 1024)))
+        elements = block * columns + 8 * tile_rows * (block + lanes) + (kept if blocks > 1 else tile_rows) * columns
+        found.append(-(-elements * itemsize // 64) * 64)
+    return max(found)
 
 
 def operand(random: np.random.Generator, shape: tuple[int, int], order: str, dtype: type) -> np.ndarray:
@@ -49,7 +56,7 @@ def product(
     tile = np.zeros(4, np.int64)
     library.tile_of(ctypes.c_void_p(tile.ctypes.data))
     rows, width = tile[:2] if name == "f32" else tile[2:]
-    assert size == scratch_bytes(m, k, a.itemsize, library.lanes, int(rows), int(width), library.l2)
+    assert size == scratch_bytes(m, k, a.itemsize, library.lanes, int(rows), int(width), library.l1, library.l2)
     guarded = np.full(size + 128, 0xAB, np.uint8)
     start = -guarded.ctypes.data % 64
     c, touched = np.full((m, n), np.nan, a.dtype), np.zeros((m, n), np.int32)
@@ -67,7 +74,7 @@ def product(
 def library(build, lanes: int, request: pytest.FixtureRequest) -> ctypes.CDLL:
     l1, l2 = request.param
     probe = build("gemm_probe", f"-DPG_L1_KIB={l1}", f"-DPG_L2_KIB={l2}")
-    probe.lanes, probe.l2 = lanes, l2 << 10
+    probe.lanes, probe.l1, probe.l2 = lanes, l1 << 10, l2 << 10
     return probe
 
 

@@ -16,7 +16,7 @@ from tests.runtime.test_gemm import product
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_small_products_are_the_same_bits_as_large_ones(build, lanes: int, dtype: type) -> None:
     small, large = build("gemm_small_probe"), build("gemm_probe")
-    large.lanes, large.l2 = lanes, 512 << 10
+    large.lanes, large.l1, large.l2 = lanes, 32 << 10, 512 << 10
     small.size_of.restype = ctypes.c_long
     multiply = small.small_f32 if dtype is np.float32 else small.small_f64
     random = np.random.default_rng(14)

@@ -17,7 +17,7 @@ SIZES = [(1, 16), (5, 20), (16, 64), (17, 129), (31, 1024), (64, 300), (96, 1100
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_products_of_transposes_are_the_same_bits(build, lanes: int, dtype: type) -> None:
     turned, plain = build("gemm_turned_probe"), build("gemm_probe")
-    plain.lanes, plain.l2 = lanes, 512 << 10
+    plain.lanes, plain.l1, plain.l2 = lanes, 32 << 10, 512 << 10
     multiply = turned.turned_f32 if dtype is np.float32 else turned.turned_f64
     scratch_bytes = turned.turned_scratch_f32 if dtype is np.float32 else turned.turned_scratch_f64
     scratch_bytes.restype = ctypes.c_long

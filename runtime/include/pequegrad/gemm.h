@@ -175,35 +175,45 @@ template <class T> struct gemm_cut {
   // each cut of columns reads A, and packs it, once more. Measured with 1 MiB, 256 rows and B [4096, 1024]: 13 % faster than cut
   // for 512 KiB. Three quarters where all columns then are one block: A [2304, 256] transposed and B [256, 768] take 3 % less.
   enum { kept_b = PG_L2_KIB * 512 / int(sizeof(T)), kept_whole_b = PG_L2_KIB * 768 / int(sizeof(T)) };
-  enum { most_k = (PG_L2_KIB >= 1024 ? 2048 : 1536) / int(sizeof(T)) };
+  // A tile's rows stay in L1. Where that has 48 KiB, twice as many k are taken at once if all columns then still are one block: A
+  // [200, 784] and 128 columns take 4 % less; A [4096, 1024] and 256 columns, in two blocks, would take 5 % more.
+  enum { most_k = (PG_L2_KIB < 1024 ? 1536 : 2048) / int(sizeof(T)) };
+  enum { most_whole_k = PG_L2_KIB < 1024 || PG_L1_KIB < 48 ? int(most_k) : 4096 / int(sizeof(T)) };
   long k_blocks, k, columns, row_blocks, rows;
 
-  // Without `all_columns`, the largest that there may be.
+  // Without `all_columns`, the largest that there may be where k is cut.
   PG_INLINE gemm_cut(long all_rows, long K, long all_columns = 0) {
-    k_blocks = blocks_of(K, most_k);
-    k = (K + k_blocks - 1) / k_blocks;
-    k = (k + PG_LANES - 1) / PG_LANES * PG_LANES;
-    const long depth = k ? k : 1, whole = kept_whole_b / depth < most_columns ? kept_whole_b / depth : long(most_columns);
-    const long part = kept_b / depth < most_cut_columns ? kept_b / depth : long(most_cut_columns);
-    columns = (all_columns <= whole / tile::width * tile::width ? whole : part) / tile::width * tile::width;
+    const bool is_whole = all_columns > 0 && K <= most_whole_k && all_columns <= whole_columns(padded(K));
+    k_blocks = is_whole ? 1 : blocks_of(K, most_k);
+    k = padded((K + k_blocks - 1) / k_blocks);
+    const long part = kept_b / (k ? k : 1) / tile::width * tile::width, most_part = most_cut_columns / tile::width * tile::width;
+    columns = all_columns <= whole_columns(k) ? whole_columns(k) : part < most_part ? part : most_part;
     row_blocks = blocks_of(all_rows, most_rows);
     rows = (all_rows + row_blocks - 1) / row_blocks;
+  }
+  static PG_INLINE long padded(long k) { return (k + PG_LANES - 1) / PG_LANES * PG_LANES; }
+  static PG_INLINE long whole_columns(long k) {
+    const long columns = kept_whole_b / (k ? k : 1);
+    return (columns < most_columns ? columns : long(most_columns)) / tile::width * tile::width;
   }
   static PG_INLINE long blocks_of(long extent, long most) { return extent > most ? (extent + most - 1) / most : 1; }
   PG_INLINE long packed_b() const { return k * columns; }
   PG_INLINE long packed_tile() const { return tile::rows * (k + PG_LANES); }
   PG_INLINE long sums() const { return (k_blocks > 1 ? rows : long(tile::rows)) * columns; }
+  PG_INLINE long elements() const { return packed_b() + group * packed_tile() + sums(); }
 };
 
-// Bytes of scratch for one worker that computes `rows` rows. With width = vectors * lanes of the tile,
-// and of k at most 1536 bytes, 2048 where L2 has 1 MiB,
+// Bytes of scratch for one worker that computes `rows` rows. With width = vectors * lanes of the tile, and of k at most `bytes`,
+// 1536 or, where L2 has 1 MiB, 2048,
 //   k_blocks = max(1, ceil(K / (bytes / sizeof(T)))), k = ceil(K / k_blocks) rounded up to lanes,
 //   columns = min(1024, 3 / 4 L2 / sizeof(T) / k) rounded down to width, kept = rows / ceil(rows / 1024) rounded up:
 //   sizeof(T) * (k * columns + 8 * tile_rows * (k + lanes) + (kept if k_blocks > 1 else tile_rows) * columns)
-// rounded up to 64. The scratch must be aligned to 64 bytes.
+// rounded up to 64; where L1 has 48 KiB as well, and K no more than 4096 bytes, as much with 4096 if that is more. The scratch must
+// be aligned to 64 bytes.
 template <class T> inline long gemm_scratch(long rows, long K) {
-  const gemm_cut<T> cut(rows, K);
-  return ((cut.packed_b() + cut.group * cut.packed_tile() + cut.sums()) * long(sizeof(T)) + 63) / 64 * 64;
+  const gemm_cut<T> cut(rows, K), whole(rows, K, 1);
+  const long elements = cut.elements() > whole.elements() ? cut.elements() : whole.elements();
+  return (elements * long(sizeof(T)) + 63) / 64 * 64;
 }
 
 // to[t][k][r] = a[k * a_col + r of tile t], k < K, for tiles begin … end: tile t is rows first_row(t) … first_row(t + 1). Rows
@@ -558,15 +568,20 @@ template <class T> struct gemm_walk {
 // reaches: 60 cycles a row.
 enum class gemm_columns { any, whole, runs_on };
 
+struct gemm_nothing {
+  PG_INLINE void operator()(long, long, long, long) const {}
+};
+
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
 // A(m, k) = A[m * a_row + k * a_col] and B(k, n) = B[k * b_row + n * b_col]. M and N are C's whole size, K the length of
 // the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero.
 // `updates`: what the epilogue writes, of elements no longer than T, where it is too large to be near, and then what it only
-// reads; four at most are asked for ahead, and the rest comes when the epilogue reads it.
-template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue>
+// reads; four at most are asked for ahead, and the rest comes when the epilogue reads it. before(row, rows, col, columns) is called
+// before the epilogue sees that part of C, of no more rows than a tile has and no more columns than 1,024.
+template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue, class Before = gemm_nothing>
 PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,
-          int update_count = 0, gemm_team team = {}) {
+          int update_count = 0, gemm_team team = {}, Before&& before = {}) {
   if (row_end > M) row_end = M;
   if (col_end > N) col_end = N;
   if (row_begin >= row_end || col_begin >= col_end) return;
@@ -579,6 +594,7 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
     const T* sums = walk.sums;
     const long row = walk.first_row + walk.row, col = walk.col, stride = walk.stride;
     const long rows = runs_on ? 1 : walk.rows, columns = runs_on ? walk.rows * N : walk.columns;
+    before(row, walk.rows, col, walk.columns);
     for (long r = 0; r < rows; ++r, sums += stride) {
       for (long c = 0; c < columns; c += PG_LANES) {
         if (COLUMNS == gemm_columns::whole || columns - c >= PG_LANES) epilogue(row + r, col + c, load_plain(sums + c), long(PG_LANES));

@@ -77,6 +77,27 @@ template <class T> PG_NOINLINE void transpose_lanes(const T* from, long from_row
       transpose_square(from + c * from_row + k, from_row, columns - c, depth - k < N ? depth - k : long(N), to[k] + c, PG_LANES);
 }
 
+// Some rows of a matrix that lies by columns, element (row, column) at start[row + column * stride]: at most ROWS of them, and of as many
+// columns as SLOTS vectors hold, turned together before vectors along the rows are read.
+template <class T, int ROWS, int SLOTS> struct turned_rows {
+  const T* start;
+  long stride, first_row = 0, first_column = 0;
+  alignas(64) T kept[SLOTS][ROWS][PG_LANES];
+
+  PG_INLINE turned_rows(const T* start, long stride) : start(start), stride(stride) {}
+
+  // first_column is a multiple of the lanes; zeros follow the last column.
+  PG_NOINLINE void turn(long row, long rows, long column, long columns) {
+    first_row = row;
+    first_column = column;
+    for (long c = 0; c < columns; c += PG_LANES)
+      transpose_lanes(start + row + (column + c) * stride, stride, columns - c, rows, kept[c / PG_LANES]);
+  }
+
+  // Where the vector lies that begins at a column, a multiple of the lanes.
+  PG_INLINE const T* at(long row, long column) const { return kept[(column - first_column) / PG_LANES][row - first_row]; }
+};
+
 // ---- compiled once (see gemm.h) -----------------------------------------------------------------------------------------
 
 #define PG_TRANSPOSE_PARTS(PART) \
