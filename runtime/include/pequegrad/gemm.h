@@ -41,15 +41,16 @@ PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, co
   typedef typename lanes<T>::unaligned unaligned;
   constexpr int N = VECTORS * lanes<T>::parts, L = lanes<T>::count;
   native sum[ROWS][N];
-  const T* row[ROWS];
-  PG_UNROLL for (int r = 0; r < ROWS; ++r) row[r] = a + r * a_row;
   if (accumulate) {
-    PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int n = 0; n < N; ++n)
-      sum[r][n] = *reinterpret_cast<const unaligned*>(tile + r * tile_row + n * L);
+    const T* from = tile;
+    PG_UNROLL for (int r = 0; r < ROWS; ++r, from += tile_row) PG_UNROLL for (int n = 0; n < N; ++n)
+      sum[r][n] = *reinterpret_cast<const unaligned*>(from + n * L);
   } else {
     PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] = native{};
   }
-  long i = 0;
+  // Two places to count rows from take fewer registers than seven distances from one.
+  const T *upper = a, *lower = ROWS > 4 ? a + 4 * a_row : a;
+  PG_FORGET(lower);
   for (long k = 0; k < K; ++k) {
     before(k);
     const T* source = INDIRECT ? b + offsets[k] : b;
@@ -59,14 +60,18 @@ PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, co
       PG_KEEP_IN_REGISTER(column[n]);
     }
     PG_UNROLL for (int r = 0; r < ROWS; ++r) {
-      native broadcast = row[r][i] - native{};
+      const T* element = r < 4 ? upper + r * a_row : lower + (r - 4) * a_row;
+      native broadcast = *element - native{};
       PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] += broadcast * column[n];
     }
-    i += a_k;
+    upper += a_k;
+    lower += a_k;
     if (!INDIRECT) b += b_k;
   }
-  PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int n = 0; n < N; ++n)
-    *reinterpret_cast<unaligned*>(tile + r * tile_row + n * L) = sum[r][n];
+  // Where they go is computed anew: kept since the beginning, it would take the registers of the rows of A.
+  PG_FORGET(tile_row);
+  PG_UNROLL for (int r = 0; r < ROWS; ++r, tile += tile_row) PG_UNROLL for (int n = 0; n < N; ++n)
+    *reinterpret_cast<unaligned*>(tile + n * L) = sum[r][n];
 }
 
 template <class T, int ROWS, int VECTORS, bool INDIRECT>

@@ -22,6 +22,9 @@
 
 #define PG_UNROLL _Pragma("GCC unroll 16")
 
+// Makes the compiler forget what it knows about a whole number.
+#define PG_FORGET(value) __asm__("" : "+r"(value))
+
 // Stops the compiler from loading an unaligned value again for every use of it.
 #if defined(__x86_64__) && PG_LANES > 1
 #define PG_KEEP_IN_REGISTER(value) __asm__("" : "+v"(value))
