@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for JSON (%(default)s)")
     options = parser.parse_args(arguments)
     print(f"{'m × n × k':<34}{'MFLOP':>8} {'GFLOP/s':>8} {'% peak':>8}  in")
-    with pg.config(num_threads=options.threads):
+    with pg.config(num_threads=options.threads, quiet=True):
         rows = measure_products(options.only, options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"products-{options.threads}threads.json"
