@@ -1,0 +1,166 @@
+// What matrix products are made of: the tile of C that fits the registers, its sums, and operands packed side by side.
+//
+// Invariants: each sum is over k in rising order; nothing outside the operands' own elements is read.
+// The micro-kernels are functions of their own, shared by all epilogues: they leave a tile in L1 that the epilogue reads
+// back, a store and a load beside K multiply-adds. Six distinct epilogues compile in 0.7 s.
+#pragma once
+#include "transpose.h"
+
+namespace pg {
+
+// The tile of C that fits the registers: rows by vectors.
+template <class T> struct gemm_tile {
+#if PG_LANES == 16
+  enum { rows = sizeof(T) == 4 ? 8 : 6, vectors = sizeof(T) == 4 ? 3 : 2 };
+#elif PG_LANES == 8
+  enum { rows = 6, vectors = sizeof(T) == 4 ? 2 : 1 };
+#elif PG_LANES == 4 && defined(__aarch64__)
+  enum { rows = sizeof(T) == 4 ? 8 : 6, vectors = sizeof(T) == 4 ? 3 : 2 };
+#elif PG_LANES == 4
+  enum { rows = 4, vectors = sizeof(T) == 4 ? 2 : 1 };
+#else
+  enum { rows = 4, vectors = 2 };
+#endif
+  enum { width = vectors * PG_LANES };
+};
+
+// ---- micro-kernel -------------------------------------------------------------------------------------------------------
+
+// tile[r][0 … VECTORS * lanes) (+)= sum over k of a[r * a_row + k * a_k] * row k of B, which lies at b + k * b_k, or at
+// b + offsets[k] where there are offsets.
+// before(k) is called before the k-th products.
+template <class T, int ROWS, int VECTORS, bool INDIRECT, class Before>
+PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, const T* __restrict b, long b_k,
+                         const long* __restrict offsets, T* __restrict tile, long tile_row, bool accumulate, Before&& before) {
+  typedef typename lanes<T>::native native;
+  typedef typename lanes<T>::unaligned unaligned;
+  constexpr int N = VECTORS * lanes<T>::parts, L = lanes<T>::count;
+  native sum[ROWS][N];
+  if (accumulate) {
+    const T* from = tile;
+    PG_UNROLL for (int r = 0; r < ROWS; ++r, from += tile_row) PG_UNROLL for (int n = 0; n < N; ++n)
+      sum[r][n] = *reinterpret_cast<const unaligned*>(from + n * L);
+  } else {
+    PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] = native{};
+  }
+  // Two places to count rows from take fewer registers than seven distances from one.
+  const T *upper = a, *lower = ROWS > 4 ? a + 4 * a_row : a;
+  PG_FORGET(lower);
+  for (long k = 0; k < K; ++k) {
+    before(k);
+    const T* source = INDIRECT ? b + offsets[k] : b;
+    native column[N];
+    PG_UNROLL for (int n = 0; n < N; ++n) {
+      column[n] = *reinterpret_cast<const unaligned*>(source + n * L);
+      PG_KEEP_IN_REGISTER(column[n]);
+    }
+    PG_UNROLL for (int r = 0; r < ROWS; ++r) {
+      const T* element = r < 4 ? upper + r * a_row : lower + (r - 4) * a_row;
+      native broadcast = *element - native{};
+      PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] += broadcast * column[n];
+    }
+    upper += a_k;
+    lower += a_k;
+    if (!INDIRECT) b += b_k;
+  }
+  // Where they go is computed anew: kept since the beginning, it would take the registers of the rows of A.
+  PG_FORGET(tile_row);
+  PG_UNROLL for (int r = 0; r < ROWS; ++r, tile += tile_row) PG_UNROLL for (int n = 0; n < N; ++n)
+    *reinterpret_cast<unaligned*>(tile + n * L) = sum[r][n];
+}
+
+template <class T, int ROWS, int VECTORS, bool INDIRECT>
+PG_NOINLINE void gemm_kernel(long K, const T* a, long a_row, long a_k, const T* b, long b_k, const long* offsets, T* tile, long tile_row,
+                             bool accumulate) {
+  gemm_sums<T, ROWS, VECTORS, INDIRECT>(K, a, a_row, a_k, b, b_k, offsets, tile, tile_row, accumulate, [](long) {});
+}
+
+// Lines of memory that a micro-kernel asks for, one at each k: the first `written` to be written, into L1, the rest into L2.
+struct gemm_lines {
+  enum { most = 256 };
+  const char* line[most];
+  long written, count;
+};
+
+// The full tile, and on the way `lines`.
+template <class T>
+PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
+                                   const gemm_lines& lines) {
+  const long written = lines.written, count = lines.count;
+  const char* const* const line = lines.line;
+  // Not inlined at once, what does nothing but ask for lines is taken for what has no effect, and left out.
+  const auto ask = [=](long k) __attribute__((always_inline)) {
+    if (k < written) __builtin_prefetch(line[k], 1, 2);
+    else if (k < count) __builtin_prefetch(line[k], 0, 2);
+  };
+  gemm_sums<T, gemm_tile<T>::rows, gemm_tile<T>::vectors, false>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, ask);
+}
+
+template <class T>
+using gemm_kernel_function = void (*)(long K, const T* a, long a_row, long a_k, const T* b, long b_k, const long* offsets,
+                                      T* tile, long tile_row, bool accumulate);
+
+template <class T, bool INDIRECT, int ROWS> PG_INLINE gemm_kernel_function<T> gemm_kernel_of_vectors(int vectors) {
+  if constexpr (gemm_tile<T>::vectors >= 3)
+    if (vectors == 3) return gemm_kernel<T, ROWS, 3, INDIRECT>;
+  if constexpr (gemm_tile<T>::vectors >= 2)
+    if (vectors == 2) return gemm_kernel<T, ROWS, 2, INDIRECT>;
+  return gemm_kernel<T, ROWS, 1, INDIRECT>;
+}
+
+template <class T, bool INDIRECT> PG_NOINLINE gemm_kernel_function<T> gemm_kernel_for(int rows, int vectors) {
+  if constexpr (gemm_tile<T>::rows >= 8) {
+    if (rows == 8) return gemm_kernel_of_vectors<T, INDIRECT, 8>(vectors);
+    if (rows == 7) return gemm_kernel_of_vectors<T, INDIRECT, 7>(vectors);
+  }
+  if constexpr (gemm_tile<T>::rows >= 6) {
+    if (rows == 6) return gemm_kernel_of_vectors<T, INDIRECT, 6>(vectors);
+    if (rows == 5) return gemm_kernel_of_vectors<T, INDIRECT, 5>(vectors);
+  }
+  if (rows == 4) return gemm_kernel_of_vectors<T, INDIRECT, 4>(vectors);
+  if (rows == 3) return gemm_kernel_of_vectors<T, INDIRECT, 3>(vectors);
+  if (rows == 2) return gemm_kernel_of_vectors<T, INDIRECT, 2>(vectors);
+  return gemm_kernel_of_vectors<T, INDIRECT, 1>(vectors);
+}
+
+// ---- packing ------------------------------------------------------------------------------------------------------------
+
+// to[k][c] = b[k * b_row + c * b_col], k < K, c < columns, zero from there to `width` (a multiple of the lanes). Where k is
+// dense, one square's width after another: the processor follows a vector's lanes of streams, not three times as many. Rows
+// a page apart it does not follow at all: they are asked for.
+template <class T>
+PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col, long K, long columns) {
+  long k = 0;
+  if (b_row == 1 && b_col != 1) {
+    constexpr int N = lanes<T>::count;
+    for (long c = 0; c < width; c += N)
+      for (k = 0; k < K; k += N)
+        transpose_square(b + k + c * b_col, b_col, columns - c, K - k < N ? K - k : long(N), to + k * width + c, width);
+  } else if (b_col == 1) {
+    for (; k < K; ++k)
+      for (long c = 0; c < width; c += PG_LANES) {
+        __builtin_prefetch(b + (k + 8) * b_row + c);
+        long count = columns - c < PG_LANES ? columns - c : PG_LANES;
+        store_plain(to + k * width + c, load_plain(b + k * b_row + c, count > 0 ? count : 0));
+      }
+  }
+  for (; k < K; ++k)
+    for (long c = 0; c < width; ++c) to[k * width + c] = c < columns ? b[k * b_row + c * b_col] : T(0);
+}
+
+// Rows whose stride is a multiple of 4 KiB fall into the same sets of L1: copy them side by side, padded. L1 has a way for each 4 KiB,
+// and twelve are enough for a tile's rows and what goes by: A [4096, 1024] and [1024, 4096], 256 columns, took 4 % longer copied.
+constexpr bool gemm_copies_rows = PG_L1_KIB < 48;
+
+template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* a, long a_row, long rows, long K) {
+  for (long r = 0; r < rows; ++r)
+    for (long k = 0; k < K; k += PG_LANES)
+      store_plain(to + r * to_row + k, load_plain(a + r * a_row + k, K - k), K - k < PG_LANES ? K - k : PG_LANES);
+}
+
+// A B of so many bytes stays in L2 between tiles of rows, and is read where it lies: of 400 rows as fast as packed, of 256 up
+// to 4 %, of 32 and 24 rows 15 and 29 % faster. One of more bytes is faster packed only where more tiles of rows pass by than these:
+// measured with 1 MiB of L2, of 20 rows it is 20 %, of 32 rows 5 to 25, of 64 and 96 rows 1 to 7 % faster where it lies.
+constexpr long gemm_resident_bytes = PG_L2_KIB * 512, gemm_few_tiles = 12;
+
+}  // namespace pg
