@@ -36,7 +36,7 @@ MOST_COPIES = 8
 PROFILES = 5
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Product:
     """C[batch, m, n] = A B, of float32. ``a`` and ``b``: "n" where rows of an operand are dense, "t" where its columns are."""
 

@@ -58,9 +58,8 @@ from .views import (
 QUEUED_MULTIPLY_ADDS = 1 << 20
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
-# Forms of gemm.h, which walks over tiles, of so many columns at most.
+# Forms of gemm.h, which walks over tiles.
 TILED_FORMS = ("whole", "runs_on", "any")
-BLOCK_COLUMNS = 1024
 # What a product writes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
 # Adam's three, on two cores with 1 MiB of L2 each: asked for ahead, 48 MiB are 10 % faster, 3.8 MiB 1 to 6 %; whole steps whose
 # matrices have 0.6 to 0.8 MiB were no faster beyond their noise. A result alone, of 16 MiB: 5 %.
@@ -106,7 +105,7 @@ class ContractView(LaneView):
     ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of a few tens (gemm_turned.h); else "whole"
     where its columns are whole vectors, "runs_on" where they are not, but its epilogue walks from the end of a row straight
     into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or "any".
-    ``squares``: what the epilogue reads across its rows, of which ``slots`` squares are kept."""
+    ``squares``: what the epilogue reads across its rows."""
 
     head: KernelHead
     type: str
@@ -126,7 +125,6 @@ class ContractView(LaneView):
     far_updates: tuple[UpdateView, ...]
     has_queues: bool
     squares: tuple[SquareView, ...]
-    slots: int
 
 
 @record
@@ -331,7 +329,6 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
         ),
         queues >= 0,
         tuple(squares),
-        -(-min(kernel.n, BLOCK_COLUMNS) // lanes),
     )
 
 

@@ -126,11 +126,11 @@ def _across_view(writer: KernelWriter, lines: Sequence[Line], lanes: int) -> Map
     if lanes == 1 or len(writer.extents) < 2 or min(writer.extents[-2:]) < lanes:
         return None
     *outer, across, lane = zip(writer.indices, writer.extents, strict=True)
-    rows, vectors = math.prod(extent for _, extent in outer), -(-lane[1] // lanes)
-    squares_each = -(-across[1] // lanes)
-    if rows * vectors * squares_each < SHARES_PER_AXIS:
+    rows = math.prod(extent for _, extent in outer)
+    shares = rows * -(-lane[1] // lanes) * -(-across[1] // lanes) // SHARES_PER_AXIS
+    if not shares:
         return None
-    chunk = lanes * max(1, min(VECTORS_ACROSS, rows * vectors * squares_each // SHARES_PER_AXIS))
+    chunk = lanes * min(VECTORS_ACROSS, shares)
     turned, squares = by_squares(
         lines, writer, across[0], {across[0]: (Term("first", 1),)}, f"{{}}[{across[0]} - first]"
     )

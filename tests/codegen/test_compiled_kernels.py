@@ -108,7 +108,7 @@ def test_an_epilogue_reads_what_lies_across_its_rows_by_squares(instruction_set)
         batch.expect(f"{rows} {columns} {dtype.__name__}", batch.apply("add", [product, turned]))
     target = target_for(instruction_set)
     text = render(lower(batch.graph(), target, 2), target)
-    assert text.count("pg::turned_rows") == (3 if target.lanes > 1 and target.has_clock else 0)
+    assert text.count("pg::gemm_turned_rows") == (3 if target.lanes > 1 and target.has_clock else 0)
     assert_no_failures(batch.failures(target))
 
 

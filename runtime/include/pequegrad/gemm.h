@@ -20,12 +20,17 @@ struct gemm_nothing {
   PG_INLINE void operator()(long, long, long, long) const {}
 };
 
+// What an epilogue of sums of T, of N columns, reads across its rows, turned for as much of C as it sees between two calls of `before`.
+template <class Element, class T, long N>
+using gemm_turned_rows = turned_rows<Element, gemm_tile<T>::rows,
+                                     ((N < gemm_cut<T>::most_columns ? N : gemm_cut<T>::most_columns) + PG_LANES - 1) / PG_LANES>;
+
 // Calls epilogue(row, col, vec<T> sum, count) once for each vector of C = A B within the given rows and columns, where
 // A(m, k) = A[m * a_row + k * a_col] and B(k, n) = B[k * b_row + n * b_col]. M and N are C's whole size, K the length of
 // the sums. `scratch`: gemm_scratch<T>(row_end - row_begin, K) bytes. Lanes of `sum` beyond count are zero.
 // `updates`: what the epilogue writes, of elements no longer than T, where it is too large to be near, and then what it only
 // reads; four at most are asked for ahead, and the rest comes when the epilogue reads it. before(row, rows, col, columns) is called
-// before the epilogue sees that part of C, of no more rows than a tile has and no more columns than 1,024.
+// before the epilogue sees that part of C, of no more rows than a tile has and no more columns than a block.
 template <class T, gemm_columns COLUMNS = gemm_columns::any, class Epilogue, class Before = gemm_nothing>
 PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch,
           long row_begin, long row_end, long col_begin, long col_end, Epilogue&& epilogue, const gemm_update* updates = nullptr,

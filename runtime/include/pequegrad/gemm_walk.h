@@ -258,9 +258,10 @@ template <class T> struct gemm_walk {
       if (position >= end) return false;
       // Several at once, fewer of them towards the end: taking waits for all that an epilogue has stored, 0.1 us. Tiles that are
       // packed together are taken together.
+      const long parts = packs_rows() ? 2 : 3, most = packs_rows() ? cut.group : cut.run;
       first = position % tiles;
-      count = packs_rows() ? (tiles - first + 1) / 2 : (tiles - first + 2) / 3;
-      if (count > (packs_rows() ? cut.group : cut.run)) count = packs_rows() ? cut.group : cut.run;
+      count = (tiles - first + parts - 1) / parts;
+      if (count > most) count = most;
     } while (!__atomic_compare_exchange_n(&queue.taken, &position, position + count, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     if (!is_cut() && position / tiles != block) set_columns(position / tiles);
     tile_next = tile_first = first;

@@ -83,37 +83,26 @@ template <class T> PG_INLINE vec<T> pow(vec<T> x, vec<T> y) {
 template <class T> PG_INLINE vec<T> pow(vec<T> x, not_deduced<T> y) { return pow(x, splat<T>(y)); }
 template <class T> PG_INLINE vec<T> pow(not_deduced<T> x, vec<T> y) { return pow(splat<T>(x), y); }
 
-// x, or the bound where x is greater; a NaN stays. The one instruction that it is, which GCC 12 does not find in the choice.
-PG_INLINE vec<f32> at_most(vec<f32> x, f32 bound) {
+// x, or the bound where x is beyond it; a NaN stays. The one instruction that it is, which GCC 12 does not find in the choice.
 #if PG_LANES == 16 && defined(__AVX512F__) && !defined(__clang__)
-  x.part[0] = __builtin_ia32_minps512_mask(splat<f32>(bound).part[0], x.part[0], x.part[0], u16(0xffff), 4);
-  return x;
+#define PG_BOUNDED(WHICH) __builtin_ia32_##WHICH##ps512_mask(splat<f32>(bound).part[0], x.part[0], x.part[0], u16(0xffff), 4)
 #elif PG_LANES == 8 && defined(__AVX__) && !defined(__clang__)
-  x.part[0] = __builtin_ia32_minps256(splat<f32>(bound).part[0], x.part[0]);
-  return x;
+#define PG_BOUNDED(WHICH) __builtin_ia32_##WHICH##ps256(splat<f32>(bound).part[0], x.part[0])
 #elif PG_LANES == 4 && defined(__SSE2__) && !defined(__clang__)
-  x.part[0] = __builtin_ia32_minps(splat<f32>(bound).part[0], x.part[0]);
-  return x;
-#else
-  return select(gt(x, bound), bound, x);
+#define PG_BOUNDED(WHICH) __builtin_ia32_##WHICH##ps(splat<f32>(bound).part[0], x.part[0])
 #endif
-}
-
-// x, or the bound where x is less; a NaN stays.
-PG_INLINE vec<f32> at_least(vec<f32> x, f32 bound) {
-#if PG_LANES == 16 && defined(__AVX512F__) && !defined(__clang__)
-  x.part[0] = __builtin_ia32_maxps512_mask(splat<f32>(bound).part[0], x.part[0], x.part[0], u16(0xffff), 4);
-  return x;
-#elif PG_LANES == 8 && defined(__AVX__) && !defined(__clang__)
-  x.part[0] = __builtin_ia32_maxps256(splat<f32>(bound).part[0], x.part[0]);
-  return x;
-#elif PG_LANES == 4 && defined(__SSE2__) && !defined(__clang__)
-  x.part[0] = __builtin_ia32_maxps(splat<f32>(bound).part[0], x.part[0]);
-  return x;
+#if defined(PG_BOUNDED)
+#define PG_DEFINE_BOUND(NAME, WHICH, IS_BEYOND)        \
+  PG_INLINE vec<f32> NAME(vec<f32> x, f32 bound) {     \
+    x.part[0] = PG_BOUNDED(WHICH);                     \
+    return x;                                          \
+  }
 #else
-  return select(lt(x, bound), bound, x);
+#define PG_DEFINE_BOUND(NAME, WHICH, IS_BEYOND) \
+  PG_INLINE vec<f32> NAME(vec<f32> x, f32 bound) { return select(IS_BEYOND(x, bound), bound, x); }
 #endif
-}
+PG_DEFINE_BOUND(at_most, min, gt)
+PG_DEFINE_BOUND(at_least, max, lt)
 
 // ---- square root and rounding ------------------------------------------------------------------------------------------
 
