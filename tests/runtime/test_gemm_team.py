@@ -7,16 +7,17 @@ import ctypes
 import numpy as np
 import pytest
 
-# Rows by whole tiles or not, k in one part and in several, columns in one block and in several.
+# Rows by whole tiles or not, k in one part and in several, columns in one block and in several, both near and far.
 SIZES = [
     (100, 200, 60), (128, 1600, 70), (200, 128, 784), (53, 65, 1100), (300, 33, 3000),
-    (7, 100, 40), (1, 64, 700), (0, 5, 3), (64, 30, 0),
+    (7, 100, 40), (1, 64, 700), (0, 5, 3), (64, 30, 0), (300, 800, 1100), (210, 500, 2100),
 ]  # fmt: skip
 
 
-@pytest.fixture
-def library(build, lanes: int) -> ctypes.CDLL:
-    return build("gemm_team_probe", "-pthread", "-DPG_L2_KIB=512")
+@pytest.fixture(params=[(32, 512), (48, 1024)], ids=lambda kib: f"l1_{kib[0]}-l2_{kib[1]}")
+def library(build, lanes: int, request: pytest.FixtureRequest) -> ctypes.CDLL:
+    l1, l2 = request.param
+    return build("gemm_team_probe", "-pthread", f"-DPG_L1_KIB={l1}", f"-DPG_L2_KIB={l2}")
 
 
 def product(

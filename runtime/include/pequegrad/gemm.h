@@ -44,10 +44,10 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
   while (walk.next()) {
     const bool runs_on = COLUMNS == gemm_columns::runs_on && walk.joins_rows();
     // Copies: the epilogue's stores could change what lies in the walk.
-    const T* sums = walk.sums;
-    const long row = walk.first_row + walk.row, col = walk.col, stride = walk.stride;
-    const long rows = runs_on ? 1 : walk.rows, columns = runs_on ? walk.rows * N : walk.columns;
-    before(row, walk.rows, col, walk.columns);
+    const T* sums = walk.done.sums;
+    const long row = walk.done.row, col = walk.done.col, stride = walk.done.stride;
+    const long rows = runs_on ? 1 : walk.done.rows, columns = runs_on ? walk.done.rows * N : walk.done.columns;
+    before(row, walk.done.rows, col, walk.done.columns);
     for (long r = 0; r < rows; ++r, sums += stride) {
       for (long c = 0; c < columns; c += PG_LANES) {
         if (COLUMNS == gemm_columns::whole || columns - c >= PG_LANES) epilogue(row + r, col + c, load_plain(sums + c), long(PG_LANES));
@@ -97,9 +97,16 @@ inline gemm_team gemm_share(long M, long N, long K, int worker, int workers, lon
   PART void gemm_walk<float>::set_columns(long);                                           \
   PART void gemm_walk<float>::enter(long);                                                 \
   PART void gemm_walk<float>::pack(long);                                                  \
-  PART void gemm_walk<float>::look_for_b(long, long);                                      \
+  PART void gemm_walk<float>::begin_part(long, long);                                      \
+  PART void gemm_walk<float>::pack_slice(long);                                            \
+  PART void gemm_walk<float>::look_for_b();                                                \
+  PART void gemm_walk<float>::enter_group(long);                                           \
+  PART void gemm_walk<float>::pack_rows(long);                                             \
+  PART void gemm_walk<float>::look_for_rows();                                             \
   PART void gemm_walk<float>::tile(long);                                                  \
-  PART void gemm_walk<float>::ahead(const float*, long, long, const gemm_walk<float>::panel_place&, float*);
+  PART void gemm_walk<float>::enter_tile(long);                                            \
+  PART void gemm_walk<float>::sum_panels();                                                \
+  PART void gemm_walk<float>::sum_panel(long);
 #if defined(PG_PARTS_APART)
 PG_GEMM_PARTS(extern template)
 #endif

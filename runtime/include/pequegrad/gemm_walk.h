@@ -3,120 +3,18 @@
 //
 // Invariant: the sums of a tile are the same whoever computes them, and of however many blocks.
 #pragma once
-#include "gemm_kernels.h"
+#include "gemm_cut.h"
 #include "queue.h"
 
 extern "C" int sched_yield() noexcept;
 
 namespace pg {
 
-// How a worker's rectangle is cut. A block of B, k by columns, is packed and stays in L2 while all rows
-// of A pass by, one tile of them at a time: so what an epilogue reads and writes are whole runs of the block's columns, not
-// a tile's width in each row. Where k is cut, the sums of a block of rows wait in scratch.
-template <class T> struct gemm_cut {
-  typedef gemm_tile<T> tile;
-  // Tiles of rows that are packed together where A lies transposed: whole lines of it are read.
-  enum { group = 8, run = 4, most_columns = 1024, most_cut_columns = 512, most_rows = 1024 };
-  // Half of L2 for B, and as deep as then leaves room for many columns: each cut of k stores and loads all sums once more,
-  // each cut of columns reads A, and packs it, once more. Measured with 1 MiB, 256 rows and B [4096, 1024]: 13 % faster than cut
-  // for 512 KiB. Three quarters where all columns then are one block: A [2304, 256] transposed and B [256, 768] take 3 % less.
-  enum { kept_b = PG_L2_KIB * 512 / int(sizeof(T)), kept_whole_b = PG_L2_KIB * 768 / int(sizeof(T)) };
-  // A tile's rows stay in L1. Where that has 48 KiB, twice as many k are taken at once if all columns then still are one block: A
-  // [200, 784] and 128 columns take 4 % less; A [4096, 1024] and 256 columns, in two blocks, would take 5 % more.
-  enum { most_k = (PG_L2_KIB < 1024 ? 1536 : 2048) / int(sizeof(T)) };
-  enum { most_whole_k = PG_L2_KIB < 1024 || PG_L1_KIB < 48 ? int(most_k) : 4096 / int(sizeof(T)) };
-  long k_blocks, k, columns, row_blocks, rows;
-
-  // Without `all_columns`, the largest that there may be where k is cut.
-  PG_INLINE gemm_cut(long all_rows, long K, long all_columns = 0) {
-    const bool is_whole = all_columns > 0 && K <= most_whole_k && all_columns <= whole_columns(padded(K));
-    k_blocks = is_whole ? 1 : blocks_of(K, most_k);
-    k = padded((K + k_blocks - 1) / k_blocks);
-    const long part = kept_b / (k ? k : 1) / tile::width * tile::width, most_part = most_cut_columns / tile::width * tile::width;
-    columns = all_columns <= whole_columns(k) ? whole_columns(k) : part < most_part ? part : most_part;
-    row_blocks = blocks_of(all_rows, most_rows);
-    rows = (all_rows + row_blocks - 1) / row_blocks;
-  }
-  static PG_INLINE long padded(long k) { return (k + PG_LANES - 1) / PG_LANES * PG_LANES; }
-  static PG_INLINE long whole_columns(long k) {
-    const long columns = kept_whole_b / (k ? k : 1);
-    return (columns < most_columns ? columns : long(most_columns)) / tile::width * tile::width;
-  }
-  static PG_INLINE long blocks_of(long extent, long most) { return extent > most ? (extent + most - 1) / most : 1; }
-  PG_INLINE long packed_b() const { return k * columns; }
-  PG_INLINE long packed_tile() const { return tile::rows * (k + PG_LANES); }
-  PG_INLINE long sums() const { return (k_blocks > 1 ? rows : long(tile::rows)) * columns; }
-  PG_INLINE long elements() const { return packed_b() + group * packed_tile() + sums(); }
-};
-
-// Bytes of scratch for one worker that computes `rows` rows. With width = vectors * lanes of the tile, and of k at most `bytes`,
-// 1536 or, where L2 has 1 MiB, 2048,
-//   k_blocks = max(1, ceil(K / (bytes / sizeof(T)))), k = ceil(K / k_blocks) rounded up to lanes,
-//   columns = min(1024, 3 / 4 L2 / sizeof(T) / k) rounded down to width, kept = rows / ceil(rows / 1024) rounded up:
-//   sizeof(T) * (k * columns + 8 * tile_rows * (k + lanes) + (kept if k_blocks > 1 else tile_rows) * columns)
-// rounded up to 64; where L1 has 48 KiB as well, and K no more than 4096 bytes, as much with 4096 if that is more. The scratch must
-// be aligned to 64 bytes.
-template <class T> inline long gemm_scratch(long rows, long K) {
-  const gemm_cut<T> cut(rows, K), whole(rows, K, 1);
-  const long elements = cut.elements() > whole.elements() ? cut.elements() : whole.elements();
-  return (elements * long(sizeof(T)) + 63) / 64 * 64;
-}
-
-// to[t][k][r] = a[k * a_col + r of tile t], k < K, for tiles begin … end: tile t is rows first_row(t) … first_row(t + 1). Rows
-// from `safe` on are not A's. Eight k at a time: as many lines as L1 keeps where they lie a power of two apart.
-template <class T, class FirstRow>
-PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long K, long begin, long end, long safe, const FirstRow& first_row) {
-  for (long block = 0; block < K; block += 8) {
-    const long block_end = K - block < 8 ? K : block + 8;
-    const T *const first = a + first_row(begin), *const last = a + first_row(end);
-    for (long k = block_end; k < K && k < block_end + 8; ++k)
-      for (const T* line = first + k * a_col; line < last + k * a_col; line += 64 / sizeof(T)) __builtin_prefetch(line, 0, 2);
-    for (long t = begin; t < end; ++t) {
-      const long row = first_row(t), count = first_row(t + 1) - row;
-      T* packed = to + (t - begin) * to_tile + block * count;
-      if (count == gemm_tile<T>::rows) {
-        // A whole vector's store would cross a line at every other k.
-        for (long k = block; k < block_end; ++k, packed += gemm_tile<T>::rows)
-          __builtin_memcpy(packed, a + k * a_col + row, gemm_tile<T>::rows * sizeof(T));
-      } else if (row + (gemm_tile<T>::rows + PG_LANES - 1) / PG_LANES * PG_LANES <= safe) {
-        // What is written behind a tile's rows, the next k replaces.
-        for (long k = block; k < block_end; ++k, packed += count)
-          PG_UNROLL for (int r = 0; r < gemm_tile<T>::rows; r += PG_LANES) store_plain(packed + r, load_plain(a + k * a_col + row + r));
-      } else {
-        for (long k = block; k < block_end; ++k, packed += count)
-          for (long r = 0; r < count; ++r) packed[r] = a[k * a_col + row + r];
-      }
-    }
-  }
-}
-
 // A matrix as large as C that an epilogue writes, or that it reads beside such: element (m, n) lies `size` bytes long at
 // start + m * row + n * size.
 struct gemm_update {
   const void* start;
   long row, size;
-};
-
-// A part of an operand that will be packed: what is left of it to be asked for, in shares of `calls` micro-kernels.
-struct gemm_coming {
-  const char* start;
-  long rows, row_bytes, stride, share, row, byte;
-
-  PG_INLINE void set(const void* to, long to_rows, long to_row_bytes, long to_stride, long calls) {
-    *this = {static_cast<const char*>(to), to_rows, to_row_bytes, to_stride, (to_rows * ((to_row_bytes + 63) / 64) + calls - 1) / calls, 0, 0};
-  }
-  PG_INLINE void add_to(gemm_lines& lines) {
-    long left = share < gemm_lines::most - lines.count ? share : gemm_lines::most - lines.count;
-    while (left > 0 && row < rows) {
-      const char* line = start + row * stride + byte;
-      const long of_row = (row_bytes - byte + 63) / 64, count = of_row < left ? of_row : left;
-      for (long i = 0; i < count; ++i, line += 64) lines.line[lines.count + i] = line;
-      lines.count += count;
-      left -= count;
-      byte += 64 * count;
-      if (count == of_row) byte = 0, ++row;
-    }
-  }
 };
 
 // A worker's tiles, counted on over all parts of k or blocks of columns. Where k is cut, their sums wait in one place, and tiles are
@@ -135,7 +33,26 @@ struct gemm_team {
   int index = 0, size = 1;
 };
 
-// The walk over one worker's rectangle: blocks of C, in each block tiles of rows; after next(), or tile(), its sums lie at `sums`.
+// A packing that is spread over micro-kernels: slices of `step` k, at most one before each of so many `calls`.
+struct gemm_slices {
+  long step, count, calls, credit;
+
+  PG_INLINE void set(long panels, long k_count, long least_step, long to_calls) {
+    calls = to_calls;
+    const long most = panels * ((k_count + least_step - 1) / least_step);
+    step = most > calls && calls > 0 ? least_step * ((most + calls - 1) / calls) : least_step;
+    count = panels * ((k_count + step - 1) / step);
+    credit = 0;
+  }
+  PG_INLINE bool is_due() {
+    credit += count;
+    if (credit < calls) return false;
+    credit -= calls;
+    return true;
+  }
+};
+
+// The walk over one worker's rectangle: blocks of C, in each block tiles of rows, and of a tile its panels, as wide as a micro-kernel.
 template <class T> struct gemm_walk {
   typedef gemm_tile<T> tile_size;
   const T *A, *B;
@@ -149,25 +66,48 @@ template <class T> struct gemm_walk {
   bool keeps_sums;  // of all tiles of a block
   long vectors, panels, column_blocks;  // of the rectangle
   long block, first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
-  long k_begin, k_count;
-  long tile_first, tile_next, tile_end;  // The tiles that next() goes through before it enters a block or takes more.
-  int owner;                             // of these tiles, in the team
-  T* owners_sums;                        // where they wait
-  long taken;                            // of its own tiles
-  long joined;                           // N where rows of sums may follow each other, or 0
+  long k_begin, k_count;                         // of the part of B that is packed
+  long tile_first, tile_next, tile_end;          // The tiles that next() goes through before it enters a block or takes more.
+  long row, rows, panel_next;                    // of the tile, the row within the block
+  const T* tile_a;                               // its rows of A
+  long tile_a_row, tile_a_col;
+  int owner;                                     // of these tiles, in the team
+  T* owners_sums;                                // where they wait
+  long taken, claimed, claimed_position;         // of its own tiles; of these, those not yet begun
+  long joined;                                   // N where rows of sums may follow each other, or 0
+  // What next() has come to: a part of C whose sums are complete.
+  struct complete_sums {
+    long row, rows, col, columns, stride;
+    const T* sums;
+  } done;
   struct panel_place {
     const T* b;
     long b_k, vectors, first;  // its first column, from the block's
-  } place[gemm_cut<T>::most_columns / PG_LANES];
-  long row, rows;  // of the tile, the row within the block
-  const T* sums;
-  // Of operands that do not stay in L2, what is read next comes while what was read before is multiplied.
+  };
+  typedef panel_place block_places[gemm_cut<T>::most_columns / PG_LANES];
+  block_places places[2];  // of the part of B that is multiplied, and of the next
+  panel_place* place;
+  // Of operands that do not stay in L2, what is read next comes while what was read before is multiplied: micro-kernels ask for the
+  // lines of a slice, which is packed before the next. Asked for long before, lines of a power of two apart drive each other out:
+  // A [4096, 1024] transposed and 256 columns took 10 % longer.
   bool is_far;
+  // The part of B, some k of a block of columns, that is packed next: `packed` k of a panel, and all panels before.
+  struct next_part {
+    long k, k_count, first_panel, column, panels, panel, packed;
+    T* to;  // of the panel
+    gemm_slices slices;
+  } coming;
+  // The tiles whose rows are packed together, where A lies transposed, and those that are packed next: `packed` k of them.
+  struct packed_rows {
+    long begin, end, first_row, k, packed;
+    T* to;
+    gemm_slices slices;
+  } group, coming_rows;
   // Of updated matrices that do not stay in L3, lines come to L2 only: to L1 they are too long on their way, and hold up others.
   // Measured with 32 MiB of L3: those of 12 MiB and more take 2 to 4 % longer when they are asked for to be written, of 4 MiB
   // 0.5 % less. Not so where L1 has 48 KiB: 16 MiB each of three, rows of 4 KiB, take 4 % less that way, rows of 16 KiB as long.
   bool is_vast;
-  gemm_coming coming_a, coming_b;
+  gemm_run runs[most_updates + 2];  // of updated matrices, of A and of B
 
   PG_NOINLINE gemm_walk(long M, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch, long row_begin,
                         long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count, bool keeps_sums,
@@ -175,17 +115,17 @@ template <class T> struct gemm_walk {
       : A(A), B(B), M(M), K(K), a_row(a_row), a_col(a_col), b_row(b_row), b_col(b_col), row_begin(row_begin), row_end(row_end),
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
-        cut(row_end - row_begin, K, col_end - col_begin), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1), tile_next(0), tile_end(0),
-        owner(team.index), owners_sums(kept()), taken(0), joined(0) {
+        cut(row_end - row_begin, K, col_end - col_begin, is_transposed()), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
+        block_panels(0), tile_next(0), tile_end(0), panel_next(0), owner(team.index), owners_sums(kept()), taken(0), claimed(0),
+        joined(0), place(places[0]), coming(), group(), coming_rows(), runs() {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
     if (!is_cut()) cut.row_blocks = 1;
-    else if ((team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows || column_blocks > 1) this->team.size = 1;
+    else if ((team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
     is_vast = PG_L1_KIB < 48 && update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
-    coming_a = coming_b = gemm_coming{};
   }
 
   // Whether the sums of a whole row of N can follow those of the row before at once. Then they do: what a kernel stores behind the
@@ -193,19 +133,21 @@ template <class T> struct gemm_walk {
   PG_INLINE bool joins_rows() const { return columns == joined && !is_cut(); }
 
   // The sums of the block's first row, or of the tile's.
-  PG_INLINE T* kept() const { return scratch + cut.packed_b() + cut.group * cut.packed_tile(); }
+  PG_INLINE T* kept() const { return packed_groups() + 2 * cut.packed_group(); }
+  PG_INLINE T* packed_groups() const { return scratch + 2 * cut.packed_b(); }
   PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
   PG_INLINE bool is_cut() const { return cut.k_blocks > 1; }
-  PG_INLINE bool packs_rows() const { return a_row == 1 && a_col != 1; }
+  PG_INLINE bool is_last_k() const { return k_begin + k_count == K; }
+  PG_INLINE bool is_transposed() const { return a_row == 1 && a_col != 1; }
   // Rows of A that lie transposed are read where they lie for fewer panels. Elements of one whole half pages apart fall into so few
   // sets that even L2 loses them from panel to panel: A [512, 1024] and 128 columns took 1.25 times as long.
-  PG_INLINE long least_panels_of_packed_rows() const { return a_col * long(sizeof(T)) % 2048 == 0 ? 2 : 4; }
+  PG_INLINE bool packs_rows() const { return is_transposed() && block_panels >= (a_col * long(sizeof(T)) % 2048 == 0 ? 2 : 4); }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
   PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
 
-  // Goes on to the next tile of rows whose sums are complete; false when there is none left.
+  // Goes on to the next panel whose sums are complete, or whole rows where they are joined; false when there is none left.
   PG_NOINLINE bool next() {
-    do {
+    while (panel_next == block_panels) {
       if (tile_next == tile_end) {
         if (team.size > 1) {
           if (!take()) return false;
@@ -214,10 +156,24 @@ template <class T> struct gemm_walk {
           enter(block + 1);
         }
       }
-      tile(tile_next++);
-    } while (k_begin + k_count < K);
+      enter_tile(tile_next++);
+      if (!is_last_k() || joins_rows()) sum_panels();
+      if (is_last_k() && joins_rows()) {
+        done = {first_row + row, rows, col, columns, stride, tile_sums()};
+        return true;
+      }
+    }
+    const long p = panel_next++, width = place[p].vectors * PG_LANES, left = columns - place[p].first;
+    done = {first_row + row, rows, col + place[p].first, left < width ? left : width, sums_stride(), panel_sums(p)};
+    sum_panel(p);
     return true;
   }
+
+  // Where the sums of the tile are kept; those of panels that are handed over one by one, in the same place, which stays in L1.
+  PG_INLINE T* tile_sums() const { return owners_sums + (keeps_sums ? row * stride : 0); }
+  PG_INLINE bool keeps_panels() const { return keeps_sums || joins_rows(); }
+  PG_INLINE long sums_stride() const { return keeps_panels() ? stride : long(tile_size::width); }
+  PG_INLINE T* panel_sums(long p) const { return tile_sums() + (keeps_panels() ? place[p].first : 0); }
 
   // Takes tiles of its own or, when there are none, of another member of the team.
   PG_NOINLINE bool take() {
@@ -228,6 +184,11 @@ template <class T> struct gemm_walk {
       set_columns(0);
       open_part(0);
     }
+    if (claimed > 0) {
+      begin_tiles(team.index, claimed_position, claimed);
+      claimed = 0;
+      return true;
+    }
     for (;;) {
       for (int i = 0; i < team.size; ++i)
         if (take_of((team.index + i) % team.size)) return true;
@@ -235,8 +196,13 @@ template <class T> struct gemm_walk {
       // What others do of its own lies in its scratch, and the next part of k comes on top of it.
       for (long turn = 0; taken + __atomic_load_n(&own.done_by_others, __ATOMIC_ACQUIRE) < own.open; ++turn)
         if (turn > 100) sched_yield();
-      if (k_begin + k_count == K) return false;
-      open_part(k_begin + k_count);
+      if (!is_last_k()) {
+        open_part(k_begin + k_count);
+      } else {
+        if (block + 1 == column_blocks) return false;
+        set_columns(block + 1);
+        open_part(0);
+      }
     }
   }
 
@@ -249,27 +215,41 @@ template <class T> struct gemm_walk {
 
   // Takes tiles of a member's: where k is cut, of the part of k that is packed.
   PG_INLINE bool take_of(int member) {
-    gemm_queue& queue = team.queues[member];
     set_rows_of(member);
-    const long end = is_cut() ? (k_begin / cut.k + 1) * tiles : column_blocks * tiles;
-    if (is_cut() && __atomic_load_n(&queue.open, __ATOMIC_ACQUIRE) < end) return false;
-    long position = __atomic_load_n(&queue.taken, __ATOMIC_RELAXED), first, count;
+    long position;
+    const long count = claim(member, is_cut() ? part_end() : column_blocks * tiles, position);
+    if (count > 0) begin_tiles(member, position, count);
+    return count > 0;
+  }
+
+  // What a queue counts to until all tiles of the part of k, or of the block, are taken.
+  PG_INLINE long part_end() const { return (is_cut() ? block * cut.k_blocks + k_begin / cut.k + 1 : block + 1) * tiles; }
+
+  // How many tiles of a member's, from `position` on and before `end`, now are this worker's to do.
+  PG_INLINE long claim(int member, long end, long& position) {
+    gemm_queue& queue = team.queues[member];
+    if (is_cut() && __atomic_load_n(&queue.open, __ATOMIC_ACQUIRE) < end) return 0;
+    position = __atomic_load_n(&queue.taken, __ATOMIC_RELAXED);
+    long count;
     do {
-      if (position >= end) return false;
+      if (position >= end) return 0;
       // Several at once, fewer of them towards the end: taking waits for all that an epilogue has stored, 0.1 us. Tiles that are
       // packed together are taken together.
-      const long parts = packs_rows() ? 2 : 3, most = packs_rows() ? cut.group : cut.run;
-      first = position % tiles;
-      count = (tiles - first + parts - 1) / parts;
+      const long parts = is_transposed() ? 2 : 3, most = is_transposed() ? cut.group : cut.run;
+      count = (tiles - position % tiles + parts - 1) / parts;
       if (count > most) count = most;
     } while (!__atomic_compare_exchange_n(&queue.taken, &position, position + count, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    if (!is_cut() && position / tiles != block) set_columns(position / tiles);
-    tile_next = tile_first = first;
-    tile_end = first + count;
-    owner = member;
-    owners_sums = is_cut() ? static_cast<T*>(queue.sums) : kept();
     if (member == team.index) taken += count;
-    return true;
+    return count;
+  }
+
+  PG_INLINE void begin_tiles(int member, long position, long count) {
+    set_rows_of(member);
+    if (!is_cut() && position / tiles != block) set_columns(position / tiles);
+    tile_next = tile_first = position % tiles;
+    tile_end = tile_first + count;
+    owner = member;
+    owners_sums = is_cut() ? static_cast<T*>(team.queues[member].sums) : kept();
   }
 
   PG_INLINE void set_rows_of(int member) {
@@ -288,7 +268,7 @@ template <class T> struct gemm_walk {
   PG_NOINLINE void set_columns(long across) {
     block = across;
     first_panel = even_cut(panels, column_blocks, across);
-    block_panels = even_cut(panels, column_blocks, across + 1) - first_panel;
+    panel_next = block_panels = even_cut(panels, column_blocks, across + 1) - first_panel;
     col = col_begin + panel_col(first_panel);
     stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
     columns = col_end - col < stride ? col_end - col : stride;
@@ -310,104 +290,202 @@ template <class T> struct gemm_walk {
     }
   }
 
+  // ---- packing B ----
+
+  // Packs what is left of a part of B, which then is multiplied, and begins the next.
   PG_NOINLINE void pack(long k) {
+    const long across = block % column_blocks;
+    if (coming.panels == 0 || coming.k != k || coming.first_panel != first_panel) begin_part(k, across);
+    while (coming.panel < coming.panels) pack_slice(coming.k_count);
     k_begin = k;
-    k_count = K - k < cut.k ? K - k : cut.k;
-    T* to = scratch;
-    for (long p = 0; p < block_panels; ++p) {
-      const long column = col_begin + panel_col(first_panel + p), width = panel_col(first_panel + p + 1) - panel_col(first_panel + p);
-      const long used = col_end - column < width ? col_end - column : width;
-      const T* b = B + k_begin * b_row + column * b_col;
-      const bool is_reused = block_rows > gemm_few_tiles * tile_size::rows && k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
-      const bool is_packed = b_col != 1 || used != width || is_reused;
-      if (is_packed) gemm_pack(to, width, b, b_row, b_col, k_count, used);
-      place[p] = {is_packed ? to : b, is_packed ? width : b_row, width / PG_LANES, column - col};
-      to += is_packed ? k_count * width : 0;
-    }
-    if (is_far) look_for_b(k, block);
+    k_count = coming.k_count;
+    place = next_places();
+    coming.panels = coming.panel = 0;
+    if (!is_far) return;
+    if (!is_last_k()) begin_part(k_begin + k_count, across);
+    else if (block + 1 < blocks()) begin_part(0, (across + 1) % column_blocks);
+    look_for_b();
   }
 
-  // What pack() reads next: the next part of k, or of the next block.
-  PG_NOINLINE void look_for_b(long k, long block) {
-    long column = col, width = columns, next = k + cut.k;
-    coming_b = gemm_coming{};
-    if (next >= K) {
-      if (++block == blocks()) return;
-      const long across = block % column_blocks;
-      column = col_begin + panel_col(even_cut(panels, column_blocks, across));
-      width = col_begin + panel_col(even_cut(panels, column_blocks, across + 1)) - column;
-      width = col_end - column < width ? col_end - column : width;
-      next = 0;
+  PG_INLINE panel_place* next_places() { return is_far && place == places[0] ? places[1] : places[0]; }
+
+  PG_NOINLINE void begin_part(long k, long across) {
+    next_part& c = coming;
+    panel_place* const to = next_places();
+    c.k = k;
+    c.k_count = K - k < cut.k ? K - k : cut.k;
+    c.first_panel = even_cut(panels, column_blocks, across);
+    c.column = panel_col(c.first_panel);
+    c.panels = even_cut(panels, column_blocks, across + 1) - c.first_panel;
+    c.panel = c.packed = 0;
+    T* packed = c.to = to == places[0] ? scratch : scratch + cut.packed_b();
+    const bool is_reused = block_rows > gemm_few_tiles * tile_size::rows && c.k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
+    for (long p = 0; p < c.panels; ++p) {
+      const long column = panel_col(c.first_panel + p), width = panel_col(c.first_panel + p + 1) - column;
+      const bool is_packed = b_col != 1 || used_columns(column, width) != width || is_reused;
+      to[p] = {is_packed ? packed : B + k * b_row + (col_begin + column) * b_col, is_packed ? width : b_row, width / PG_LANES,
+               column - c.column};
+      packed += is_packed ? c.k_count * width : 0;
     }
-    const long depth = K - next < cut.k ? K - next : cut.k, size = sizeof(T), calls = tiles * block_panels;
-    const T* const b = B + next * b_row + column * b_col;
-    if (b_col == 1) coming_b.set(b, depth, width * size, b_row * size, calls);
-    else if (b_row == 1) coming_b.set(b, width, depth * size, b_col * size, calls);
+    // Squares are transposed whole.
+    c.slices.set(c.panels, c.k_count, b_col == 1 ? 8 : PG_LANES, tiles * block_panels);
   }
 
-  // What tile(begin) reads, and packs where it is more than one tile.
-  PG_INLINE void look_for_a(long begin, long count) {
-    coming_a = gemm_coming{};
-    if (begin >= tiles) return;
-    const long end = begin + count < tiles ? begin + count : tiles, from = tile_row(begin), next_rows = tile_row(end) - from;
-    const long size = sizeof(T), calls = count * block_panels;
+  PG_INLINE long used_columns(long column, long width) const {
+    return col_end - col_begin - column < width ? col_end - col_begin - column : width;
+  }
+
+  // Packs so many k of the panel that is next, or what is left of it.
+  PG_NOINLINE void pack_slice(long depth) {
+    next_part& c = coming;
+    const panel_place& to = next_places()[c.panel];
+    const long column = c.column + to.first, width = to.vectors * PG_LANES, count = c.k_count - c.packed < depth ? c.k_count - c.packed : depth;
+    const bool is_packed = to.b == c.to;
+    if (is_packed)
+      gemm_pack(c.to + c.packed * width, width, B + (c.k + c.packed) * b_row + (col_begin + column) * b_col, b_row, b_col, count,
+                used_columns(column, width));
+    c.packed += count;
+    if (c.packed < c.k_count) return;
+    if (is_packed) c.to += c.k_count * width;
+    c.packed = 0;
+    ++c.panel;
+  }
+
+  // The next micro-kernels ask for what pack_slice() reads next.
+  PG_NOINLINE void look_for_b() {
+    const next_part& c = coming;
+    gemm_run& run = runs[update_count + 1];
+    run.left = 0;
+    if (c.panel == c.panels) return;
+    const panel_place& to = next_places()[c.panel];
+    const long column = c.column + to.first, used = used_columns(column, to.vectors * PG_LANES), size = sizeof(T);
+    const long depth = c.k_count - c.packed < c.slices.step ? c.k_count - c.packed : c.slices.step;
+    const T* const b = B + (c.k + c.packed) * b_row + (col_begin + column) * b_col;
+    if (b_col == 1) run.set(b, depth, used * size, b_row * size);
+    else if (b_row == 1) run.set(b, used, depth * size, b_col * size);
+  }
+
+  // ---- packing A ----
+
+  // Packs what is left of the rows of tiles from t on, and begins those of the next.
+  PG_NOINLINE void enter_group(long t) {
+    const long end = t + cut.group < tile_end ? t + cut.group : tile_end;
+    packed_rows& c = coming_rows;
+    if (c.begin != t || c.end != end || c.first_row != first_row || c.k != k_begin) begin_group(t, end);
+    pack_rows(k_count);
+    group = c;
+    c.end = 0;
+    if (!is_far) return;
+    long next = end, next_end = tile_end;
+    if (end == tile_end && team.size > 1 && owner == team.index && claimed == 0) {
+      claimed = claim(team.index, part_end(), claimed_position);
+      next = claimed_position % tiles;
+      next_end = next + claimed;
+    }
+    if (next < next_end) begin_group(next, next + cut.group < next_end ? next + cut.group : next_end);
+    look_for_rows();
+  }
+
+  PG_INLINE void begin_group(long begin, long end) {
+    T* const to = packed_groups();
+    coming_rows = {begin, end, first_row, k_begin, 0, is_far && group.to == to ? to + cut.packed_group() : to, {}};
+    coming_rows.slices.set(1, k_count, 8, (group.end - group.begin) * block_panels);
+  }
+
+  PG_NOINLINE void pack_rows(long depth) {
+    packed_rows& c = coming_rows;
+    const long end = c.packed + depth < k_count ? c.packed + depth : k_count;
+    gemm_pack_rows(c.to, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, c.packed, end, c.begin, c.end, M - first_row,
+                   [&](long i) { return tile_row(i); });
+    c.packed = end;
+  }
+
+  // The next micro-kernels ask for what pack_rows() reads next.
+  PG_NOINLINE void look_for_rows() {
+    const packed_rows& c = coming_rows;
+    gemm_run& run = runs[update_count];
+    run.left = 0;
+    if (c.begin >= c.end || c.packed == k_count) return;
+    const long from = tile_row(c.begin), depth = k_count - c.packed < c.slices.step ? k_count - c.packed : c.slices.step;
+    run.set(A + first_row + from + (k_begin + c.packed) * a_col, depth, (tile_row(c.end) - from) * sizeof(T), a_col * sizeof(T));
+  }
+
+  // The micro-kernels of this tile ask for the rows of another, which are read where they lie.
+  PG_INLINE void look_for_a(long t) {
+    gemm_run& run = runs[update_count];
+    run.left = 0;
+    if (t >= tiles) return;
+    const long from = tile_row(t), next_rows = tile_row(t + 1) - from, size = sizeof(T);
     const T* const next = A + (first_row + from) * a_row + k_begin * a_col;
-    if (a_col == 1) coming_a.set(next, next_rows, k_count * size, a_row * size, calls);
-    else if (a_row == 1) coming_a.set(next, k_count, next_rows * size, a_col * size, calls);
+    if (a_col == 1) run.set(next, next_rows, k_count * size, a_row * size);
+    else if (a_row == 1) run.set(next, k_count, next_rows * size, a_col * size);
+    run.share = (run.left + block_panels - 1) / block_panels;
   }
+
+  // ---- tiles ----
 
   PG_NOINLINE void tile(long t) {
-    row = tile_row(t);
-    rows = tile_row(t + 1) - row;
-    const T* a = A + (first_row + row) * a_row + k_begin * a_col;
-    long a_stride = a_row, a_k = a_col, together = 1, within = 0;
-    T* const packed = scratch + cut.packed_b();
-    // Two panels read a tile's rows too seldom to pay for the copy: A [1024, 1024] and B [1024, 16] took 1.3 times as long with it.
-    if (gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64 && block_panels >= 3) {
-      a_stride = cut.k + PG_LANES;
-      gemm_copy_rows(packed, a_stride, a, a_row, rows, k_count);
-      a = packed;
-    } else if (packs_rows() && block_panels >= least_panels_of_packed_rows()) {
-      together = cut.group;
-      within = (t - tile_first) % cut.group;
-      if (within == 0)
-        gemm_pack_rows(packed, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, k_count, t,
-                       t + cut.group < tile_end ? t + cut.group : tile_end, M - first_row, [&](long i) { return tile_row(i); });
-      a = packed + within * cut.packed_tile();
-      a_k = rows;
-    }
-    if (is_far && within == 0) look_for_a(t + together, together);
-    const bool looks_ahead = (is_far || update_count > 0) && rows == tile_size::rows;
-    T* const to = owners_sums + (keeps_sums ? row * stride : 0);
-    const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
-    for (long i = 0; i < block_panels; ++i) {
-      const long p = !is_joined ? i : i == 0 ? block_panels - 1 : i - 1;
-      if (looks_ahead && place[p].vectors == tile_size::vectors)
-        ahead(a, a_stride, a_k, place[p], to);
-      else
-        gemm_kernel_for<T, false>(int(rows), int(place[p].vectors))(k_count, a, a_stride, a_k, place[p].b, place[p].b_k, nullptr,
-                                                                   to + place[p].first, stride, k_begin > 0);
-    }
-    sums = to;
+    enter_tile(t);
+    sum_panels();
   }
 
-  // A whole panel of the tile, while the lines of all updated matrices under it come, if its sums are complete with it, and some of
-  // what is read next.
-  PG_NOINLINE void ahead(const T* a, long a_stride, long a_k, const panel_place& panel, T* to) {
-    constexpr int row_lines = (tile_size::width * sizeof(T) + 63) / 64;
-    static_assert(most_updates * tile_size::rows * row_lines <= gemm_lines::most, "a list of lines holds all updates");
-    gemm_lines lines;
-    long count = 0;
-    for (int u = 0; u < update_count && k_begin + k_count == K; ++u) {
-      const char* line = static_cast<const char*>(updates[u].start) + (first_row + row) * updates[u].row + (col + panel.first) * updates[u].size;
-      PG_UNROLL for (int r = 0; r < tile_size::rows; ++r, line += updates[u].row)
-        PG_UNROLL for (int i = 0; i < row_lines; ++i) lines.line[count++] = line + 64 * i;
+  PG_NOINLINE void enter_tile(long t) {
+    panel_next = 0;
+    row = tile_row(t);
+    rows = tile_row(t + 1) - row;
+    tile_a = A + (first_row + row) * a_row + k_begin * a_col;
+    tile_a_row = a_row;
+    tile_a_col = a_col;
+    // Two panels read a tile's rows too seldom to pay for the copy: A [1024, 1024] and B [1024, 16] took 1.3 times as long with it.
+    if (gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64 && block_panels >= 3) {
+      tile_a_row = cut.k + PG_LANES;
+      gemm_copy_rows(packed_groups(), tile_a_row, tile_a, a_row, rows, k_count);
+      tile_a = packed_groups();
+    } else if (packs_rows()) {
+      if (t < group.begin || t >= group.end || group.first_row != first_row || group.k != k_begin) enter_group(t);
+      tile_a = group.to + (t - group.begin) * cut.packed_tile();
+      tile_a_col = rows;
     }
-    lines.count = count;
-    lines.written = is_vast ? 0 : count;
-    coming_b.add_to(lines);
-    coming_a.add_to(lines);
-    gemm_kernel_ahead<T>(k_count, a, a_stride, a_k, panel.b, panel.b_k, to + panel.first, stride, k_begin > 0, lines);
+    if (is_far && !packs_rows()) look_for_a(t + 1);
+  }
+
+  PG_NOINLINE void sum_panels() {
+    const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
+    for (; panel_next < block_panels; ++panel_next)
+      sum_panel(!is_joined ? panel_next : panel_next == 0 ? block_panels - 1 : panel_next - 1);
+  }
+
+  PG_NOINLINE void sum_panel(long p) {
+    if (coming.panel < coming.panels && coming.slices.is_due()) {
+      pack_slice(coming.slices.step);
+      look_for_b();
+    }
+    if (coming_rows.begin < coming_rows.end && coming_rows.packed < k_count && coming_rows.slices.is_due()) {
+      pack_rows(coming_rows.slices.step);
+      look_for_rows();
+    }
+    const panel_place& panel = place[p];
+    T* const to = panel_sums(p);
+    constexpr int most = tile_size::vectors, least = most == 3 ? 2 : 1;
+    if ((is_far || update_count > 0) && rows == tile_size::rows && panel.vectors >= least)
+      (panel.vectors == most ? gemm_kernel_ahead<T, most> : gemm_kernel_ahead<T, least>)(
+          k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, first_run(panel),
+          runs + update_count + (is_far ? 2 : 0));
+    else
+      gemm_kernel_for<T, false>(int(rows), int(panel.vectors))(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, nullptr, to,
+                                                               sums_stride(), k_begin > 0);
+  }
+
+  // The lines of all updated matrices under a panel, if its sums are complete with it, and what is read next.
+  PG_INLINE gemm_run* first_run(const panel_place& panel) {
+    if (!is_last_k()) return runs + update_count;
+    for (int u = 0; u < update_count; ++u) {
+      const gemm_update& update = updates[u];
+      runs[u].set(static_cast<const char*>(update.start) + (first_row + row) * update.row + (col + panel.first) * update.size,
+                  tile_size::rows, panel.vectors * PG_LANES * update.size, update.row);
+      runs[u].is_written = !is_vast;
+    }
+    return runs;
   }
 };
 

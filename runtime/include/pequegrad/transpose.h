@@ -20,6 +20,12 @@ template <int BLOCK, bool UPPER, class V, int... LANE> PG_INLINE V zip_blocks(V 
   return __builtin_shufflevector(a, b, (LANE - LANE % BLOCK + LANE % BLOCK / 2 + UPPER * BLOCK / 2 + LANE % 2 * int(sizeof...(LANE)))...);
 }
 
+// Of each of two vectors the half from a lane on.
+template <int FIRST, class V, int... LANE> PG_INLINE V join_halves(V a, V b, lane_list<LANE...>) {
+  constexpr int half = sizeof...(LANE) / 2;
+  return __builtin_shufflevector(a, b, (FIRST + LANE % half + LANE / half * 2 * half)...);
+}
+
 // N lanes in blocks of BLOCK, which lie `stride` elements apart.
 template <class T, int BLOCK, int N> PG_INLINE auto load_blocks(const T* from, long stride) {
   if constexpr (N == BLOCK) {
