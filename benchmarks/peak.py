@@ -5,9 +5,11 @@ Invariant: every percentage in a report is of a peak measured in the same run, w
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +32,10 @@ class Peak:
         return max(operations / self.flops, moved / self.bytes)
 
 
-def measure_peak(threads: int, memory: int = 1 << 20) -> Peak:
-    """Return what ``threads`` threads reach together; copies are made within ``memory`` bytes, as caches decide."""
+@contextlib.contextmanager
+def peak_meter(threads: int, memory: int = 1 << 20) -> Iterator[Callable[[], Peak]]:
+    """Give a function that measures what ``threads`` threads reach together, in 0.2 s; copies are made within ``memory``
+    bytes, as caches decide."""
     lanes = targets.get("cpp").lanes
     with tempfile.TemporaryDirectory(prefix="benchmark-peak-") as folder:
         program = str(Path(folder) / "peak")
@@ -39,7 +43,18 @@ def measure_peak(threads: int, memory: int = 1 << 20) -> Peak:
         try:
             command = [*locate_command(), *flags, str(SOURCE), "-o", program]
             subprocess.run(command, check=True, capture_output=True)
-            done = subprocess.run([program, str(threads), str(memory)], check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError, ToolchainError):
-            return Peak(math.nan, math.nan)
-    return Peak(*map(float, done.stdout.split()))
+            yield lambda: Peak(math.nan, math.nan)
+            return
+
+        def measure() -> Peak:
+            done = subprocess.run([program, str(threads), str(memory)], check=True, capture_output=True, text=True)
+            return Peak(*map(float, done.stdout.split()))
+
+        yield measure
+
+
+def measure_peak(threads: int, memory: int = 1 << 20) -> Peak:
+    """Return what `peak_meter` measures, once."""
+    with peak_meter(threads, memory) as measure:
+        return measure()

@@ -12,7 +12,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pequegrad as pg
 from pequegrad.codegen.plan import Access, Attention, Contract, StepPlan
 
 from .measure import ROOT, machine, names_in
-from .peak import measure_peak
+from .peak import Peak, peak_meter
 from .report import number
 from .where import compiled_step
 from .workloads import WORKLOADS, find
@@ -33,7 +33,9 @@ LEAST_FLOPS = 20e6
 COPIES_BYTES = 12 << 20
 """Operands and results of all copies of a product together, about: more than a core's own caches."""
 MOST_COPIES = 8
-PROFILES = 5
+PROFILES = 9
+SECONDS = 0.2
+"""Of a profile, about as long as measuring the peak beside it."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def operands(product: Product, random: np.random.Generator) -> tuple[Any, Any]:
     return drawn(product.m, product.k, product.a), drawn(product.k, product.n, product.b)
 
 
-def gflops_of(product: Product) -> float:
-    """Return the median over copies and profiles, of the slowest thread, all threads together."""
+def measure_product(product: Product, measure_peak: Callable[[], Peak]) -> tuple[float, float]:
+    """Return GFLOP/s, the median over copies and profiles, and its share of the peak, the median over profiles of that beside
+    each. A product takes as long as the slowest thread."""
     copies = max(2, min(MOST_COPIES, COPIES_BYTES // product.nbytes))
     random = np.random.default_rng(0)
     pairs = [operands(product, random) for _ in range(copies)]
@@ -107,32 +110,37 @@ def gflops_of(product: Product) -> float:
 
     step = pg.compile(all_of_them, strict=True)
     step(pairs)
-    kernels = [kernel for _ in range(PROFILES) for kernel in step.profile(pairs).kernels if kernel.multiply_adds]
-    return statistics.median(kernel.gflops for kernel in kernels)
+    found, shares = [], []
+    before = measure_peak().flops
+    for _ in range(PROFILES):
+        kernels = step.profile(pairs, seconds=SECONDS).kernels
+        after = measure_peak().flops
+        found.append(statistics.median(kernel.gflops for kernel in kernels if kernel.multiply_adds))
+        shares.append(found[-1] * 2e9 / (before + after))
+        before = after
+    return statistics.median(found), statistics.median(shares)
 
 
 def measure_products(names: Sequence[str], threads: int) -> list[dict[str, Any]]:
-    """Return a row for each product, the largest first: in which workloads it is, GFLOP/s, and the peak beside it."""
+    """Return a row for each product, the largest first: in which workloads it is, GFLOP/s, and its share of the peak."""
     found: dict[Product, list[str]] = {}
     for name in names:
         step, batch = compiled_step(find(name))
         for product in dict.fromkeys(products_of(step.lower(*batch).plan)):
             found.setdefault(product, []).append(name)
     rows = []
-    for product in sorted(found, key=lambda product: (product.is_attention, -product.flops)):
-        before = measure_peak(threads).flops
-        gflops = gflops_of(product)
-        peak = max(before, measure_peak(threads).flops) / 1e9
-        rows.append({"product": str(product), "mflop": product.flops / 1e6, "workloads": found[product],
-                     "attention": product.is_attention, "gflops": gflops, "peak_gflops": peak})  # fmt: skip
-        print(row_text(rows[-1]), flush=True)
+    with peak_meter(threads) as measure_peak:
+        for product in sorted(found, key=lambda product: (product.is_attention, -product.flops)):
+            gflops, share = measure_product(product, measure_peak)
+            rows.append({"product": str(product), "mflop": product.flops / 1e6, "workloads": found[product],
+                         "attention": product.is_attention, "gflops": gflops, "share_of_peak": share})  # fmt: skip
+            print(row_text(rows[-1]), flush=True)
     return rows
 
 
 def row_text(row: dict[str, Any]) -> str:
     """Return a line of the table."""
-    percent = 100 * row["gflops"] / row["peak_gflops"]
-    numbers = f"{number(row['mflop'], 3):>8} {number(row['gflops'], 3):>8} {percent:8.1f}"
+    numbers = f"{number(row['mflop'], 3):>8} {number(row['gflops'], 3):>8} {100 * row['share_of_peak']:8.1f}"
     what = " (attention)" if row["attention"] else ""
     return f"{row['product']:<34}{numbers}  {', '.join(row['workloads'])}{what}"
 

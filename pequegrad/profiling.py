@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import on_lines
 from .build import cache
 from .codegen import emit, schedule, scratch
 from .codegen.plan import StepPlan
@@ -95,7 +96,7 @@ def profile(
     marks = np.zeros((plan.workers, view.marks), np.int64)
     sizes = [*((buffer.nbytes, buffer.is_written) for buffer in buffers), (marks.nbytes, True)]
     built.module.configure(sizes, scratch.arena_bytes(plan, target))
-    results = [np.empty(buffer.shape, buffer.dtype.numpy) for buffer in buffers[len(inputs) :]]
+    results = [on_lines(np.empty, buffer.shape, buffer.dtype.numpy) for buffer in buffers[len(inputs) :]]
     slots: list[Any] = [array.view("uint16") if array.dtype.name == "bfloat16" else array for array in inputs + results]
     workers = min(plan.workers, config.workers())
     walls: list[float] = []

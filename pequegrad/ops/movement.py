@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import checked_device
+from ..arrays import checked_device, on_lines
 from ..dtypes import DType, as_dtype, bool_, float32, int64
 from ..errors import DTypeError, ShapeError
 from .core import Op, Sample, TensorSpec, View, as_tensor, bind, make, normalize_dim
@@ -341,7 +341,12 @@ class Full(Op):
     def numpy(xp: Any, *, shape: tuple[int, ...], value: Any, dtype: DType) -> Any:
         # Memory that comes as zeros need not be written to.
         is_zero = not value and math.copysign(1, value) > 0
-        return xp.zeros(shape, dtype.numpy) if is_zero else xp.full(shape, value, dtype.numpy)
+        if xp is not np:
+            return xp.zeros(shape, dtype.numpy) if is_zero else xp.full(shape, value, dtype.numpy)
+        array = on_lines(np.zeros if is_zero else np.empty, shape, dtype.numpy)
+        if not is_zero:
+            array.fill(value)
+        return array
 
     @staticmethod
     def shard(inputs: Any, specs: Any, **params: Any) -> Sharding | None:

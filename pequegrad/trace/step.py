@@ -245,7 +245,7 @@ class BoundStep:
                 slots[slot] = self._brought(index, tensors[index]._array)
             self._stage(slots, tensors)
             self._read_scalars()
-            return [np.array(arrays.to_host(arrays.unheld(slot))) for slot in slots]
+            return [arrays.host_copy(arrays.unheld(slot)) for slot in slots]
 
     @property
     def is_quick(self) -> bool:
