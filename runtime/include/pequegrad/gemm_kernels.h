@@ -120,7 +120,7 @@ PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, con
       if (due > 0) {
         run->ask();
         --due;
-        until = every;
+        until = run->is_written && every > 4 ? 4 : every;  // An epilogue follows.
       }
     }
   };
@@ -168,12 +168,14 @@ PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col
       for (k = 0; k < K; k += N)
         transpose_square(b + k + c * b_col, b_col, columns - c, K - k < N ? K - k : long(N), to + k * width + c, width);
   } else if (b_col == 1) {
-    for (; k < K; ++k)
+    for (; k < K; ++k) {
+      const T *const row = b + k * b_row, *const ahead = k + 8 < K ? row + 8 * b_row : row;
       for (long c = 0; c < width; c += PG_LANES) {
-        __builtin_prefetch(b + (k + 8) * b_row + c);
-        long count = columns - c < PG_LANES ? columns - c : PG_LANES;
-        store_plain(to + k * width + c, load_plain(b + k * b_row + c, count > 0 ? count : 0));
+        __builtin_prefetch(ahead + c);
+        const long count = columns - c < PG_LANES ? columns - c : PG_LANES;
+        store_plain(to + k * width + c, load_plain(row + c, count > 0 ? count : 0));
       }
+    }
   }
   for (; k < K; ++k)
     for (long c = 0; c < width; ++c) to[k * width + c] = c < columns ? b[k * b_row + c * b_col] : T(0);
@@ -242,9 +244,14 @@ template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* 
       store_plain(to + r * to_row + k, load_plain(a + r * a_row + k, K - k), K - k < PG_LANES ? K - k : PG_LANES);
 }
 
-// A B of so many bytes stays in L2 between tiles of rows, and is read where it lies: of 400 rows as fast as packed, of 256 up
-// to 4 %, of 32 and 24 rows 15 and 29 % faster. One of more bytes is faster packed only where more tiles of rows pass by than these:
-// measured with 1 MiB of L2, of 20 rows it is 20 %, of 32 rows 5 to 25, of 64 and 96 rows 1 to 7 % faster where it lies.
-constexpr long gemm_resident_bytes = PG_L2_KIB * 512, gemm_few_tiles = 12;
+// Whether k rows of B, `stride` bytes apart, stay in L2 between tiles of rows where they lie: then they are read there, of 400 rows of A
+// as fast as packed, of 256 up to 4 %, of 32 and 24 rows 15 and 29 % faster. Rows a multiple of a power of two apart fall into few sets.
+// Those that do not stay are faster packed only where more tiles pass by than these: measured with 1 MiB of L2, of 20 rows it is 20 %, of
+// 32 rows 5 to 25, of 64 and 96 rows 1 to 7, of 128 rows 7 % faster where they lie.
+constexpr long gemm_few_tiles = 16;
+PG_INLINE bool gemm_stays(long k, long row_bytes, long stride) {
+  const long lines = (row_bytes + 63) / 64, apart = stride % 64 == 0 ? (stride & -stride) / 64 : 1;
+  return k * (lines > apart ? lines : apart) * 64 <= PG_L2_KIB * 768L;
+}
 
 }  // namespace pg

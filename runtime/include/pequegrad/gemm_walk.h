@@ -91,9 +91,10 @@ template <class T> struct gemm_walk {
   // lines of a slice, which is packed before the next. Asked for long before, lines of a power of two apart drive each other out:
   // A [4096, 1024] transposed and 256 columns took 10 % longer.
   bool is_far;
-  // The part of B, some k of a block of columns, that is packed next: `packed` k of a panel, and all panels before.
+  // The part of B, some k of a block of columns, that is multiplied next: packed are `packed` k of a panel, and all panels before.
   struct next_part {
     long k, k_count, first_panel, column, panels, panel, packed;
+    bool is_read_in_place;  // but for a panel that is not full
     T* to;  // of the panel
     gemm_slices slices;
   } coming;
@@ -319,16 +320,20 @@ template <class T> struct gemm_walk {
     c.panels = even_cut(panels, column_blocks, across + 1) - c.first_panel;
     c.panel = c.packed = 0;
     T* packed = c.to = to == places[0] ? scratch : scratch + cut.packed_b();
-    const bool is_reused = block_rows > gemm_few_tiles * tile_size::rows && c.k_count * b_row * long(sizeof(T)) > gemm_resident_bytes;
+    const long part_columns = panel_col(c.first_panel + c.panels) - c.column, size = sizeof(T);
+    c.is_read_in_place =
+        b_col == 1 && (block_rows <= gemm_few_tiles * tile_size::rows || gemm_stays(c.k_count, part_columns * size, b_row * size));
     for (long p = 0; p < c.panels; ++p) {
       const long column = panel_col(c.first_panel + p), width = panel_col(c.first_panel + p + 1) - column;
-      const bool is_packed = b_col != 1 || used_columns(column, width) != width || is_reused;
+      const bool is_packed = !c.is_read_in_place || used_columns(column, width) != width;
       to[p] = {is_packed ? packed : B + k * b_row + (col_begin + column) * b_col, is_packed ? width : b_row, width / PG_LANES,
                column - c.column};
       packed += is_packed ? c.k_count * width : 0;
     }
-    // Squares are transposed whole.
-    c.slices.set(c.panels, c.k_count, b_col == 1 ? 8 : PG_LANES, tiles * block_panels);
+    // Of two dozen lines at least, and where B lies transposed of whole lines.
+    constexpr long line = 64 / sizeof(T), rows_of_lines = (24 * line + tile_size::width - 1) / tile_size::width;
+    constexpr long depth = (24 + tile_size::width - 1) / tile_size::width * line;
+    c.slices.set(c.panels, c.k_count, b_col == 1 ? rows_of_lines : depth, tiles * block_panels);
   }
 
   PG_INLINE long used_columns(long column, long width) const {
@@ -351,12 +356,18 @@ template <class T> struct gemm_walk {
     ++c.panel;
   }
 
-  // The next micro-kernels ask for what pack_slice() reads next.
+  // The next micro-kernels ask for what pack_slice() reads next, or all that are left for what is read where it lies.
   PG_NOINLINE void look_for_b() {
     const next_part& c = coming;
     gemm_run& run = runs[update_count + 1];
     run.left = 0;
     if (c.panel == c.panels) return;
+    if (c.is_read_in_place) {
+      run.set(B + c.k * b_row + col_begin + c.column, c.k_count,
+              used_columns(c.column, panel_col(c.first_panel + c.panels) - c.column) * sizeof(T), b_row * sizeof(T));
+      run.share = (run.left + tiles * block_panels - 1) / (tiles * block_panels);
+      return;
+    }
     const panel_place& to = next_places()[c.panel];
     const long column = c.column + to.first, used = used_columns(column, to.vectors * PG_LANES), size = sizeof(T);
     const long depth = c.k_count - c.packed < c.slices.step ? c.k_count - c.packed : c.slices.step;
@@ -389,7 +400,7 @@ template <class T> struct gemm_walk {
   PG_INLINE void begin_group(long begin, long end) {
     T* const to = packed_groups();
     coming_rows = {begin, end, first_row, k_begin, 0, is_far && group.to == to ? to + cut.packed_group() : to, {}};
-    coming_rows.slices.set(1, k_count, 8, (group.end - group.begin) * block_panels);
+    coming_rows.slices.set(1, k_count, 32, (group.end - group.begin) * block_panels);
   }
 
   PG_NOINLINE void pack_rows(long depth) {
@@ -456,7 +467,7 @@ template <class T> struct gemm_walk {
   }
 
   PG_NOINLINE void sum_panel(long p) {
-    if (coming.panel < coming.panels && coming.slices.is_due()) {
+    if (coming.panel < coming.panels && !coming.is_read_in_place && coming.slices.is_due()) {
       pack_slice(coming.slices.step);
       look_for_b();
     }
