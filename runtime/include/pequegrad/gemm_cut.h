@@ -6,9 +6,8 @@
 
 namespace pg {
 
-// How a worker's rectangle is cut. A block of B, k by columns, is packed and stays in L2 while all rows
-// of A pass by, one tile of them at a time: so what an epilogue reads and writes are whole runs of the block's columns, not
-// a tile's width in each row. Where k is cut, the sums of a block of rows wait in scratch.
+// How a worker's rectangle is cut. A block of B, k by columns, is packed, or read where it lies, and stays in L2 while all rows of A pass
+// by, one tile of them at a time. Where k is cut, the sums of a block of rows wait in scratch.
 template <class T> struct gemm_cut {
   typedef gemm_tile<T> tile;
   // Tiles of rows that are packed together where A lies transposed: whole lines of it are read.
