@@ -197,13 +197,14 @@ template <class T> PG_INLINE void gemm_pack_pair(T* to, long to_tile, const T* a
 
 // to[t][k][r] = a[k * a_col + r of tile t], k from k_begin to k_end, for tiles begin … end: tile t is rows first_row(t) …
 // first_row(t + 1). Rows from `safe` on are not A's. Eight k at a time: as many lines as L1 keeps where they lie a power of two apart.
+// `asks`: for lines that have not been asked for.
 template <class T, class FirstRow>
 PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long k_begin, long k_end, long begin, long end, long safe,
-                              const FirstRow& first_row) {
+                              const FirstRow& first_row, bool asks) {
   for (long block = k_begin; block < k_end; block += 8) {
     const long block_end = k_end - block < 8 ? k_end : block + 8;
     const T *const first = a + first_row(begin), *const last = a + first_row(end);
-    for (long k = block_end; k < k_end && k < block_end + 8; ++k)
+    for (long k = block_end; asks && k < k_end && k < block_end + 8; ++k)
       for (const T* line = first + k * a_col; line < last + k * a_col; line += 64 / sizeof(T)) __builtin_prefetch(line, 0, 2);
     for (long t = begin; t < end; ++t) {
       const long row = first_row(t), count = first_row(t + 1) - row;

@@ -407,7 +407,7 @@ template <class T> struct gemm_walk {
     packed_rows& c = coming_rows;
     const long end = c.packed + depth < k_count ? c.packed + depth : k_count;
     gemm_pack_rows(c.to, cut.packed_tile(), A + first_row + k_begin * a_col, a_col, c.packed, end, c.begin, c.end, M - first_row,
-                   [&](long i) { return tile_row(i); });
+                   [&](long i) { return tile_row(i); }, depth == k_count);
     c.packed = end;
   }
 
