@@ -137,7 +137,7 @@ def test_the_compiler_leaves_asking_ahead_in_the_kernel(
 
 def test_bits_do_not_depend_on_the_shares(library) -> None:
     random = np.random.default_rng(11)
-    for m, n, k in [(64, 200, 784), (33, 97, 31), (12, 33, 5000)]:
+    for m, n, k in [(64, 200, 784), (33, 97, 31), (12, 33, 5000), (300, 60, 15000)]:
         a = random.normal(size=(m, k)).astype(np.float32)
         b = random.normal(size=(n, k)).astype(np.float32).T
         one, _ = product(library, a, b, workers=1)
