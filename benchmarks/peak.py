@@ -40,15 +40,15 @@ def peak_meter(threads: int, memory: int = 1 << 20) -> Iterator[Callable[[], Pea
     with tempfile.TemporaryDirectory(prefix="benchmark-peak-") as folder:
         program = str(Path(folder) / "peak")
         flags = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", f"-DLANES={lanes}", "-pthread"]
-        try:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, ToolchainError):
             command = [*locate_command(), *flags, str(SOURCE), "-o", program]
             subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError, ToolchainError):
-            yield lambda: Peak(math.nan, math.nan)
-            return
 
         def measure() -> Peak:
-            done = subprocess.run([program, str(threads), str(memory)], check=True, capture_output=True, text=True)
+            try:
+                done = subprocess.run([program, str(threads), str(memory)], check=True, capture_output=True, text=True)
+            except (OSError, subprocess.CalledProcessError):
+                return Peak(math.nan, math.nan)
             return Peak(*map(float, done.stdout.split()))
 
         yield measure

@@ -22,13 +22,12 @@ import numpy as np
 import pequegrad as pg
 from pequegrad.codegen.plan import Access, Attention, Contract, StepPlan
 
-from .measure import ROOT, machine, names_in
+from .measure import RESULTS, machine, names_in
 from .peak import Peak, peak_meter
 from .report import number
 from .where import compiled_step
 from .workloads import WORKLOADS, find
 
-FOLDER = ROOT / "benchmarks" / "results"
 LEAST_FLOPS = 20e6
 COPIES_BYTES = 12 << 20
 """Operands and results of all copies of a product together, about: more than a core's own caches."""
@@ -157,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"a comma list of {', '.join(names)} ({','.join(usual)})",
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for JSON (%(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON (%(default)s)")
     options = parser.parse_args(arguments)
     print(f"{'m × n × k':<34}{'MFLOP':>8} {'GFLOP/s':>8} {'% peak':>8}  in")
     with pg.config(num_threads=options.threads, quiet=True):

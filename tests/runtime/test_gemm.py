@@ -23,9 +23,8 @@ def scratch_bytes(
 ) -> int:
     """The formula that gemm.h documents."""
     found = []
-    for most in (2048 if l2 >= 1 << 20 else 1536, 4096 if l2 >= 1 << 20 and l1 >= 48 << 10 else 0):
-        if most == 0:
-            continue
+    mosts = [2048 if l2 >= 1 << 20 else 1536, *([4096] if l2 >= 1 << 20 and l1 >= 48 << 10 else [])]
+    for most in mosts:
         blocks = max(1, -(-depth // (most // itemsize)))
         block = -(-depth // blocks)
         block += -block % lanes

@@ -18,15 +18,15 @@ template <class T> struct gemm_cut {
   enum { kept_b = PG_L2_KIB * 512 / int(sizeof(T)), kept_whole_b = PG_L2_KIB * 768 / int(sizeof(T)) };
   // A tile's rows stay in L1. Where that has 48 KiB, twice as many k are taken at once: 256 x 768 x 3072 takes 3 % less, B in less of
   // L2 beside its next part. Not where rows are packed, once for each block of columns, if all columns then are not one block; nor where
-  // they come from memory for each: 256 x 768 x 50257 took 10 % longer.
+  // they come from memory for each: 256 x 768 x 50257 took 8 % longer.
   enum { is_deep = PG_L2_KIB >= 1024 && PG_L1_KIB >= 48, kept_deep_b = PG_L2_KIB * 448 / int(sizeof(T)) };
   enum { most_k = (PG_L2_KIB < 1024 ? 1536 : 2048) / int(sizeof(T)), most_deep_k = is_deep ? 4096 / int(sizeof(T)) : int(most_k) };
   long k_blocks, k, columns, row_blocks, rows;
 
   PG_INLINE gemm_cut(long all_rows, long K, long all_columns, bool packs_rows) {
     const bool is_whole = K <= most_deep_k && all_columns <= whole_columns(padded(K)), goes_deep = is_deep && !packs_rows;
-    const bool is_vast = all_rows * K * long(sizeof(T)) > PG_L2_KIB * 16384L;
-    set(all_rows, K, is_whole || (goes_deep && !is_vast) ? most_deep_k : most_k);
+    const bool comes_from_memory = all_rows * K * long(sizeof(T)) > PG_L2_KIB * 16384L;
+    set(all_rows, K, is_whole || (goes_deep && !comes_from_memory) ? most_deep_k : most_k);
     const long part = (goes_deep ? long(kept_deep_b) : long(kept_b)) / (k ? k : 1) / tile::width * tile::width;
     const long most_part = most_cut_columns / tile::width * tile::width;
     columns = all_columns <= whole_columns(k) && (k_blocks == 1 || !goes_deep) ? whole_columns(k) : part < most_part ? part : most_part;
