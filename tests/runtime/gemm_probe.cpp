@@ -13,7 +13,7 @@ using namespace pg;
       update[i] = i % 2 ? gemm_update{touched, N * long(sizeof(int)), sizeof(int)} : gemm_update{c, N * long(sizeof(T)), sizeof(T)}; \
     for (int w = 0; w < workers; ++w) {                                                                                    \
       long row_begin, row_end, col_begin, col_end;                                                                         \
-      gemm_share(M, N, K, w, workers, row_begin, row_end, col_begin, col_end);                                             \
+      gemm_share<T>(M, N, K, a_row, a_col, b_row, b_col, w, workers, row_begin, row_end, col_begin, col_end);              \
       const auto epilogue = [&](long row, long col, vec<T> sum, long count) {                                              \
         store(c + row * N + col, sum, count);                                                                              \
         for (long i = 0; i < PG_LANES; ++i)                                                                                \
@@ -29,8 +29,8 @@ GEMM(f32) GEMM(f64)
 EXPORT void shares(long total, long grain, int workers, long* bounds) {
   for (int w = 0; w < workers; ++w) share(total, grain, w, workers, bounds[2 * w], bounds[2 * w + 1]);
 }
-EXPORT void rectangle(long M, long N, long K, int worker, int workers, long* bounds) {
-  gemm_share(M, N, K, worker, workers, bounds[0], bounds[1], bounds[2], bounds[3]);
+EXPORT void rectangle(long M, long N, long K, bool a_turned, bool b_turned, int worker, int workers, long* bounds) {
+  gemm_share<f32>(M, N, K, a_turned ? 1 : K, a_turned ? M : 1, b_turned ? 1 : N, b_turned ? K : 1, worker, workers, bounds[0], bounds[1], bounds[2], bounds[3]);
 }
 EXPORT void tile_of(long* out) {
   out[0] = gemm_tile<f32>::rows, out[1] = gemm_tile<f32>::width, out[2] = gemm_tile<f64>::rows, out[3] = gemm_tile<f64>::width;

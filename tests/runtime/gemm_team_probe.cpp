@@ -19,7 +19,7 @@ static void product(const long* size, const f32* a, long a_row, long a_col, cons
   for (int w = 0; w < workers; ++w)
     threads.emplace_back([&, w] {
       long row_begin, row_end, col_begin, col_end;
-      const gemm_team team = gemm_share(M, N, K, w, workers, row_begin, row_end, col_begin, col_end, queues.data());
+      const gemm_team team = gemm_share<f32>(M, N, K, a_row, a_col, b_row, b_col, w, workers, row_begin, row_end, col_begin, col_end, queues.data());
       const long bytes = gemm_scratch<f32>(row_end - row_begin, K);
       f32* const scratch = static_cast<f32*>(std::aligned_alloc(64, static_cast<size_t>(bytes + 64)));
       __atomic_fetch_add(&ready, 1, __ATOMIC_RELAXED);

@@ -158,10 +158,11 @@ def test_rows_handed_over_as_one_are_the_same_bits(library, dtype: type) -> None
             np.testing.assert_array_equal(joined, plain, err_msg=str((m, n, k)))
 
 
-def rectangle(library, m: int, n: int, k: int, worker: int) -> list[int]:
-    """The rows and columns of one of two workers."""
+def rectangle(library, m: int, n: int, k: int, worker: int, turned: str = "") -> list[int]:
+    """The rows and columns of one of two workers; ``turned``: which of A and B lie transposed."""
     bounds = np.zeros(4, np.int64)
-    library.rectangle(*(ctypes.c_long(extent) for extent in (m, n, k)), worker, 2, ctypes.c_void_p(bounds.ctypes.data))
+    extents = (ctypes.c_long(extent) for extent in (m, n, k))
+    library.rectangle(*extents, "a" in turned, "b" in turned, worker, 2, ctypes.c_void_p(bounds.ctypes.data))
     return bounds.tolist()
 
 
@@ -170,16 +171,19 @@ def test_a_layers_weight_and_its_gradient_give_a_worker_the_same_rows(library) -
     if library.lanes < 8:
         pytest.skip("narrow vectors: an even split of the arithmetic counts for more")
 
-    for outputs, samples, inputs in [(400, 128, 784), (784, 128, 400), (4096, 256, 1024)]:
+    for outputs, samples, inputs in [(200, 128, 384), (384, 128, 200), (512, 128, 384)]:
         for worker in range(2):
-            forward = rectangle(library, outputs, samples, inputs, worker)
+            forward = rectangle(library, outputs, samples, inputs, worker, "b")
             gradient = rectangle(library, outputs, inputs, samples, worker)
             assert forward[:2] == gradient[:2] and forward[1] - forward[0] == outputs // 2
     # Few rows of A, or many columns, are no reason to pack all of B twice.
     assert rectangle(library, 10, 4096, 128, 0) == [0, 10, 0, 2048]
     # Nor is a B so large that it comes from memory.
-    assert rectangle(library, 512, 768, 128, 0) == [0, 256, 0, 768]
+    assert rectangle(library, 4096, 768, 128, 0) == [0, 2048, 0, 768]
     assert rectangle(library, 512, 768, 3072, 0) == [0, 512, 0, 384]
+    # Nor one that must be turned; rows of A that are packed are not packed twice for few columns.
+    assert rectangle(library, 256, 2304, 784, 0, "b") == [0, 256, 0, 1152]
+    assert rectangle(library, 512, 128, 1024, 0, "a") == [0, 256, 0, 128]
 
 
 def test_shares_cover_everything_once(library) -> None:

@@ -6,6 +6,9 @@
 
 namespace pg {
 
+// Whether the columns of A lie dense, not its rows: rows are packed then.
+PG_INLINE bool gemm_is_transposed(long a_row, long a_col) { return a_row == 1 && a_col != 1; }
+
 // How a worker's rectangle is cut. A block of B, k by columns, is packed, or read where it lies, and stays in L2 while all rows of A pass
 // by, one tile of them at a time. Where k is cut, the sums of a block of rows wait in scratch.
 template <class T> struct gemm_cut {
@@ -21,15 +24,25 @@ template <class T> struct gemm_cut {
   // they come from memory for each: 256 x 768 x 50257 took 8 % longer.
   enum { is_deep = PG_L2_KIB >= 1024 && PG_L1_KIB >= 48, kept_deep_b = PG_L2_KIB * 448 / int(sizeof(T)) };
   enum { most_k = (PG_L2_KIB < 1024 ? 1536 : 2048) / int(sizeof(T)), most_deep_k = is_deep ? 4096 / int(sizeof(T)) : int(most_k) };
-  long k_blocks, k, columns, row_blocks, rows;
+  long k_blocks, k, columns, column_blocks, row_blocks, rows;
+  bool b_stays;  // in L2 where it lies, from tile to tile
+  bool reads_b;  // where it lies, but for a panel that is not full
 
-  PG_INLINE gemm_cut(long all_rows, long K, long all_columns, bool packs_rows) {
+  PG_INLINE gemm_cut(long all_rows, long K, long all_columns, bool packs_rows, long b_row, long b_col) {
     const bool is_whole = K <= most_deep_k && all_columns <= whole_columns(padded(K)), goes_deep = is_deep && !packs_rows;
     const bool comes_from_memory = all_rows * K * long(sizeof(T)) > PG_L2_KIB * 16384L;
     set(all_rows, K, is_whole || (goes_deep && !comes_from_memory) ? most_deep_k : most_k);
     const long part = (goes_deep ? long(kept_deep_b) : long(kept_b)) / (k ? k : 1) / tile::width * tile::width;
     const long most_part = most_cut_columns / tile::width * tile::width;
     columns = all_columns <= whole_columns(k) && (k_blocks == 1 || !goes_deep) ? whole_columns(k) : part < most_part ? part : most_part;
+    const long panels = (all_columns + tile::width - 1) / tile::width;
+    column_blocks = blocks_of(panels, columns / tile::width);
+    const long block_columns = (panels + column_blocks - 1) / column_blocks * tile::width;
+    const long kept_columns = block_columns < all_columns ? block_columns : all_columns;
+    // What comes from memory is packed: a whole B of more than 8 MiB, with 1 MiB of L2, took 6 % longer where it lies.
+    const bool is_near = K * all_columns * long(sizeof(T)) <= PG_L2_KIB * 8192L;
+    b_stays = b_col == 1 && is_near && gemm_stays(K < k ? K : k, kept_columns * long(sizeof(T)), b_row * long(sizeof(T)));
+    reads_b = b_stays || (b_col == 1 && rows <= gemm_few_tiles * tile::rows);
   }
   // What there is at most, whatever the columns and whether rows are packed.
   PG_INLINE gemm_cut(long all_rows, long K, long most) {
@@ -39,7 +52,7 @@ template <class T> struct gemm_cut {
   PG_INLINE void set(long all_rows, long K, long most) {
     k_blocks = blocks_of(K, most);
     k = padded((K + k_blocks - 1) / k_blocks);
-    row_blocks = blocks_of(all_rows, most_rows);
+    row_blocks = k_blocks > 1 ? blocks_of(all_rows, most_rows) : 1;
     rows = (all_rows + row_blocks - 1) / row_blocks;
   }
   static PG_INLINE long padded(long k) { return (k + PG_LANES - 1) / PG_LANES * PG_LANES; }

@@ -75,14 +75,33 @@ PG_NOINLINE void gemm_kernel(long K, const T* a, long a_row, long a_k, const T* 
   gemm_sums<T, ROWS, VECTORS, INDIRECT>(K, a, a_row, a_k, b, b_k, offsets, tile, tile_row, accumulate, [](long) {});
 }
 
-// Lines of memory that micro-kernels ask for on their way, row by row, each `share` of what is left: to be written, into L1, or to be
-// read, into L2.
+// Whether rows of two tiles of A are packed at once.
+template <class T> constexpr bool gemm_packs_pairs = false;
+#if defined(PG_HAS_SHUFFLEVECTOR)
+// Rows of two tiles, as many as a vector has lanes, of two k: to[k][r] = a[k * a_col + r], and of the second tile at to + to_tile. Whole
+// lines are read and written.
+template <class T> PG_INLINE void gemm_pack_pair(T* to, long to_tile, const T* a, long a_col) {
+  typedef typename lanes<T>::unaligned unaligned;
+  constexpr int half = lanes<T>::count / 2;
+  const typename lanes<T>::native x = *reinterpret_cast<const unaligned*>(a), y = *reinterpret_cast<const unaligned*>(a + a_col);
+  *reinterpret_cast<unaligned*>(to) = join_halves<0>(x, y, typename lanes_below<2 * half>::type());
+  *reinterpret_cast<unaligned*>(to + to_tile) = join_halves<half>(x, y, typename lanes_below<2 * half>::type());
+}
+template <> constexpr bool gemm_packs_pairs<float> = PG_LANES == 2 * gemm_tile<float>::rows;
+#endif
+
+// What micro-kernels do on their way with lines of memory, row by row, each `share` of what is left: ask for them, to be written, into
+// L1, or to be read, into L2; or pack those of pairs of tiles, which have been asked for, and ask for those that follow.
 struct gemm_run {
   const char* line;
   long row_left, row_lines;  // lines of its row that are left, and that a row has
   long skip;                 // bytes from the end of a row to the next
   long left, share;
-  bool is_written;
+  enum { reads, writes, packs } kind;
+  // Of a packing, whose rows are those of two k; bytes:
+  char* to;
+  long to_step, to_skip, to_tile;  // from pair to pair, in addition from one row's last to the next row's first, from tile to tile
+  long column, ahead;              // from one k to the next, and to what is asked for
 
   PG_INLINE void set(const void* start, long rows, long row_bytes, long stride) {
     line = static_cast<const char*>(start);
@@ -90,10 +109,25 @@ struct gemm_run {
     row_left = row_lines = (row_bytes + 63) / 64 + !is_aligned;
     skip = stride - row_lines * 64;
     left = share = rows * row_lines;
+    kind = reads;
+  }
+  // So many k of pairs of tiles, `stride` bytes apart, to tiles packed `tile` bytes apart, whose rows of one k are `tile_row` bytes.
+  PG_INLINE void set_packing(const void* start, long k_count, long pairs, long stride, void* packed, long tile, long tile_row, long asks_ahead) {
+    line = static_cast<const char*>(start);
+    row_left = row_lines = pairs;
+    skip = 2 * stride - pairs * 64;
+    left = share = k_count / 2 * pairs;
+    kind = packs;
+    to = static_cast<char*>(packed);
+    to_tile = tile;
+    to_step = 2 * tile;
+    to_skip = 2 * tile_row - pairs * to_step;
+    column = stride;
+    ahead = asks_ahead;
   }
   PG_INLINE long due() const { return share < left ? share : left; }
   PG_INLINE void ask() {
-    if (is_written) __builtin_prefetch(line, 1, 2);
+    if (kind == writes) __builtin_prefetch(line, 1, 2);
     else __builtin_prefetch(line, 0, 2);
     line += 64;
     --left;
@@ -102,11 +136,26 @@ struct gemm_run {
       line += skip;
     }
   }
+  template <class T> PG_INLINE void pack() {
+    gemm_pack_pair(reinterpret_cast<T*>(to), to_tile / long(sizeof(T)), reinterpret_cast<const T*>(line), column / long(sizeof(T)));
+    __builtin_prefetch(line + ahead, 0, 2);
+    __builtin_prefetch(line + ahead + column, 0, 2);
+    line += 64;
+    to += to_step;
+    --left;
+    if (--row_left == 0) {
+      row_left = row_lines;
+      line += skip;
+      to += to_skip;
+    }
+  }
 };
 
 // A tile of all rows, and on the way lines of some runs, evenly: of more than the processor has under way at once, it forgets the most. All
-// at the kernel's beginning, 256 x 768 x 3072 took 3 % longer.
-template <class T, int VECTORS>
+// at the kernel's beginning, 256 x 768 x 3072 took 3 % longer. With PACKS one run packs rows of A: on its own that waits for L2, 5 cycles a
+// vector, while here multiplications go on. A [4096, 1024] and [512, 1024] transposed, 256 and 128 columns, take 3 % less; copied like
+// that, panels of B take as long.
+template <class T, int VECTORS, bool PACKS>
 PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
                                    gemm_run* run, gemm_run* end) {
   long total = 0;
@@ -114,17 +163,22 @@ PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, con
   const long every = total > 0 && K > total ? K / total : 1;
   long until = 1, due = run < end ? run->due() : 0;
   // Not inlined at once, what does nothing but ask for lines is taken for what has no effect, and left out.
-  const auto ask = [&](long) __attribute__((always_inline)) {
+  const auto go_on = [&](long) __attribute__((always_inline)) {
     if (--until == 0) {
       while (due == 0 && ++run < end) due = run->due();
       if (due > 0) {
-        run->ask();
+        if constexpr (PACKS) {
+          if (run->kind == run->packs) run->pack<T>();
+          else run->ask();
+        } else {
+          run->ask();
+        }
         --due;
-        until = run->is_written && every > 4 ? 4 : every;  // An epilogue follows.
+        until = run->kind == run->writes && every > 4 ? 4 : every;  // An epilogue follows.
       }
     }
   };
-  gemm_sums<T, gemm_tile<T>::rows, VECTORS, false>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, ask);
+  gemm_sums<T, gemm_tile<T>::rows, VECTORS, false>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, go_on);
 }
 
 template <class T>
@@ -181,20 +235,6 @@ PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col
     for (long c = 0; c < width; ++c) to[k * width + c] = c < columns ? b[k * b_row + c * b_col] : T(0);
 }
 
-// Rows of two tiles, as many as a vector has lanes, of two k: to[k][r] = a[k * a_col + r], and of the second tile at to + to_tile. Whole
-// lines are read and written.
-template <class T> constexpr bool gemm_packs_pairs = false;
-#if defined(PG_HAS_SHUFFLEVECTOR)
-template <> constexpr bool gemm_packs_pairs<float> = PG_LANES == 2 * gemm_tile<float>::rows;
-template <class T> PG_INLINE void gemm_pack_pair(T* to, long to_tile, const T* a, long a_col) {
-  typedef typename lanes<T>::unaligned unaligned;
-  constexpr int half = lanes<T>::count / 2;
-  const typename lanes<T>::native x = *reinterpret_cast<const unaligned*>(a), y = *reinterpret_cast<const unaligned*>(a + a_col);
-  *reinterpret_cast<unaligned*>(to) = join_halves<0>(x, y, typename lanes_below<2 * half>::type());
-  *reinterpret_cast<unaligned*>(to + to_tile) = join_halves<half>(x, y, typename lanes_below<2 * half>::type());
-}
-#endif
-
 // to[t][k][r] = a[k * a_col + r of tile t], k from k_begin to k_end, for tiles begin … end: tile t is rows first_row(t) …
 // first_row(t + 1). Rows from `safe` on are not A's. Eight k at a time: as many lines as L1 keeps where they lie a power of two apart.
 // `asks`: for lines that have not been asked for.
@@ -208,7 +248,6 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
       for (const T* line = first + k * a_col; line < last + k * a_col; line += 64 / sizeof(T)) __builtin_prefetch(line, 0, 2);
     for (long t = begin; t < end; ++t) {
       const long row = first_row(t), count = first_row(t + 1) - row;
-#if defined(PG_HAS_SHUFFLEVECTOR)
       if constexpr (gemm_packs_pairs<T>) {
         if (t + 1 < end && first_row(t + 2) - row == 2 * gemm_tile<T>::rows && (block_end - block) % 2 == 0) {
           for (long k = block; k < block_end; k += 2)
@@ -217,7 +256,6 @@ PG_INLINE void gemm_pack_rows(T* to, long to_tile, const T* a, long a_col, long 
           continue;
         }
       }
-#endif
       T* packed = to + (t - begin) * to_tile + block * count;
       if (count == gemm_tile<T>::rows) {
         // A whole vector's store would cross a line at every other k.
@@ -247,12 +285,13 @@ template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* 
 
 // Whether k rows of B, `stride` bytes apart, stay in L2 between tiles of rows where they lie: then they are read there, of 400 rows of A
 // as fast as packed, of 256 up to 4 %, of 32 and 24 rows 15 and 29 % faster. Rows a multiple of a power of two apart fall into few sets.
+// Half of L2 and no more: of [256, 768] a panel's rows, each in a page of its own, come from further away, and 1,536 rows of A took 5 % longer.
 // Those that do not stay are faster packed only where more tiles pass by than these: measured with 1 MiB of L2, of 20 rows it is 20 %, of
 // 32 rows 5 to 25, of 64 and 96 rows 1 to 7, of 128 rows 7 % faster where they lie.
 constexpr long gemm_few_tiles = 16;
 PG_INLINE bool gemm_stays(long k, long row_bytes, long stride) {
   const long lines = (row_bytes + 63) / 64, apart = stride % 64 == 0 ? (stride & -stride) / 64 : 1;
-  return k * (lines > apart ? lines : apart) * 64 <= PG_L2_KIB * 768L;
+  return k * (lines > apart ? lines : apart) * 64 <= PG_L2_KIB * 512L;
 }
 
 }  // namespace pg

@@ -64,7 +64,7 @@ template <class T> struct gemm_walk {
   gemm_team team;
   gemm_cut<T> cut;
   bool keeps_sums;  // of all tiles of a block
-  long vectors, panels, column_blocks;  // of the rectangle
+  long vectors, panels;  // of the rectangle
   long block, first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
   long k_begin, k_count;                         // of the part of B that is packed
   long tile_first, tile_next, tile_end;          // The tiles that next() goes through before it enters a block or takes more.
@@ -94,7 +94,6 @@ template <class T> struct gemm_walk {
   // The part of B, some k of a block of columns, that is multiplied next: packed are `packed` k of a panel, and all panels before.
   struct next_part {
     long k, k_count, first_panel, column, panels, panel, packed;
-    bool is_read_in_place;  // but for a panel that is not full
     T* to;  // of the panel
     gemm_slices slices;
   } coming;
@@ -116,15 +115,13 @@ template <class T> struct gemm_walk {
       : A(A), B(B), M(M), K(K), a_row(a_row), a_col(a_col), b_row(b_row), b_col(b_col), row_begin(row_begin), row_end(row_end),
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
-        cut(row_end - row_begin, K, col_end - col_begin, is_transposed()), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
+        cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
         block_panels(0), tile_next(0), tile_end(0), panel_next(0), owner(team.index), owners_sums(kept()), taken(0), claimed(0),
         joined(0), place(places[0]), coming(), group(), coming_rows(), runs() {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
-    column_blocks = gemm_cut<T>::blocks_of(panels, cut.columns / tile_size::width);
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
-    if (!is_cut()) cut.row_blocks = 1;
-    else if ((team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows) this->team.size = 1;
+    if (is_cut() && (team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
     is_vast = PG_L1_KIB < 48 && update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
   }
@@ -136,10 +133,10 @@ template <class T> struct gemm_walk {
   // The sums of the block's first row, or of the tile's.
   PG_INLINE T* kept() const { return packed_groups() + 2 * cut.packed_group(); }
   PG_INLINE T* packed_groups() const { return scratch + 2 * cut.packed_b(); }
-  PG_INLINE long blocks() const { return cut.row_blocks * column_blocks; }
+  PG_INLINE long blocks() const { return cut.row_blocks * cut.column_blocks; }
   PG_INLINE bool is_cut() const { return cut.k_blocks > 1; }
   PG_INLINE bool is_last_k() const { return k_begin + k_count == K; }
-  PG_INLINE bool is_transposed() const { return a_row == 1 && a_col != 1; }
+  PG_INLINE bool is_transposed() const { return gemm_is_transposed(a_row, a_col); }
   // Rows of A that lie transposed are read where they lie for fewer panels. Elements of one whole half pages apart fall into so few
   // sets that even L2 loses them from panel to panel: A [512, 1024] and 128 columns took 1.25 times as long.
   PG_INLINE bool packs_rows() const { return is_transposed() && block_panels >= (a_col * long(sizeof(T)) % 2048 == 0 ? 2 : 4); }
@@ -200,7 +197,7 @@ template <class T> struct gemm_walk {
       if (!is_last_k()) {
         open_part(k_begin + k_count);
       } else {
-        if (block + 1 == column_blocks) return false;
+        if (block + 1 == cut.column_blocks) return false;
         set_columns(block + 1);
         open_part(0);
       }
@@ -218,7 +215,7 @@ template <class T> struct gemm_walk {
   PG_INLINE bool take_of(int member) {
     set_rows_of(member);
     long position;
-    const long count = claim(member, is_cut() ? part_end() : column_blocks * tiles, position);
+    const long count = claim(member, is_cut() ? part_end() : cut.column_blocks * tiles, position);
     if (count > 0) begin_tiles(member, position, count);
     return count > 0;
   }
@@ -268,8 +265,8 @@ template <class T> struct gemm_walk {
   // Enters a block of columns; all k of B are packed where they are not cut.
   PG_NOINLINE void set_columns(long across) {
     block = across;
-    first_panel = even_cut(panels, column_blocks, across);
-    panel_next = block_panels = even_cut(panels, column_blocks, across + 1) - first_panel;
+    first_panel = even_cut(panels, cut.column_blocks, across);
+    panel_next = block_panels = even_cut(panels, cut.column_blocks, across + 1) - first_panel;
     col = col_begin + panel_col(first_panel);
     stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
     columns = col_end - col < stride ? col_end - col : stride;
@@ -279,11 +276,11 @@ template <class T> struct gemm_walk {
 
   // Enters a block: afterwards its sums lack the last block of k, whose part of B is packed.
   PG_NOINLINE void enter(long number) {
-    const long down = number / column_blocks, all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
+    const long down = number / cut.column_blocks, all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
     set_rows(row_begin + begin, row_begin + even_cut(all_rows, cut.row_blocks, down + 1));
     tile_next = tile_first = 0;
     tile_end = tiles;
-    set_columns(number % column_blocks);
+    set_columns(number % cut.column_blocks);
     block = number;
     for (long k = 0; is_cut() && k < cut.k_blocks; ++k) {
       pack(k * cut.k);
@@ -295,7 +292,7 @@ template <class T> struct gemm_walk {
 
   // Packs what is left of a part of B, which then is multiplied, and begins the next.
   PG_NOINLINE void pack(long k) {
-    const long across = block % column_blocks;
+    const long across = block % cut.column_blocks;
     if (coming.panels == 0 || coming.k != k || coming.first_panel != first_panel) begin_part(k, across);
     while (coming.panel < coming.panels) pack_slice(coming.k_count);
     k_begin = k;
@@ -304,7 +301,7 @@ template <class T> struct gemm_walk {
     coming.panels = coming.panel = 0;
     if (!is_far) return;
     if (!is_last_k()) begin_part(k_begin + k_count, across);
-    else if (block + 1 < blocks()) begin_part(0, (across + 1) % column_blocks);
+    else if (block + 1 < blocks()) begin_part(0, (across + 1) % cut.column_blocks);
     look_for_b();
   }
 
@@ -315,25 +312,21 @@ template <class T> struct gemm_walk {
     panel_place* const to = next_places();
     c.k = k;
     c.k_count = K - k < cut.k ? K - k : cut.k;
-    c.first_panel = even_cut(panels, column_blocks, across);
+    c.first_panel = even_cut(panels, cut.column_blocks, across);
     c.column = panel_col(c.first_panel);
-    c.panels = even_cut(panels, column_blocks, across + 1) - c.first_panel;
+    c.panels = even_cut(panels, cut.column_blocks, across + 1) - c.first_panel;
     c.panel = c.packed = 0;
     T* packed = c.to = to == places[0] ? scratch : scratch + cut.packed_b();
-    const long part_columns = panel_col(c.first_panel + c.panels) - c.column, size = sizeof(T);
-    // What comes from memory is packed: a whole B of more than 8 MiB, with 1 MiB of L2, took 6 % longer where it lies.
-    const bool stays = K * (col_end - col_begin) * size <= PG_L2_KIB * 8192L && gemm_stays(c.k_count, part_columns * size, b_row * size);
-    c.is_read_in_place = b_col == 1 && (block_rows <= gemm_few_tiles * tile_size::rows || stays);
     for (long p = 0; p < c.panels; ++p) {
       const long column = panel_col(c.first_panel + p), width = panel_col(c.first_panel + p + 1) - column;
-      const bool is_packed = !c.is_read_in_place || used_columns(column, width) != width;
+      const bool is_packed = !cut.reads_b || used_columns(column, width) != width;
       to[p] = {is_packed ? packed : B + k * b_row + (col_begin + column) * b_col, is_packed ? width : b_row, width / PG_LANES,
                column - c.column};
       packed += is_packed ? c.k_count * width : 0;
     }
-    // Of two dozen lines at least, and where B lies transposed of whole lines.
-    constexpr long line = 64 / sizeof(T), width = tile_size::width;
-    constexpr long along = (24 * line + width - 1) / width, across_it = (24 + width - 1) / width * line;
+    // Where B lies transposed, of whole lines. Slices of two dozen lines instead of so many took 1 to 2 % longer, of 768 up to 1 %.
+    constexpr long least = 192, line = 64 / sizeof(T), width = tile_size::width;
+    constexpr long along = (least * line + width - 1) / width, across_it = (least + width - 1) / width * line;
     c.slices.set(c.panels, c.k_count, b_col == 1 ? along : across_it, tiles * block_panels);
   }
 
@@ -363,7 +356,7 @@ template <class T> struct gemm_walk {
     gemm_run& run = runs[update_count + 1];
     run.left = 0;
     if (c.panel == c.panels) return;
-    if (c.is_read_in_place) {
+    if (cut.reads_b) {
       run.set(B + c.k * b_row + col_begin + c.column, c.k_count,
               used_columns(c.column, panel_col(c.first_panel + c.panels) - c.column) * sizeof(T), b_row * sizeof(T));
       run.share = (run.left + tiles * block_panels - 1) / (tiles * block_panels);
@@ -401,7 +394,7 @@ template <class T> struct gemm_walk {
   PG_INLINE void begin_group(long begin, long end) {
     T* const to = packed_groups();
     coming_rows = {begin, end, first_row, k_begin, 0, is_far && group.to == to ? to + cut.packed_group() : to, {}};
-    coming_rows.slices.set(1, k_count, 32, (group.end - group.begin) * block_panels);
+    coming_rows.slices.set(1, k_count, 16, (group.end - group.begin) * block_panels);
   }
 
   PG_NOINLINE void pack_rows(long depth) {
@@ -420,6 +413,17 @@ template <class T> struct gemm_walk {
     if (c.begin >= c.end || c.packed == k_count) return;
     const long from = tile_row(c.begin), depth = k_count - c.packed < c.slices.step ? k_count - c.packed : c.slices.step;
     run.set(A + first_row + from + (k_begin + c.packed) * a_col, depth, (tile_row(c.end) - from) * sizeof(T), a_col * sizeof(T));
+  }
+
+  // The next micro-kernel packs so many k, which have been asked for, if they are of pairs of tiles.
+  PG_INLINE bool packs_on_the_way(long depth) {
+    const packed_rows& c = coming_rows;
+    const long from = tile_row(c.begin), count = c.end - c.begin, size = sizeof(T);
+    if (!gemm_packs_pairs<T> || count % 2 != 0 || depth % 2 != 0 || tile_row(c.end) - from != count * tile_size::rows) return false;
+    runs[update_count].set_packing(A + first_row + from + (k_begin + c.packed) * a_col, depth, count / 2, a_col * size,
+                                   c.to + c.packed * tile_size::rows, cut.packed_tile() * size, tile_size::rows * size,
+                                   c.packed + depth < k_count ? depth * a_col * size : 0);
+    return true;
   }
 
   // The micro-kernels of this tile ask for the rows of another, which are read where they lie.
@@ -468,24 +472,38 @@ template <class T> struct gemm_walk {
   }
 
   PG_NOINLINE void sum_panel(long p) {
-    if (coming.panel < coming.panels && !coming.is_read_in_place && coming.slices.is_due()) {
+    if (coming.panel < coming.panels && !cut.reads_b && coming.slices.is_due()) {
       pack_slice(coming.slices.step);
       look_for_b();
     }
+    long on_the_way = 0;  // So many k are packed.
     if (coming_rows.begin < coming_rows.end && coming_rows.packed < k_count && coming_rows.slices.is_due()) {
-      pack_rows(coming_rows.slices.step);
-      look_for_rows();
+      const long left = k_count - coming_rows.packed, depth = left < coming_rows.slices.step ? left : coming_rows.slices.step;
+      if (packs_on_the_way(depth)) {
+        on_the_way = depth;
+      } else {
+        pack_rows(depth);
+        look_for_rows();
+      }
     }
     const panel_place& panel = place[p];
     T* const to = panel_sums(p);
     constexpr int most = tile_size::vectors, least = most == 3 ? 2 : 1;
-    if ((is_far || update_count > 0) && rows == tile_size::rows && panel.vectors >= least)
-      (panel.vectors == most ? gemm_kernel_ahead<T, most> : gemm_kernel_ahead<T, least>)(
-          k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, first_run(panel),
-          runs + update_count + (is_far ? 2 : 0));
-    else
+    if ((is_far || update_count > 0) && rows == tile_size::rows && panel.vectors >= least) {
+      constexpr bool can = gemm_packs_pairs<T>;
+      const auto kernel = panel.vectors == most ? (on_the_way > 0 ? gemm_kernel_ahead<T, most, can> : gemm_kernel_ahead<T, most, false>)
+                                                : (on_the_way > 0 ? gemm_kernel_ahead<T, least, can> : gemm_kernel_ahead<T, least, false>);
+      kernel(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, first_run(panel),
+             runs + update_count + (is_far ? 2 : 0));
+    } else {
       gemm_kernel_for<T, false>(int(rows), int(panel.vectors))(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, nullptr, to,
                                                                sums_stride(), k_begin > 0);
+    }
+    if constexpr (gemm_packs_pairs<T>) {
+      if (on_the_way == 0) return;
+      for (gemm_run& run = runs[update_count]; run.left > 0;) run.pack<T>();
+      coming_rows.packed += on_the_way;
+    }
   }
 
   // The lines of all updated matrices under a panel, if its sums are complete with it, and what is read next.
@@ -495,7 +513,7 @@ template <class T> struct gemm_walk {
       const gemm_update& update = updates[u];
       runs[u].set(static_cast<const char*>(update.start) + (first_row + row) * update.row + (col + panel.first) * update.size,
                   tile_size::rows, panel.vectors * PG_LANES * update.size, update.row);
-      runs[u].is_written = !is_vast;
+      if (!is_vast) runs[u].kind = gemm_run::writes;
     }
     return runs;
   }
