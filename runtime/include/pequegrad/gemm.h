@@ -61,8 +61,8 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
 // and a vector that is 5 for each of C; 60 for 16 columns of B, 10 where it stays in L2 as it lies; and 2 for each row of A, as often as
 // it is read: measured over the shapes of benchmarks.products, none takes 2 % longer than split the other way. Rows of an A that the
 // workers' L2 keep count 10, so that a layer's weight, and the gradient that changes it, stay with one worker: where both read all of a
-// weight [200, 784] of which each had changed half, a step took 1.25 times as long in minutes when two cores were far from each other,
-// and 0.99 times in others. Among equals rows are split, which others of a team can take.
+// weight [200, 784] of which each had changed half, a step took 0.99 times as long in most minutes and 1.25 times in some, in which one core
+// seems to have been far from the other. Among equals rows are split, which others of a team can take.
 // Returns the team of those with the same columns; `queues`: one of each worker.
 template <class T>
 inline gemm_team gemm_share(long M, long N, long K, long a_row, long a_col, long b_row, long b_col, int worker, int workers,
