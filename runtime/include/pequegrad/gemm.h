@@ -66,7 +66,7 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
 // Returns the team of those with the same columns; `queues`: one of each worker.
 template <class T>
 inline gemm_team gemm_share(long M, long N, long K, long a_row, long a_col, long b_row, long b_col, int worker, int workers,
-                                 long& row_begin, long& row_end, long& col_begin, long& col_end, gemm_queue* queues = nullptr) {
+                            long& row_begin, long& row_end, long& col_begin, long& col_end, gemm_queue* queues = nullptr) {
   const long vectors = (N + PG_LANES - 1) / PG_LANES;
   const bool is_transposed = gemm_is_transposed(a_row, a_col);
   const bool a_stays = !is_transposed && M * K * long(sizeof(T)) <= workers * PG_L2_KIB * 1024L;

@@ -394,6 +394,7 @@ template <class T> struct gemm_walk {
   PG_INLINE void begin_group(long begin, long end) {
     T* const to = packed_groups();
     coming_rows = {begin, end, first_row, k_begin, 0, is_far && group.to == to ? to + cut.packed_group() : to, {}};
+    // Slices of 4 to 16 k took as long, of 32 up to 1 %, of 64 up to 6 % longer.
     coming_rows.slices.set(1, k_count, 16, (group.end - group.begin) * block_panels);
   }
 
@@ -476,7 +477,7 @@ template <class T> struct gemm_walk {
       pack_slice(coming.slices.step);
       look_for_b();
     }
-    long on_the_way = 0;  // So many k are packed.
+    long on_the_way = 0;  // So many k of rows are packed by the micro-kernel.
     if (coming_rows.begin < coming_rows.end && coming_rows.packed < k_count && coming_rows.slices.is_due()) {
       const long left = k_count - coming_rows.packed, depth = left < coming_rows.slices.step ? left : coming_rows.slices.step;
       if (packs_on_the_way(depth)) {
@@ -490,9 +491,10 @@ template <class T> struct gemm_walk {
     T* const to = panel_sums(p);
     constexpr int most = tile_size::vectors, least = most == 3 ? 2 : 1;
     if ((is_far || update_count > 0) && rows == tile_size::rows && panel.vectors >= least) {
-      constexpr bool can = gemm_packs_pairs<T>;
-      const auto kernel = panel.vectors == most ? (on_the_way > 0 ? gemm_kernel_ahead<T, most, can> : gemm_kernel_ahead<T, most, false>)
-                                                : (on_the_way > 0 ? gemm_kernel_ahead<T, least, can> : gemm_kernel_ahead<T, least, false>);
+      constexpr bool packs = gemm_packs_pairs<T>;
+      const auto plain = panel.vectors == most ? gemm_kernel_ahead<T, most, false> : gemm_kernel_ahead<T, least, false>;
+      const auto packing = panel.vectors == most ? gemm_kernel_ahead<T, most, packs> : gemm_kernel_ahead<T, least, packs>;
+      const auto kernel = on_the_way > 0 ? packing : plain;
       kernel(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, first_run(panel),
              runs + update_count + (is_far ? 2 : 0));
     } else {
