@@ -104,7 +104,9 @@ inline gemm_team gemm_share(long M, long N, long K, long a_row, long a_col, long
   PART bool gemm_walk<float>::take();                                                      \
   PART void gemm_walk<float>::set_columns(long);                                           \
   PART void gemm_walk<float>::enter(long);                                                 \
+  PART bool gemm_walk<float>::next_panels();                                               \
   PART void gemm_walk<float>::pack(long);                                                  \
+  PART void gemm_walk<float>::begin_next_part();                                           \
   PART void gemm_walk<float>::begin_part(long, long);                                      \
   PART void gemm_walk<float>::pack_slice(long);                                            \
   PART void gemm_walk<float>::look_for_b();                                                \
@@ -114,7 +116,7 @@ inline gemm_team gemm_share(long M, long N, long K, long a_row, long a_col, long
   PART void gemm_walk<float>::tile(long);                                                  \
   PART void gemm_walk<float>::enter_tile(long);                                            \
   PART void gemm_walk<float>::sum_panels();                                                \
-  PART void gemm_walk<float>::sum_panel(long);
+  PART void gemm_walk<float>::sum_panel_on_errands(long);
 #if defined(PG_PARTS_APART)
 PG_GEMM_PARTS(extern template)
 #endif

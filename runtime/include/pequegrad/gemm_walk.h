@@ -68,7 +68,11 @@ template <class T> struct gemm_walk {
   long block, first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
   long k_begin, k_count;                         // of the part of B that is packed
   long tile_first, tile_next, tile_end;          // The tiles that next() goes through before it enters a block or takes more.
+  // Of each of these tiles, the panels that are packed; the others follow when all tiles have passed by.
+  long panel_begin, panel_end;
   long row, rows, panel_next;                    // of the tile, the row within the block
+  gemm_kernel_function<T> kernels[tile_size::vectors + 1];  // of these rows, by the vectors of a panel
+  long kernel_rows;
   const T* tile_a;                               // its rows of A
   long tile_a_row, tile_a_col;
   int owner;                                     // of these tiles, in the team
@@ -91,12 +95,19 @@ template <class T> struct gemm_walk {
   // lines of a slice, which is packed before the next. Asked for long before, lines of a power of two apart drive each other out:
   // A [4096, 1024] transposed and 256 columns took 10 % longer.
   bool is_far;
-  // The part of B, some k of a block of columns, that is multiplied next: packed are `packed` k of a panel, and all panels before.
+  // The part of B, some k of a block of columns, that is packed: `packed` k of a panel, and all panels before. It is multiplied next, or
+  // `is_current`.
   struct next_part {
     long k, k_count, first_panel, column, panels, panel, packed;
+    bool is_current;
+    panel_place* places;
     T* to;  // of the panel
     gemm_slices slices;
   } coming;
+  // Whether panels of B are turned by micro-kernels of the panel before. All at once, B [784, 128] took 8 % of the time of 200 rows.
+  bool turns;
+  enum { turning_tiles = 12, least_turning_tiles = 6 };
+  bool has_errands;  // of micro-kernels
   // The tiles whose rows are packed together, where A lies transposed, and those that are packed next: `packed` k of them.
   struct packed_rows {
     long begin, end, first_row, k, packed;
@@ -116,13 +127,15 @@ template <class T> struct gemm_walk {
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
         cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
-        block_panels(0), tile_next(0), tile_end(0), panel_next(0), owner(team.index), owners_sums(kept()), taken(0), claimed(0),
+        block_panels(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index), owners_sums(kept()), taken(0), claimed(0),
         joined(0), place(places[0]), coming(), group(), coming_rows(), runs() {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
     if (is_cut() && (team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
+    turns = !is_far && this->update_count == 0 && K >= 256 && b_row == 1 && b_col != 1 && !this->keeps_sums && !is_transposed() && !copies_rows() && b_col * long(sizeof(T)) % 4096 != 0;
+    has_errands = is_far || this->update_count > 0;
     is_vast = PG_L1_KIB < 48 && update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
   }
 
@@ -140,13 +153,15 @@ template <class T> struct gemm_walk {
   // Rows of A that lie transposed are read where they lie for fewer panels. Elements of one whole half pages apart fall into so few
   // sets that even L2 loses them from panel to panel: A [512, 1024] and 128 columns took 1.25 times as long.
   PG_INLINE bool packs_rows() const { return is_transposed() && block_panels >= (a_col * long(sizeof(T)) % 2048 == 0 ? 2 : 4); }
+  // Rows whose elements are dense, but which fall into the same sets of L1.
+  PG_INLINE bool copies_rows() const { return gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0; }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
   PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
 
   // Goes on to the next panel whose sums are complete, or whole rows where they are joined; false when there is none left.
   PG_NOINLINE bool next() {
-    while (panel_next == block_panels) {
-      if (tile_next == tile_end) {
+    while (panel_next == panel_end) {
+      if (tile_next == tile_end && !next_panels()) {
         if (team.size > 1) {
           if (!take()) return false;
         } else {
@@ -164,6 +179,16 @@ template <class T> struct gemm_walk {
     const long p = panel_next++, width = place[p].vectors * PG_LANES, left = columns - place[p].first;
     done = {first_row + row, rows, col + place[p].first, left < width ? left : width, sums_stride(), panel_sums(p)};
     sum_panel(p);
+    return true;
+  }
+
+  // Goes on to the panel that has been packed while the same tiles passed by; false where there is none.
+  PG_NOINLINE bool next_panels() {
+    if (!coming.is_current) return false;
+    panel_begin = panel_end++;
+    tile_next = tile_first;
+    while (coming.panel < panel_end) pack_slice(k_count);
+    if (panel_end == block_panels) begin_next_part();
     return true;
   }
 
@@ -232,22 +257,37 @@ template <class T> struct gemm_walk {
     do {
       if (position >= end) return 0;
       // Several at once, fewer of them towards the end: taking waits for all that an epilogue has stored, 0.1 us. Tiles that are
-      // packed together are taken together.
+      // packed together are taken together, and those that pass by while B is packed.
       const long parts = is_transposed() ? 2 : 3, most = is_transposed() ? cut.group : cut.run;
       count = (tiles - position % tiles + parts - 1) / parts;
       if (count > most) count = most;
+      if (turns && member == team.index && position % tiles == 0) count = tiles_while_turning();
     } while (!__atomic_compare_exchange_n(&queue.taken, &position, position + count, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     if (member == team.index) taken += count;
     return count;
   }
 
+  PG_INLINE long tiles_while_turning() const {
+    const long most = tiles - tiles / 3;
+    return most < turning_tiles ? most : long(turning_tiles);
+  }
+
   PG_INLINE void begin_tiles(int member, long position, long count) {
     set_rows_of(member);
     if (!is_cut() && position / tiles != block) set_columns(position / tiles);
-    tile_next = tile_first = position % tiles;
-    tile_end = tile_first + count;
+    set_tiles(position % tiles, position % tiles + count);
     owner = member;
     owners_sums = is_cut() ? static_cast<T*>(team.queues[member].sums) : kept();
+  }
+
+  PG_INLINE void set_tiles(long begin, long end) {
+    tile_next = tile_first = begin;
+    tile_end = end;
+    panel_begin = 0;
+    panel_next = panel_end = coming.is_current ? 1 : block_panels;
+    if (!coming.is_current) return;
+    const long depth = (k_count + end - begin - 1) / (end - begin);
+    coming.slices = {depth + depth % 2, 1, 1, 0};
   }
 
   PG_INLINE void set_rows_of(int member) {
@@ -266,7 +306,7 @@ template <class T> struct gemm_walk {
   PG_NOINLINE void set_columns(long across) {
     block = across;
     first_panel = even_cut(panels, cut.column_blocks, across);
-    panel_next = block_panels = even_cut(panels, cut.column_blocks, across + 1) - first_panel;
+    block_panels = even_cut(panels, cut.column_blocks, across + 1) - first_panel;
     col = col_begin + panel_col(first_panel);
     stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
     columns = col_end - col < stride ? col_end - col : stride;
@@ -278,10 +318,9 @@ template <class T> struct gemm_walk {
   PG_NOINLINE void enter(long number) {
     const long down = number / cut.column_blocks, all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
     set_rows(row_begin + begin, row_begin + even_cut(all_rows, cut.row_blocks, down + 1));
-    tile_next = tile_first = 0;
-    tile_end = tiles;
     set_columns(number % cut.column_blocks);
     block = number;
+    set_tiles(0, tiles);
     for (long k = 0; is_cut() && k < cut.k_blocks; ++k) {
       pack(k * cut.k);
       for (long t = 0; k + 1 < cut.k_blocks && t < tiles; ++t) tile(t);
@@ -290,26 +329,33 @@ template <class T> struct gemm_walk {
 
   // ---- packing B ----
 
-  // Packs what is left of a part of B, which then is multiplied, and begins the next.
+  // Goes on to a part of B: packs what is left of it, or, where micro-kernels pack the others, the first panel.
   PG_NOINLINE void pack(long k) {
-    const long across = block % cut.column_blocks;
-    if (coming.panels == 0 || coming.k != k || coming.first_panel != first_panel) begin_part(k, across);
-    while (coming.panel < coming.panels) pack_slice(coming.k_count);
+    const bool has_begun = coming.panels > 0 && coming.k == k && coming.first_panel == first_panel;
+    if (!has_begun) begin_part(k, block % cut.column_blocks);
     k_begin = k;
     k_count = coming.k_count;
-    place = next_places();
+    place = coming.places;
+    coming.is_current = turns && !has_begun && block_panels > 1 && !joins_rows() && tiles_while_turning() >= least_turning_tiles;
+    has_errands = is_far || update_count > 0 || coming.is_current;
+    while (coming.panel < (coming.is_current ? 1 : coming.panels)) pack_slice(coming.k_count);
+    if (!coming.is_current) begin_next_part();
+  }
+
+  PG_NOINLINE void begin_next_part() {
+    const long across = block % cut.column_blocks;
     coming.panels = coming.panel = 0;
+    coming.is_current = false;
+    has_errands = is_far || update_count > 0;
     if (!is_far) return;
     if (!is_last_k()) begin_part(k_begin + k_count, across);
     else if (block + 1 < blocks()) begin_part(0, (across + 1) % cut.column_blocks);
     look_for_b();
   }
 
-  PG_INLINE panel_place* next_places() { return is_far && place == places[0] ? places[1] : places[0]; }
-
   PG_NOINLINE void begin_part(long k, long across) {
     next_part& c = coming;
-    panel_place* const to = next_places();
+    panel_place* const to = c.places = is_far && place == places[0] ? places[1] : places[0];
     c.k = k;
     c.k_count = K - k < cut.k ? K - k : cut.k;
     c.first_panel = even_cut(panels, cut.column_blocks, across);
@@ -336,18 +382,36 @@ template <class T> struct gemm_walk {
 
   // Packs so many k of the panel that is next, or what is left of it.
   PG_NOINLINE void pack_slice(long depth) {
-    next_part& c = coming;
-    const panel_place& to = next_places()[c.panel];
+    const next_part& c = coming;
+    const panel_place& to = c.places[c.panel];
     const long column = c.column + to.first, width = to.vectors * PG_LANES, count = c.k_count - c.packed < depth ? c.k_count - c.packed : depth;
-    const bool is_packed = to.b == c.to;
-    if (is_packed)
+    if (to.b == c.to)
       gemm_pack(c.to + c.packed * width, width, B + (c.k + c.packed) * b_row + (col_begin + column) * b_col, b_row, b_col, count,
                 used_columns(column, width));
+    is_packed(count);
+  }
+
+  // So many more k of the panel are packed.
+  PG_INLINE void is_packed(long count) {
+    next_part& c = coming;
     c.packed += count;
     if (c.packed < c.k_count) return;
-    if (is_packed) c.to += c.k_count * width;
+    const panel_place& to = c.places[c.panel];
+    if (to.b == c.to) c.to += c.k_count * to.vectors * PG_LANES;
     c.packed = 0;
     ++c.panel;
+  }
+
+  // The next micro-kernel packs so many k of the panel that is next, if they are pairs and of whole vectors of columns.
+  PG_INLINE bool turns_on_the_way(long depth) {
+    const next_part& c = coming;
+    const panel_place& to = c.places[c.panel];
+    const long column = c.column + to.first, width = to.vectors * PG_LANES, size = sizeof(T);
+    if (!c.is_current || depth % 2 != 0 || used_columns(column, width) != width) return false;
+    const long ahead = c.packed + depth < c.k_count ? depth : width * b_col - c.packed;
+    runs[update_count + 1].template set_turning<T>(B + c.k + c.packed + (col_begin + column) * b_col, depth / 2, to.vectors, b_col * size,
+                                                   c.to + c.packed * width, width * size, ahead * size);
+    return true;
   }
 
   // The next micro-kernels ask for what pack_slice() reads next, or all that are left for what is read where it lies.
@@ -362,7 +426,7 @@ template <class T> struct gemm_walk {
       run.share = (run.left + tiles * block_panels - 1) / (tiles * block_panels);
       return;
     }
-    const panel_place& to = next_places()[c.panel];
+    const panel_place& to = c.places[c.panel];
     const long column = c.column + to.first, used = used_columns(column, to.vectors * PG_LANES), size = sizeof(T);
     const long depth = c.k_count - c.packed < c.slices.step ? c.k_count - c.packed : c.slices.step;
     const T* const b = B + (c.k + c.packed) * b_row + (col_begin + column) * b_col;
@@ -436,7 +500,7 @@ template <class T> struct gemm_walk {
     const T* const next = A + (first_row + from) * a_row + k_begin * a_col;
     if (a_col == 1) run.set(next, next_rows, k_count * size, a_row * size);
     else if (a_row == 1) run.set(next, k_count, next_rows * size, a_col * size);
-    run.share = (run.left + block_panels - 1) / block_panels;
+    run.share = (run.left + panel_end - panel_begin - 1) / (panel_end - panel_begin);
   }
 
   // ---- tiles ----
@@ -447,14 +511,18 @@ template <class T> struct gemm_walk {
   }
 
   PG_NOINLINE void enter_tile(long t) {
-    panel_next = 0;
+    panel_next = panel_begin;
     row = tile_row(t);
     rows = tile_row(t + 1) - row;
+    if (rows != kernel_rows) {
+      kernel_rows = rows;
+      for (int v = 1; v <= tile_size::vectors; ++v) kernels[v] = gemm_kernel_for<T, false>(int(rows), v);
+    }
     tile_a = A + (first_row + row) * a_row + k_begin * a_col;
     tile_a_row = a_row;
     tile_a_col = a_col;
     // Two panels read a tile's rows too seldom to pay for the copy: A [1024, 1024] and B [1024, 16] took 1.3 times as long with it.
-    if (gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0 && k_count >= 64 && block_panels >= 3) {
+    if (copies_rows() && k_count >= 64 && block_panels >= 3) {
       tile_a_row = cut.k + PG_LANES;
       gemm_copy_rows(packed_groups(), tile_a_row, tile_a, a_row, rows, k_count);
       tile_a = packed_groups();
@@ -468,43 +536,61 @@ template <class T> struct gemm_walk {
 
   PG_NOINLINE void sum_panels() {
     const bool is_joined = stride % PG_LANES != 0;  // Then the last panel comes first.
-    for (; panel_next < block_panels; ++panel_next)
+    for (; panel_next < panel_end; ++panel_next)
       sum_panel(!is_joined ? panel_next : panel_next == 0 ? block_panels - 1 : panel_next - 1);
   }
 
-  PG_NOINLINE void sum_panel(long p) {
+  PG_INLINE void sum_panel(long p) {
+    if (has_errands) return sum_panel_on_errands(p);
+    const panel_place& panel = place[p];
+    kernels[panel.vectors](k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, nullptr, panel_sums(p), sums_stride(), k_begin > 0);
+  }
+
+  PG_NOINLINE void sum_panel_on_errands(long p) {
+    const panel_place& panel = place[p];
+    T* const to = panel_sums(p);
+    constexpr int most = tile_size::vectors, least = most == 3 ? 2 : 1;
+    const bool goes_ahead = rows == tile_size::rows && panel.vectors >= least;
+    long rows_depth = 0, turned_depth = 0;  // So many k of rows of A, or of columns of B, are packed by the micro-kernel.
     if (coming.panel < coming.panels && !cut.reads_b && coming.slices.is_due()) {
-      pack_slice(coming.slices.step);
-      look_for_b();
+      const long left = coming.k_count - coming.packed, depth = left < coming.slices.step ? left : coming.slices.step;
+      if (goes_ahead && turns_on_the_way(depth)) {
+        turned_depth = depth;
+      } else {
+        pack_slice(depth);
+        look_for_b();
+      }
     }
-    long on_the_way = 0;  // So many k of rows are packed by the micro-kernel.
     if (coming_rows.begin < coming_rows.end && coming_rows.packed < k_count && coming_rows.slices.is_due()) {
       const long left = k_count - coming_rows.packed, depth = left < coming_rows.slices.step ? left : coming_rows.slices.step;
       if (packs_on_the_way(depth)) {
-        on_the_way = depth;
+        rows_depth = depth;
       } else {
         pack_rows(depth);
         look_for_rows();
       }
     }
-    const panel_place& panel = place[p];
-    T* const to = panel_sums(p);
-    constexpr int most = tile_size::vectors, least = most == 3 ? 2 : 1;
-    if ((is_far || update_count > 0) && rows == tile_size::rows && panel.vectors >= least) {
-      constexpr bool packs = gemm_packs_pairs<T>;
-      const auto plain = panel.vectors == most ? gemm_kernel_ahead<T, most, false> : gemm_kernel_ahead<T, least, false>;
-      const auto packing = panel.vectors == most ? gemm_kernel_ahead<T, most, packs> : gemm_kernel_ahead<T, least, packs>;
-      const auto kernel = on_the_way > 0 ? packing : plain;
+    if (goes_ahead) {
+      constexpr auto reads = gemm_run::reads, packs = gemm_packs_pairs<T> ? gemm_run::packs : reads, turned = gemm_run::turns;
+      const bool is_wide = panel.vectors == most;
+      const auto plain = is_wide ? gemm_kernel_ahead<T, most, reads> : gemm_kernel_ahead<T, least, reads>;
+      const auto packing = is_wide ? gemm_kernel_ahead<T, most, packs> : gemm_kernel_ahead<T, least, packs>;
+      const auto turning = is_wide ? gemm_kernel_ahead<T, most, turned> : gemm_kernel_ahead<T, least, turned>;
+      const auto kernel = rows_depth > 0 ? packing : turned_depth > 0 ? turning : plain;
+      const int looks = is_far || coming.is_current ? 2 : 0;
       kernel(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, first_run(panel),
-             runs + update_count + (is_far ? 2 : 0));
+             runs + update_count + looks);
     } else {
-      gemm_kernel_for<T, false>(int(rows), int(panel.vectors))(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, nullptr, to,
-                                                               sums_stride(), k_begin > 0);
+      kernels[panel.vectors](k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, nullptr, to, sums_stride(), k_begin > 0);
+    }
+    if (turned_depth > 0) {
+      for (gemm_run& run = runs[update_count + 1]; run.left > 0;) run.template turn<T>();
+      is_packed(turned_depth);
     }
     if constexpr (gemm_packs_pairs<T>) {
-      if (on_the_way == 0) return;
-      for (gemm_run& run = runs[update_count]; run.left > 0;) run.pack<T>();
-      coming_rows.packed += on_the_way;
+      if (rows_depth == 0) return;
+      for (gemm_run& run = runs[update_count]; run.left > 0;) run.template pack<T>();
+      coming_rows.packed += rows_depth;
     }
   }
 
