@@ -28,9 +28,9 @@ template <class T> struct gemm_tile {
 
 // tile[r][0 … VECTORS * lanes) (+)= sum over k of a[r * a_row + k * a_k] * row k of B, which lies at b + k * b_k, or at
 // b + offsets[k] where there are offsets.
-// before(k) is called before the k-th products; where it needs registers, k COUNTS_DOWN to 1, which takes one less. Plain kernels take 0.6 %
-// longer that way.
-template <class T, int ROWS, int VECTORS, bool INDIRECT, bool COUNTS_DOWN = false, class Before>
+// before(k) is called before the k-th products; where it IS_BUSY, these spare registers for whole numbers, which takes two more
+// instructions: kept in those of vectors by the compiler, and fetched for each k, a place took 1 to 3 % of a product.
+template <class T, int ROWS, int VECTORS, bool INDIRECT, bool IS_BUSY = false, class Before>
 PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, const T* __restrict b, long b_k,
                          const long* __restrict offsets, T* __restrict tile, long tile_row, bool accumulate, Before&& before) {
   typedef typename lanes<T>::native native;
@@ -45,10 +45,16 @@ PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, co
     PG_UNROLL for (int r = 0; r < ROWS; ++r) PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] = native{};
   }
   // Two places to count rows from take fewer registers than seven distances from one.
-  const T *upper = a, *lower = ROWS > 4 ? a + 4 * a_row : a;
+  const char *upper = reinterpret_cast<const char*>(a), *lower = ROWS > 4 ? upper + 4 * a_row * long(sizeof(T)) : upper;
+  long row = a_row * long(sizeof(T)), three_rows = 3 * row;
   PG_FORGET(lower);
-  for (long k = COUNTS_DOWN ? K : 0; COUNTS_DOWN ? k > 0 : k < K; k += COUNTS_DOWN ? -1 : 1) {
+  for (long k = IS_BUSY ? K : 0; IS_BUSY ? k > 0 : k < K; k += IS_BUSY ? -1 : 1) {
     before(k);
+    if (IS_BUSY) {
+      // As if they changed: else twice the first is kept as well.
+      PG_FORGET(row);
+      PG_FORGET(three_rows);
+    }
     const T* source = INDIRECT ? b + offsets[k] : b;
     native column[N];
     PG_UNROLL for (int n = 0; n < N; ++n) {
@@ -56,12 +62,12 @@ PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, co
       PG_KEEP_IN_REGISTER(column[n]);
     }
     PG_UNROLL for (int r = 0; r < ROWS; ++r) {
-      const T* element = r < 4 ? upper + r * a_row : lower + (r - 4) * a_row;
-      native broadcast = *element - native{};
+      const char* const place = (r < 4 ? upper : lower) + (r % 4 == 3 ? three_rows : r % 4 * row);
+      native broadcast = *reinterpret_cast<const T*>(place) - native{};
       PG_UNROLL for (int n = 0; n < N; ++n) sum[r][n] += broadcast * column[n];
     }
-    upper += a_k;
-    lower += a_k;
+    upper += a_k * long(sizeof(T));
+    lower += a_k * long(sizeof(T));
     if (!INDIRECT) b += b_k;
   }
   // Where they go is computed anew: kept since the beginning, it would take the registers of the rows of A.
@@ -141,7 +147,17 @@ struct gemm_run {
     column = stride;
     ahead = asks_ahead;
   }
-  PG_INLINE long due() const { return share < left ? share : left; }
+  // Goes on with as many rows as before, elsewhere.
+  PG_INLINE void restart(const void* start) {
+    line = static_cast<const char*>(start);
+    row_left = row_lines;
+    left = share;
+  }
+  PG_INLINE long due() const {
+    long lines = left;
+    PG_FORGET(lines);  // Otherwise the least of two is found in a register of vectors.
+    return share < lines ? share : lines;
+  }
   PG_INLINE void ask() {
     if (kind == writes) __builtin_prefetch(line, 1, 2);
     else __builtin_prefetch(line, 0, 2);
@@ -178,16 +194,13 @@ struct gemm_run {
   }
 };
 
-// A tile of all rows, and on the way lines of some runs, evenly: of more than the processor has under way at once, it forgets the most. All
-// at the kernel's beginning, 256 x 768 x 3072 took 3 % longer. Runs of the kind PACKING pack: on its own that waits for L2, 5 cycles a
+// A tile of all rows, and on the way what is due of some runs, a line `every` so many k: of more than the processor has under way at once,
+// it forgets the most. All at the kernel's beginning, 256 x 768 x 3072 took 3 % longer. Runs of the kind PACKING pack: on its own that waits for L2, 5 cycles a
 // vector, while here multiplications go on. A [4096, 1024] and [512, 1024] transposed, 256 and 128 columns, take 3 % less; copied like
 // that, panels of B take as long.
 template <class T, int VECTORS, gemm_run::run_kind PACKING>
 PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
-                                   gemm_run* run, gemm_run* end) {
-  long total = 0;
-  for (const gemm_run* r = run; r < end; ++r) total += r->due();
-  const long every = total > 0 && K > total ? K / total : 1;
+                                   gemm_run* run, gemm_run* end, long every) {
   long until = 1, due = run < end ? run->due() : 0;
   // Not inlined at once, what does nothing but ask for lines is taken for what has no effect, and left out.
   const auto go_on = [&](long) __attribute__((always_inline)) {
@@ -202,8 +215,7 @@ PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, con
       }
     }
   };
-  constexpr bool counts_down = PACKING == gemm_run::turns;
-  gemm_sums<T, gemm_tile<T>::rows, VECTORS, false, counts_down>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, go_on);
+  gemm_sums<T, gemm_tile<T>::rows, VECTORS, false, true>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, go_on);
 }
 
 template <class T>
