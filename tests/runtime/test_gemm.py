@@ -134,6 +134,28 @@ def test_the_compiler_leaves_asking_ahead_in_the_kernel(
     assert all(re.search(r"\bprefetch|\bprfm\b", body) for body in bodies)
 
 
+def test_columns_turned_beside_the_sums_are_the_same_bits_as_packed_at_once(library) -> None:
+    """Panels of a B that lies transposed are packed by micro-kernels of the panel before: all columns but those that no vector
+    is full of, of pairs of k, and whatever the number of tiles that pass by."""
+    random = np.random.default_rng(14)
+    for m, n, k in [
+        (100, 128, 784),
+        (200, 97, 300),
+        (64, 50, 785),
+        (137, 40, 257),
+        (72, 33, 401),
+        (90, 200, 270),
+        (47, 144, 256),
+    ]:
+        a = random.normal(size=(m, k)).astype(np.float32)
+        b = random.normal(size=(k, n)).astype(np.float32)
+        plain, _ = product(library, a, b, 1)
+        for workers in (1, 2):
+            turned, touched = product(library, a, np.asfortranarray(b), workers)
+            assert np.all(touched == 1), (m, n, k)
+            np.testing.assert_array_equal(turned, plain, err_msg=str((m, n, k)))
+
+
 def test_bits_do_not_depend_on_the_shares(library) -> None:
     random = np.random.default_rng(11)
     for m, n, k in [(64, 200, 784), (33, 97, 31), (12, 33, 5000), (300, 60, 15000)]:

@@ -4,6 +4,7 @@
 // Invariant: the sums of a tile are the same whoever computes them, and of however many blocks.
 #pragma once
 #include "gemm_cut.h"
+#include "gemm_runs.h"
 #include "queue.h"
 
 extern "C" int sched_yield() noexcept;
@@ -104,10 +105,12 @@ template <class T> struct gemm_walk {
     T* to;  // of the panel
     gemm_slices slices;
   } coming;
-  // Whether panels of B are turned by micro-kernels of the panel before. All at once, B [784, 128] took 8 % of the time of 200 rows.
+  // Whether panels of a B that lies transposed are turned by the micro-kernels of the panel before, while so many tiles pass by, enough for a
+  // pair of k every four of theirs. Turned all at once, B [784, 128] took 8 % of the time of 200 rows. With few k, or with updated or far
+  // operands, whose lines are asked for at the same time, products take up to 5 % longer so.
   bool turns;
   enum { turning_tiles = 12, least_turning_tiles = 6 };
-  bool has_errands;  // of micro-kernels
+  bool has_errands;  // Whether micro-kernels ask for lines or pack.
   // The tiles whose rows are packed together, where A lies transposed, and those that are packed next: `packed` k of them.
   struct packed_rows {
     long begin, end, first_row, k, packed;
@@ -128,14 +131,16 @@ template <class T> struct gemm_walk {
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
         cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
-        block_panels(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index), owners_sums(kept()), taken(0), claimed(0),
-        joined(0), place(places[0]), coming(), group(), coming_rows(), runs(), updated_vectors(0), update_lines(0) {
+        block_panels(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index),
+        owners_sums(kept()), taken(0), claimed(0), joined(0), place(places[0]), coming(), group(), coming_rows(), runs(), updated_vectors(0), update_lines(0) {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
     if (is_cut() && (team.rows + team.size - 1) / team.size > gemm_cut<T>::most_rows) this->team.size = 1;
     is_far = K * (row_end - row_begin + col_end - col_begin) * long(sizeof(T)) > PG_L2_KIB * 1024L;
-    turns = !is_far && this->update_count == 0 && K >= 256 && b_row == 1 && b_col != 1 && !this->keeps_sums && !is_transposed() && !copies_rows() && b_col * long(sizeof(T)) % 4096 != 0;
+    // Not columns that fall into the same sets of L1, of which a line is read again for each pair of k.
+    turns = transposes_pairs<T> && b_row == 1 && b_col != 1 && b_col * long(sizeof(T)) % 4096 != 0 && K >= 256 && !is_far &&
+            this->update_count == 0 && !this->keeps_sums && !is_transposed() && !copies_rows();
     has_errands = is_far || this->update_count > 0;
     is_vast = PG_L1_KIB < 48 && update_count * (row_end - row_begin) * (col_end - col_begin) * long(sizeof(T)) > 2 * PG_L2_KIB * 1024L;
   }
@@ -262,15 +267,16 @@ template <class T> struct gemm_walk {
       const long parts = is_transposed() ? 2 : 3, most = is_transposed() ? cut.group : cut.run;
       count = (tiles - position % tiles + parts - 1) / parts;
       if (count > most) count = most;
-      if (turns && member == team.index && position % tiles == 0) count = tiles_while_turning();
+      if (member == team.index && position % tiles == 0 && tiles_while_turning() > 0) count = tiles_while_turning();
     } while (!__atomic_compare_exchange_n(&queue.taken, &position, position + count, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     if (member == team.index) taken += count;
     return count;
   }
 
+  // So many tiles pass by while panels of B are turned; the others can be taken one by one. 0: too few.
   PG_INLINE long tiles_while_turning() const {
     const long most = tiles - tiles / 3;
-    return most < turning_tiles ? most : long(turning_tiles);
+    return !turns || most < least_turning_tiles ? 0 : most < turning_tiles ? most : long(turning_tiles);
   }
 
   PG_INLINE void begin_tiles(int member, long position, long count) {
@@ -337,7 +343,7 @@ template <class T> struct gemm_walk {
     k_begin = k;
     k_count = coming.k_count;
     place = coming.places;
-    coming.is_current = turns && !has_begun && block_panels > 1 && !joins_rows() && tiles_while_turning() >= least_turning_tiles;
+    coming.is_current = !has_begun && block_panels > 1 && !joins_rows() && tiles_while_turning() > 0;
     has_errands = is_far || update_count > 0 || coming.is_current;
     while (coming.panel < (coming.is_current ? 1 : coming.panels)) pack_slice(coming.k_count);
     if (!coming.is_current) begin_next_part();
@@ -389,11 +395,11 @@ template <class T> struct gemm_walk {
     if (to.b == c.to)
       gemm_pack(c.to + c.packed * width, width, B + (c.k + c.packed) * b_row + (col_begin + column) * b_col, b_row, b_col, count,
                 used_columns(column, width));
-    is_packed(count);
+    note_packed(count);
   }
 
   // So many more k of the panel are packed.
-  PG_INLINE void is_packed(long count) {
+  PG_INLINE void note_packed(long count) {
     next_part& c = coming;
     c.packed += count;
     if (c.packed < c.k_count) return;
@@ -572,7 +578,8 @@ template <class T> struct gemm_walk {
       }
     }
     if (goes_ahead) {
-      constexpr auto reads = gemm_run::reads, packs = gemm_packs_pairs<T> ? gemm_run::packs : reads, turned = gemm_run::turns;
+      constexpr auto reads = gemm_run::reads, packs = gemm_packs_pairs<T> ? gemm_run::packs : reads;
+      constexpr auto turned = transposes_pairs<T> ? gemm_run::turns : reads;
       const bool is_wide = panel.vectors == most;
       const auto plain = is_wide ? gemm_kernel_ahead<T, most, reads> : gemm_kernel_ahead<T, least, reads>;
       const auto packing = is_wide ? gemm_kernel_ahead<T, most, packs> : gemm_kernel_ahead<T, least, packs>;
@@ -592,7 +599,7 @@ template <class T> struct gemm_walk {
     }
     if (turned_depth > 0) {
       for (gemm_run& run = runs[update_count + 1]; run.left > 0;) run.template turn<T>();
-      is_packed(turned_depth);
+      note_packed(turned_depth);
     }
     if constexpr (gemm_packs_pairs<T>) {
       if (rows_depth == 0) return;

@@ -75,38 +75,32 @@ template <class T> PG_INLINE void transpose_square(const T* from, long from_row,
 #endif
 }
 
-// to[k][c] = from[c][k] for two k and as many columns as a vector has lanes; from_row and to_row are bytes. One element after another, in
-// registers that products of vectors do not need: beside those of a micro-kernel it takes no time, a square half a cycle an element.
-template <class T> PG_INLINE void transpose_pair(const char* from, long from_row, char* to, long to_row) {
+// to[k][c] = from[c][k] for two k and as many columns as a vector has lanes, through registers that vectors leave free; from_row and to_row
+// are bytes. Only where transposes_pairs. Beside a micro-kernel it takes one or two cycles for a vector, where a square on its own takes four
+// to five. In one piece: GCC, short of registers there, keeps addresses in those of vectors and fetches them for each element, 12 to 16 cycles.
+template <class T> constexpr bool transposes_pairs = false;
+template <class T> void transpose_pair(const char* from, long from_row, char* to, long to_row);
 #if defined(__x86_64__) && PG_LANES > 1
-  // In one piece: GCC, short of registers here, would keep addresses in those of vectors and fetch them for each element.
-  if constexpr (sizeof(T) == 4) {
-    long pair;
-    __asm__ volatile(".rept %c5\n\t"
-                     "mov (%0), %2\n\t"
-                     "mov %k2, (%1)\n\t"
-                     "shr $32, %2\n\t"
-                     "mov %k2, (%1,%4)\n\t"
-                     "mov (%0,%3), %2\n\t"
-                     "mov %k2, 4(%1)\n\t"
-                     "shr $32, %2\n\t"
-                     "mov %k2, 4(%1,%4)\n\t"
-                     "lea (%0,%3,2), %0\n\t"
-                     "add $8, %1\n\t"
-                     ".endr"
-                     : "+r"(from), "+r"(to), "=&r"(pair)
-                     : "r"(from_row), "r"(to_row), "i"(PG_LANES / 2)
-                     : "memory", "cc");
-    return;
-  }
-#endif
-  for (int c = 0; c < PG_LANES; ++c, from += from_row, to += sizeof(T)) {
-    T pair[2];
-    __builtin_memcpy(pair, from, sizeof pair);
-    __builtin_memcpy(to, pair, sizeof(T));
-    __builtin_memcpy(to + to_row, pair + 1, sizeof(T));
-  }
+template <> constexpr bool transposes_pairs<float> = true;
+template <> PG_INLINE void transpose_pair<float>(const char* from, long from_row, char* to, long to_row) {
+  long pair;
+  __asm__ volatile(".rept %c5\n\t"
+                   "mov (%0), %2\n\t"
+                   "mov %k2, (%1)\n\t"
+                   "shr $32, %2\n\t"
+                   "mov %k2, (%1,%4)\n\t"
+                   "mov (%0,%3), %2\n\t"
+                   "mov %k2, 4(%1)\n\t"
+                   "shr $32, %2\n\t"
+                   "mov %k2, 4(%1,%4)\n\t"
+                   "lea (%0,%3,2), %0\n\t"
+                   "add $8, %1\n\t"
+                   ".endr"
+                   : "+r"(from), "+r"(to), "=&r"(pair)
+                   : "r"(from_row), "r"(to_row), "i"(PG_LANES / 2)
+                   : "memory", "cc");
 }
+#endif
 
 // to[k][c] = from[c * from_row + k] for k below `depth` and c below `columns`, at most the lanes; columns from there on become zero.
 template <class T> PG_NOINLINE void transpose_lanes(const T* from, long from_row, long columns, long depth, T (*to)[PG_LANES]) {
