@@ -56,17 +56,7 @@ struct gemm_run {
     column = stride;
     ahead = asks_ahead;
   }
-  // Goes on with as many rows as before, elsewhere.
-  PG_INLINE void restart(const void* start) {
-    line = static_cast<const char*>(start);
-    row_left = row_lines;
-    left = share;
-  }
-  PG_INLINE long due() const {
-    long lines = left;
-    PG_FORGET(lines);  // Otherwise the least of two is found in a register of vectors.
-    return share < lines ? share : lines;
-  }
+  PG_INLINE long due() const { return share < left ? share : left; }
   PG_INLINE void ask() {
     if (kind == writes) __builtin_prefetch(line, 1, 2);
     else __builtin_prefetch(line, 0, 2);
@@ -103,18 +93,22 @@ struct gemm_run {
   }
 };
 
-// A tile of all rows, and on the way what is due of some runs, one line every so many k: of more than the processor has under way at once,
+// A tile of all rows, and on the way what is due of some runs, evenly: of more than the processor has under way at once,
 // it forgets the most. All at the kernel's beginning, 256 x 768 x 3072 took 3 % longer. Runs of the kind PACKING pack: on its own that waits
 // for L2, 5 cycles a vector, while here multiplications go on. A [4096, 1024] and [512, 1024] transposed, 256 and 128 columns, take 3 %
 // less; copied like that, panels of B take as long, and turned, those of which far more is read while they are multiplied.
 template <class T, int VECTORS, gemm_run::run_kind PACKING>
 PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
-                                   gemm_run* run, gemm_run* end, long every) {
+                                   gemm_run* run, gemm_run* end) {
+  long total = 0;
+  for (const gemm_run* r = run; r < end; ++r) total += r->due();
+  const long every = total > 0 && K > total ? K / total : 1;
+  constexpr bool is_turning = PACKING == gemm_run::turns;
   long until = 1, due = run < end ? run->due() : 0;
   // Not inlined at once, what does nothing but ask for lines is taken for what has no effect, and left out.
   const auto go_on = [&](long) __attribute__((always_inline)) {
-    // Out of the way, what packs leaves more registers; what only asks is short, and takes 5 % longer there with the lines of three matrices.
-    if (PACKING != gemm_run::reads ? __builtin_expect(--until == 0, false) : --until == 0) {
+    // Turning is kept out of the way, for the registers that it takes. What only asks is short: the lines of three matrices took 5 % longer so.
+    if (is_turning ? __builtin_expect(--until == 0, false) : --until == 0) {
       while (due == 0 && ++run < end) due = run->due();
       if (due > 0) {
         if (PACKING == gemm_run::reads || run->kind != PACKING) run->ask();
@@ -125,7 +119,7 @@ PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, con
       }
     }
   };
-  gemm_sums<T, gemm_tile<T>::rows, VECTORS, false, true>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, go_on);
+  gemm_sums<T, gemm_tile<T>::rows, VECTORS, false, is_turning>(K, a, a_row, a_k, b, b_k, nullptr, tile, tile_row, accumulate, go_on);
 }
 
 }  // namespace pg

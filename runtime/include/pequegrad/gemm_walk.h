@@ -122,7 +122,6 @@ template <class T> struct gemm_walk {
   // 0.5 % less. Not so where L1 has 48 KiB: 16 MiB each of three, rows of 4 KiB, take 4 % less that way, rows of 16 KiB as long.
   bool is_vast;
   gemm_run runs[most_updates + 2];  // of updated matrices, of A and of B
-  long updated_vectors, update_lines;  // of the panels that the former were set for
 
   PG_NOINLINE gemm_walk(long M, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col, T* scratch, long row_begin,
                         long row_end, long col_begin, long col_end, const gemm_update* updates, int update_count, bool keeps_sums,
@@ -132,7 +131,7 @@ template <class T> struct gemm_walk {
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
         cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
         block_panels(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index),
-        owners_sums(kept()), taken(0), claimed(0), joined(0), place(places[0]), coming(), group(), coming_rows(), runs(), updated_vectors(0), update_lines(0) {
+        owners_sums(kept()), taken(0), claimed(0), joined(0), place(places[0]), coming(), group(), coming_rows(), runs() {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
@@ -585,15 +584,8 @@ template <class T> struct gemm_walk {
       const auto packing = is_wide ? gemm_kernel_ahead<T, most, packs> : gemm_kernel_ahead<T, least, packs>;
       const auto turning = is_wide ? gemm_kernel_ahead<T, most, turned> : gemm_kernel_ahead<T, least, turned>;
       const auto kernel = rows_depth > 0 ? packing : turned_depth > 0 ? turning : plain;
-      gemm_run *run = runs + update_count, *const end = run + 2;
-      long lines = run[0].due() + run[1].due();
-      if (is_last_k() && update_count > 0) {
-        look_for_updates(panel);
-        run = runs;
-        lines += update_lines;
-      }
-      kernel(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, run, end,
-             lines > 0 && k_count > lines ? k_count / lines : 1);
+      kernel(k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, to, sums_stride(), k_begin > 0, first_run(panel),
+             runs + update_count + (is_far || coming.is_current ? 2 : 0));
     } else {
       kernels[panel.vectors](k_count, tile_a, tile_a_row, tile_a_col, panel.b, panel.b_k, nullptr, to, sums_stride(), k_begin > 0);
     }
@@ -608,22 +600,16 @@ template <class T> struct gemm_walk {
     }
   }
 
-  // The next micro-kernel asks for the lines of all updated matrices under a panel, whose sums are complete with it.
-  PG_INLINE void look_for_updates(const panel_place& panel) {
-    const bool is_wide_as_before = panel.vectors == updated_vectors;
-    if (!is_wide_as_before) update_lines = 0;
+  // The lines of all updated matrices under a panel, if its sums are complete with it, and what is read next.
+  PG_INLINE gemm_run* first_run(const panel_place& panel) {
+    if (!is_last_k()) return runs + update_count;
     for (int u = 0; u < update_count; ++u) {
       const gemm_update& update = updates[u];
-      const void* const start = static_cast<const char*>(update.start) + (first_row + row) * update.row + (col + panel.first) * update.size;
-      if (is_wide_as_before) {
-        runs[u].restart(start);
-      } else {
-        runs[u].set(start, tile_size::rows, panel.vectors * PG_LANES * update.size, update.row);
-        if (!is_vast) runs[u].kind = gemm_run::writes;
-        update_lines += runs[u].left;
-      }
+      runs[u].set(static_cast<const char*>(update.start) + (first_row + row) * update.row + (col + panel.first) * update.size,
+                  tile_size::rows, panel.vectors * PG_LANES * update.size, update.row);
+      if (!is_vast) runs[u].kind = gemm_run::writes;
     }
-    updated_vectors = panel.vectors;
+    return runs;
   }
 };
 
