@@ -17,8 +17,9 @@ struct gemm_run {
   enum run_kind { reads, writes, packs, turns } kind;
   // Of a packing, whose rows are those of two k, or a turning, whose rows are columns; bytes:
   char* to;
-  long to_step, to_skip, to_next;  // from pair to pair, in addition from one row's last to the next row's first, from tile to tile or k to k
-  long column, ahead;              // from one k of A, or column of B, to the next, and to what is asked for
+  long to_step, to_skip;  // from pair to pair, and in addition from one row's last to the next row's first
+  long to_next;           // from tile to tile, or from one k to the next
+  long column, ahead;     // from one k of A, or column of B, to the next, and to what is asked for
 
   PG_INLINE void set(const void* start, long rows, long row_bytes, long stride) {
     line = static_cast<const char*>(start);
@@ -93,10 +94,10 @@ struct gemm_run {
   }
 };
 
-// A tile of all rows, and on the way what is due of some runs, evenly: of more than the processor has under way at once,
-// it forgets the most. All at the kernel's beginning, 256 x 768 x 3072 took 3 % longer. Runs of the kind PACKING pack: on its own that waits
-// for L2, 5 cycles a vector, while here multiplications go on. A [4096, 1024] and [512, 1024] transposed, 256 and 128 columns, take 3 %
-// less; copied like that, panels of B take as long, and turned, those of which far more is read while they are multiplied.
+// A tile of all rows, and on the way what is due of some runs, evenly: of more than the processor has under way at once, it forgets the most.
+// All at the kernel's beginning, 256 x 768 x 3072 took 3 % longer. Runs of the kind PACKING pack: on its own that waits for L2, 5 cycles a
+// vector, while here multiplications go on. A [4096, 1024] and [512, 1024] transposed, 256 and 128 columns, take 3 % less, and B [784, 128]
+// transposed and 200 rows; copied like that, panels of B take as long.
 template <class T, int VECTORS, gemm_run::run_kind PACKING>
 PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
                                    gemm_run* run, gemm_run* end) {
@@ -107,7 +108,7 @@ PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, con
   long until = 1, due = run < end ? run->due() : 0;
   // Not inlined at once, what does nothing but ask for lines is taken for what has no effect, and left out.
   const auto go_on = [&](long) __attribute__((always_inline)) {
-    // Turning is kept out of the way, for the registers that it takes. What only asks is short: the lines of three matrices took 5 % longer so.
+    // Turning is kept out of the way, for the registers that it takes; what only asks takes 5 % longer there, with the lines of three matrices.
     if (is_turning ? __builtin_expect(--until == 0, false) : --until == 0) {
       while (due == 0 && ++run < end) due = run->due();
       if (due > 0) {
