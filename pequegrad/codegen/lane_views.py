@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..dtypes import DType
+from ..dtypes import DType, float32, float64
 from ..errors import CompilerBug
 from ..records import record
 from ..targets import Target
@@ -59,7 +59,7 @@ QUEUED_MULTIPLY_ADDS = 1 << 20
 # Batched products with at least this many members are shared by member, else each by its rows and columns.
 BATCH_TO_SHARE = 16
 # Forms of gemm.h, which walks over tiles.
-TILED_FORMS = ("whole", "runs_on", "any")
+TILED_FORMS = ("whole", "into", "runs_on", "any")
 # What a product writes of up to so many bytes is still in L2 from when it was used last, or at least near. Measured with
 # Adam's three, on two cores with 1 MiB of L2 each: asked for ahead, 48 MiB are 10 % faster, 3.8 MiB 1 to 6 %; whole steps whose
 # matrices have 0.6 to 0.8 MiB were no faster beyond their noise. A result alone, of 16 MiB: 5 %.
@@ -103,7 +103,7 @@ class ContractView(LaneView):
     """A matrix product, batched, with its epilogue. ``has_queues``: whether workers take tiles of each other's rows.
 
     ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of a few tens (gemm_turned.h); else "whole"
-    where its columns are whole vectors, "runs_on" where they are not, but its epilogue walks from the end of a row straight
+    where its columns are whole vectors, "into" where its sums are besides nothing but stored, at ``result``, "runs_on" where they are not, but its epilogue walks from the end of a row straight
     into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or "any".
     ``squares``: what the epilogue reads across its rows."""
 
@@ -125,6 +125,7 @@ class ContractView(LaneView):
     far_updates: tuple[UpdateView, ...]
     has_queues: bool
     squares: tuple[SquareView, ...]
+    result: UpdateView | None
 
 
 @record
@@ -302,11 +303,17 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
     written, read = (_rows(kernel, dtypes, statement) for statement in (Store, Load))
     form = _form(kernel, lanes, _is_far(kernel, [size for access, size in written.items() if access in read]))
     far_rows = written | read if form in TILED_FORMS and _is_far(kernel, written.values()) else {}
+    only_store = _only_store(kernel, dtypes) if form == "whole" else None
+    form = "into" if only_store else form
     squares: list[SquareView] = []
     if form in TILED_FORMS and not rank and min(kernel.m, kernel.n) >= lanes > 1:
         lines, squares = by_squares(lines, writer, "row", {"row": (), "column": ()}, "{}.at(row, column)")
     if queues >= 0:
         writer.scratch(queues, "gemm_queue", True, "queues")
+
+    def rows_of(access: Access, size: int) -> UpdateView:
+        return UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size)
+
     return ContractView(
         head_of(writer),
         dtype,
@@ -323,13 +330,21 @@ def _contract_view(kernel: Contract, dtypes: Sequence[DType], queues: int, lanes
         (kernel.b.strides[rank], kernel.b.strides[rank + 1]),
         parameters_of(lines, row="long", column="long", v0=f"pg::vec<{dtype}>", count="long"),
         tuple(lines),
-        tuple(
-            UpdateView(operand(writer, access, batch_indices), access.strides[rank] * size, size)
-            for access, size in far_rows.items()
-        ),
+        tuple(rows_of(access, size) for access, size in far_rows.items()),
         queues >= 0,
         tuple(squares),
+        rows_of(only_store, kernel.dtype.itemsize) if only_store else None,
     )
+
+
+def _only_store(kernel: Contract, dtypes: Sequence[DType]) -> Access | None:
+    """Return where a product's sums are stored, as they are and in dense rows, if that is all that becomes of them."""
+    if len(kernel.epilogue) != 1 or kernel.dtype not in (float32, float64):
+        return None
+    (store,) = kernel.epilogue
+    if not isinstance(store, Store) or dtypes[store.access.buffer] != kernel.dtype or store.access.strides[-1] != 1:
+        return None
+    return store.access
 
 
 def _form(kernel: Contract, lanes: int, is_far: bool) -> str:
