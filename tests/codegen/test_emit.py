@@ -286,6 +286,23 @@ def test_rows_that_are_no_whole_vectors_run_on_where_the_epilogue_does():
     compare(run_graph(traced.graph, traced.arrays), got, "rows that run on")
 
 
+def test_products_that_are_only_stored_are_stored_by_their_micro_kernels():
+    target = targets.get("cpp", instruction_set="x86-64-v4")
+    random = np.random.default_rng(0)
+    a, b, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((192, 160), (160, 320), (320,)))
+
+    def stored_and_more(a, b, bias):
+        return a @ b, (a @ b[:, :304] + bias[:304]).relu(), a @ b[:, :300]
+
+    traced = trace(stored_and_more, a, b, bias)
+    text = render(lower(run_pipeline(traced.graph), target, 2), target)
+    # With a bias, or of rows that are no whole vectors, they go through an epilogue.
+    assert re.findall(r"pg::gemm_into<pg::f32>\(p\d+, (\d+), (\d+), (\d+), (\d+),", text) == [
+        ("320", "192", "320", "160")
+    ]
+    assert text.count("pg::gemm<") == 2
+
+
 def test_products_whose_operands_stay_in_caches_are_of_constant_sizes():
     target = targets.get("cpp", instruction_set="x86-64-v4")
     small = {}

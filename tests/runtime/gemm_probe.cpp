@@ -23,6 +23,16 @@ using namespace pg;
       const auto product = runs_on ? gemm<T, gemm_columns::runs_on, decltype(epilogue)&> : gemm<T, gemm_columns::any, decltype(epilogue)&>;\
       product(M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, epilogue, update, updates, {}, pg::gemm_nothing()); \
     }                                                                                                                      \
+  }                                                                                                                        \
+  EXPORT void gemm_into_##T(const long* size, const T* a, long a_row, long a_col, const T* b, long b_row, long b_col, T* c, long c_row, \
+                            T* scratch, int workers, int updates) {                                                        \
+    const long M = size[0], N = size[1], K = size[2];                                                                      \
+    const gemm_update update = {c, c_row * long(sizeof(T)), sizeof(T)};                                                    \
+    for (int w = 0; w < workers; ++w) {                                                                                    \
+      long row_begin, row_end, col_begin, col_end;                                                                         \
+      gemm_share<T>(M, N, K, a_row, a_col, b_row, b_col, w, workers, row_begin, row_end, col_begin, col_end);              \
+      gemm_into<T>(c, c_row, M, N, K, a, a_row, a_col, b, b_row, b_col, scratch, row_begin, row_end, col_begin, col_end, &update, updates, {}); \
+    }                                                                                                                      \
   }
 GEMM(f32) GEMM(f64)
 

@@ -102,6 +102,42 @@ def test_lines_asked_for_ahead_change_no_bit_and_reach_not_too_far(library, dtyp
             assert np.all(touched == 1) and np.array_equal(plain, ahead)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+def test_sums_that_are_only_stored_are_the_same_bits_and_nothing_beside_them(library, orders: str, dtype: type) -> None:
+    """Rows of C lie apart from each other: a micro-kernel that stores its whole tile must not write between them."""
+    random = np.random.default_rng(13)
+    name = "f32" if dtype == np.float32 else "f64"
+    # One row and many, one panel and many, k that is cut and not, none at all.
+    for m, n, k in [
+        (1, 16, 5),
+        (5, 32, 0),
+        (0, 16, 4),
+        (23, 112, 100),
+        (64, 128, 784),
+        (137, 48, 1100),
+        (70, 1040, 130),
+        (300, 496, 2100),
+    ]:
+        a, b = (
+            np.asarray(random.normal(size=shape), dtype, order=order)
+            for shape, order in zip(((m, k), (k, n)), orders, strict=True)
+        )
+        for workers, updates in ((1, 0), (2, 1)):
+            expected, _ = product(library, a, b, workers)
+            c = np.full((m + 2, n + 32), 7, dtype)
+            scratch = np.zeros(getattr(library, f"scratch_{name}")(ctypes.c_long(m), ctypes.c_long(k)) + 64, np.uint8)
+            pointer = [ctypes.c_void_p(x) for x in (a.ctypes.data, b.ctypes.data, c[1:, 16:].ctypes.data)]
+            strides = [ctypes.c_long(s // a.itemsize) for s in (*a.strides, *b.strides)]
+            getattr(library, f"gemm_into_{name}")(
+                (ctypes.c_long * 3)(m, n, k), pointer[0], *strides[:2], pointer[1], *strides[2:], pointer[2], ctypes.c_long(n + 32),
+                ctypes.c_void_p(scratch.ctypes.data - scratch.ctypes.data % -64), workers, updates,
+            )  # fmt: skip
+            assert np.array_equal(c[1:-1, 16:-16], expected), (m, n, k)
+            c[1:-1, 16:-16] = 7
+            assert np.all(c == 7), "wrote outside of C"
+
+
 @pytest.mark.parametrize(
     ("probe", "kernel", "flags"),
     [
