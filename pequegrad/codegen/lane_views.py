@@ -103,9 +103,9 @@ class ContractView(LaneView):
     """A matrix product, batched, with its epilogue. ``has_queues``: whether workers take tiles of each other's rows.
 
     ``form``: where k is dense in B, "dots" of few rows (gemm_dots.h) and "turned" of a few tens (gemm_turned.h); else "whole"
-    where its columns are whole vectors, "into" where its sums are besides nothing but stored, at ``result``, "runs_on" where they are not, but its epilogue walks from the end of a row straight
-    into the next, "small" where it is either of these two and its operands stay in caches (gemm_small.h), or "any".
-    ``squares``: what the epilogue reads across its rows."""
+    where its columns are whole vectors, "into" where its sums are besides only stored, at ``result``, "runs_on" where they
+    are not, but its epilogue walks from the end of a row straight into the next, "small" where it is "whole" or "runs_on"
+    and its operands stay in caches (gemm_small.h), or "any". ``squares``: what the epilogue reads across its rows."""
 
     head: KernelHead
     type: str

@@ -116,7 +116,7 @@ PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, con
         else if constexpr (PACKING == gemm_run::packs) run->pack<T>();
         else if constexpr (PACKING == gemm_run::turns) run->turn<T>();
         --due;
-        until = run->kind == run->writes && every > 4 ? 4 : every;  // An epilogue follows.
+        until = every;
       }
     }
   };
