@@ -1,4 +1,4 @@
-// Matrix products: C = A B for any strides, handed to an epilogue one vector at a time; C itself is never stored here.
+// Matrix products: C = A B for any strides, handed to an epilogue one vector at a time, or stored.
 //
 // Invariants: each element of C is one sum over k in rising order, in whatever sub-rectangle it is computed, so that
 // shares of any number of workers give the same bits; the epilogue sees each element exactly once; nothing outside A's
@@ -57,8 +57,8 @@ PG_INLINE void gemm(long M, long N, long K, const T* A, long a_row, long a_col, 
   }
 }
 
-// gemm() where C, whose columns are dense and whole vectors, is all that is wanted: C(m, n) lies at C[m * c_row + n]. Micro-kernels store
-// there themselves: products with 128 k take 4 % less, with 256 k 1 %.
+// gemm() with an epilogue that only stores, C(m, n) at C[m * c_row + n], in rows of whole vectors. Where k is not cut micro-kernels store
+// there themselves: products with 128 k take up to 4 % less than through an epilogue, with 256 k 1 %.
 template <class T>
 PG_NOINLINE void gemm_into(T* C, long c_row, long M, long N, long K, const T* A, long a_row, long a_col, const T* B, long b_row, long b_col,
                            T* scratch, long row_begin, long row_end, long col_begin, long col_end, const gemm_update* updates,

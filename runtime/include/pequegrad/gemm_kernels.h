@@ -143,8 +143,8 @@ PG_NOINLINE void gemm_pack(T* to, long width, const T* b, long b_row, long b_col
         transpose_square(b + k + c * b_col, b_col, columns - c, K - k < N ? K - k : long(N), to + k * width + c, width);
   } else if (b_col == 1) {
     constexpr int most = gemm_tile<T>::vectors;
-    if (columns == most * PG_LANES) return gemm_pack_whole<T, most>(to, b, b_row, K);
-    if (most > 2 && columns == 2 * PG_LANES) return gemm_pack_whole<T, 2>(to, b, b_row, K);
+    if (columns == width && width == most * PG_LANES) return gemm_pack_whole<T, most>(to, b, b_row, K);
+    if (most > 2 && columns == width && width == 2 * PG_LANES) return gemm_pack_whole<T, 2>(to, b, b_row, K);
     for (; k < K; ++k) {
       const T *const row = b + k * b_row, *const ahead = k + 8 < K ? row + 8 * b_row : row;
       for (long c = 0; c < width; c += PG_LANES) {

@@ -133,7 +133,8 @@ template <class T> struct gemm_walk {
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
         cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
         block_panels(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index),
-        owners_sums(kept()), taken(0), claimed(0), joined(0), result(nullptr), result_row(0), place(places[0]), coming(), group(), coming_rows(), runs() {
+        owners_sums(kept()), taken(0), claimed(0), joined(0), result(nullptr), result_row(0), place(places[0]), coming(), group(),
+        coming_rows(), runs() {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
     panels = (vectors + tile_size::vectors - 1) / tile_size::vectors;
     // Only where k is cut do the sums of rows wait; others can finish them where they are all of a worker's.
