@@ -31,8 +31,7 @@ def scratch_bytes(
         columns = min(1024, 3 * l2 // 4 // itemsize // max(block, 1)) // width * width
         kept = -(-rows // max(1, -(-rows // 1024)))
         sums = (kept if blocks > 1 else tile_rows) * columns
-        group = 4 if tile_rows == 8 else 8
-        elements = 2 * block * columns + 2 * group * tile_rows * (block + lanes) + sums
+        elements = 2 * block * columns + 16 * tile_rows * (block + lanes) + sums
         found.append(-(-elements * itemsize // 64) * 64)
     return max(found)
 

@@ -13,9 +13,8 @@ PG_INLINE bool gemm_is_transposed(long a_row, long a_col) { return a_row == 1 &&
 // by, one tile of them at a time. Where k is cut, the sums of a block of rows wait in scratch.
 template <class T> struct gemm_cut {
   typedef gemm_tile<T> tile;
-  // Tiles of rows that are packed together where A lies transposed: whole lines of it are read. Eight of eight rows took up to
-  // 1 % longer than four.
-  enum { group = tile::rows == 8 ? 4 : 8, run = 4, most_columns = 1024, most_cut_columns = 512, most_rows = 1024 };
+  // Tiles of rows that are packed together where A lies transposed: whole lines of it are read.
+  enum { group = 8, run = 4, most_columns = 1024, most_cut_columns = 512, most_rows = 1024 };
   // Half of L2 for B, and as deep as then leaves room for many columns: each cut of k stores and loads all sums once more,
   // each cut of columns reads A, and packs it, once more. Measured with 1 MiB, 256 rows and B [4096, 1024]: 13 % faster than cut
   // for 512 KiB. Three quarters where all columns then are one block: A [2304, 256] transposed and B [256, 768] take 3 % less.
@@ -72,9 +71,8 @@ template <class T> struct gemm_cut {
 // Bytes of scratch for one worker that computes `rows` rows. With width = vectors * lanes of the tile, and of k at most `bytes`,
 // 1536 or, where L2 has 1 MiB, 2048,
 //   k_blocks = max(1, ceil(K / (bytes / sizeof(T)))), k = ceil(K / k_blocks) rounded up to lanes,
-//   columns = min(1024, 3 / 4 L2 / sizeof(T) / k) rounded down to width, kept = rows / ceil(rows / 1024) rounded up,
-//   group = 4 where tile_rows are 8, else 8:
-//   sizeof(T) * (2 * k * columns + 2 * group * tile_rows * (k + lanes) + (kept if k_blocks > 1 else tile_rows) * columns)
+//   columns = min(1024, 3 / 4 L2 / sizeof(T) / k) rounded down to width, kept = rows / ceil(rows / 1024) rounded up:
+//   sizeof(T) * (2 * k * columns + 16 * tile_rows * (k + lanes) + (kept if k_blocks > 1 else tile_rows) * columns)
 // rounded up to 64; where L1 has 48 KiB as well, as much with 4096 if that is more. The scratch must be aligned to 64 bytes.
 template <class T> inline long gemm_scratch(long rows, long K) {
   typedef gemm_cut<T> cut;
