@@ -295,12 +295,15 @@ def test_products_that_are_only_stored_are_stored_by_their_micro_kernels():
         return a @ b, (a @ b[:, :304] + bias[:304]).relu(), a @ b[:, :300]
 
     traced = trace(stored_and_more, a, b, bias)
-    text = render(lower(run_pipeline(traced.graph), target, 2), target)
+    graph = run_pipeline(traced.graph)
+    text = render(lower(graph, target, 2), target)
     # With a bias, or of rows that are no whole vectors, they go through an epilogue.
     assert re.findall(r"pg::gemm_into<pg::f32>\(p\d+, (\d+), (\d+), (\d+), (\d+),", text) == [
         ("320", "192", "320", "160")
     ]
     assert text.count("pg::gemm<") == 2
+    got = Compiled(graph, targets.get("cpp")).run(traced.arrays, 2)
+    compare(run_graph(graph, traced.arrays), got, "two workers, who take each other's tiles")
 
 
 def test_products_whose_operands_stay_in_caches_are_of_constant_sizes():

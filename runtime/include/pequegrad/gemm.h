@@ -70,9 +70,10 @@ PG_NOINLINE void gemm_into(T* C, long c_row, long M, long N, long K, const T* A,
                     update_count, false, team);
   walk.store_to(C, c_row);
   while (walk.next()) {
+    if (walk.result) continue;
     const T* sums = walk.done.sums;
     T* to = C + walk.done.row * c_row + walk.done.col;
-    for (long r = 0; r < walk.done.rows && !walk.result; ++r, sums += walk.done.stride, to += c_row)
+    for (long r = 0; r < walk.done.rows; ++r, sums += walk.done.stride, to += c_row)
       for (long c = 0; c < walk.done.columns; c += PG_LANES) store_plain(to + c, load_plain(sums + c));
   }
 }
