@@ -2,8 +2,9 @@
 
 Each step reads 20 captured tensors of 16 numbers and returns one number, next to no arithmetic. What differs is where
 the tensors and a few settings are kept, for all of that is checked at each call: in a module, in a list, in a dict, as
-an agent's attributes. Printed are the microseconds of a whole call from Python, and of the same step inside, by its own
-clock, which adds a little; signature, guards, binding and result are what lies between.
+an agent's attributes; and how arguments are given: one tensor, or a batch of tensors and settings in containers, by name,
+with a flag that is now on, now off. Printed are the microseconds of a whole call from Python, and of the same step inside,
+by its own clock, which adds a little; signature, guards, binding and result are what lies between.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 import pequegrad as pg
 from pequegrad import nn
@@ -57,37 +60,56 @@ def reduced(weights: Sequence[Any], x: Any) -> Any:
     return total.sum()
 
 
-def make_steps() -> dict[str, Callable[[Any], Any]]:
-    """Return the steps by where they keep what they read."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Of one call: those by position, and those by name."""
+
+
+def make_steps() -> dict[str, tuple[Callable[..., Any], list[Arguments]]]:
+    """Return the steps by what differs, each with the arguments of calls that take turns."""
     net, listed, named, agent = Net(), make_weights(), dict(enumerate(make_weights())), Agent()
+    x, rate = pg.ones(SIZE), np.float32(0.01)
+    batch = {"state": x, "action": pg.ones(SIZE), "reward": pg.ones(SIZE), "next": (pg.ones(SIZE), pg.ones(SIZE))}
+
+    def of_batch(batch: dict[str, Any]) -> Any:
+        return reduced(listed, batch["state"] * batch["action"] + batch["reward"] * batch["next"][0] * batch["next"][1])
+
+    def by_name(x: Any, *, rate: Any, is_training: bool = True) -> Any:
+        return reduced(listed, x * rate if is_training else x)
+
     return {
-        "module": lambda x: net(x),
-        "list": lambda x: reduced(listed, x),
-        "dict": lambda x: reduced(list(named.values()), x),
-        "agent": agent.step,
+        "module": (lambda x: net(x), [((x,), {})]),
+        "list": (lambda x: reduced(listed, x), [((x,), {})]),
+        "dict": (lambda x: reduced(list(named.values()), x), [((x,), {})]),
+        "agent": (agent.step, [((x,), {})]),
+        "list, batch in a dict": (of_batch, [((batch,), {})]),
+        "list, rate by name": (by_name, [((x,), {"rate": rate})]),
+        "list, flag on and off": (by_name, [((x,), {"rate": rate, "is_training": flag}) for flag in (True, False)]),
     }
 
 
-def call_microseconds(step: Callable[[Any], Any], x: Any) -> float:
+def call_microseconds(step: Callable[..., Any], turns: Sequence[Arguments]) -> float:
     """Return the median of a call, over rounds of many."""
-    step(x), step(x)
+    for args, kwargs in (*turns, *turns):
+        step(*args, **kwargs)
     rounds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        for _ in range(CALLS):
-            step(x)
+        for _ in range(CALLS // len(turns)):
+            for args, kwargs in turns:
+                step(*args, **kwargs)
         rounds.append((time.perf_counter() - start) / CALLS)
     return 1e6 * statistics.median(rounds)
 
 
 def main() -> None:
     """Measure and print."""
-    x = pg.ones(SIZE)
     print(f"{TENSORS} captured tensors in   a call   inside of it")
-    for name, function in make_steps().items():
+    for name, (function, turns) in make_steps().items():
         step = pg.compile(function, strict=True)
-        whole = call_microseconds(step, x)
-        print(f"{name:<22} {whole:5.2f} µs   {step.profile(x, seconds=0.2).microseconds:5.2f} µs", flush=True)
+        whole = call_microseconds(step, turns)
+        args, kwargs = turns[0]
+        inside = step.profile(*args, **kwargs, seconds=0.2).microseconds
+        print(f"{name:<22} {whole:5.2f} µs   {inside:5.2f} µs", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ _FORMAT = 2  # goes up when the layout of an entry changes
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # All of the runtime that the binding's object is made of: other headers may change without compiling it again.
 BINDING_SOURCES = (
+    "binding/arguments.h",
     "binding/binding.cpp",
     "binding/call.h",
     "binding/guards.h",

@@ -6,45 +6,58 @@ functions that return None while all is well. A step that needs Python between a
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from .. import arrays, pytree
 from ..config import config
+from ..dtypes import DType
 from ..ops.core import EAGER, TensorSpec, context
 from ..storage import Storage
 from ..tensor import Tensor
 from .capture import Captured
 from .identities import MISSING
-from .signature import Call
+from .signature import Call, Identity, static_key
 from .state import FreshLeaf, FromArgument, FromGradient, ResultLeaf
 from .step import BoundStep
 
-_FIRST_TENSOR = 2
-"""Where the parts of tensors begin in the key of a plain call: (number, gradient mode, shape, dtype, gradient …)."""
+_COMPARED = (int, float, str, bytes)
+"""Exact types of values that are compared natively, without the user's code; keys of dicts among them."""
+
+_UNCHANGING = (*_COMPARED, complex, type(None), DType, enum.Enum, type)
+"""Values that are what they were if they are the same objects."""
+
+
+class _NoForm(Exception):
+    """Arguments that native code does not take apart."""
 
 
 def describe_call(call: Call, captured: Captured, step: BoundStep) -> dict[str, Any] | None:
     """Return the description of a step's calls, or None where Python must take part in each."""
+    leaves = captured.trace.result_leaves
+    roots = [leaf.root for leaf in leaves if isinstance(leaf, ResultLeaf)]
     if (
-        not _is_plain(call)
-        or not step.is_quick
-        or any(isinstance(leaf, FreshLeaf) for leaf in captured.trace.result_leaves)
+        not step.is_quick
+        or arrays.device_types
+        or any(isinstance(leaf, FreshLeaf) for leaf in leaves)
+        or any(isinstance(root, FromArgument | FromGradient) for root in roots)
     ):
         return None
-    parts = call.key[_FIRST_TENSOR:]
-    if len(parts) != 3 * call.key[0]:  # a device is named
-        return None
-    roots = [leaf.root for leaf in captured.trace.result_leaves if isinstance(leaf, ResultLeaf)]
-    if any(isinstance(root, FromArgument | FromGradient) for root in roots):
-        return None
-    kinds = [parts[i : i + 3] for i in range(0, len(parts), 3)]
-    arguments = [(shape, dtype, needs, dtype.numpy) for shape, dtype, needs in kinds]
+    kinds = call.kinds()
     if any(dtype.numpy.kind not in "biuf" for _, dtype, _ in kinds):
+        return None
+    try:
+        _, _, _, (positional, named) = _form(call.structure, zip(call.leaves, call.places), set())
+    except _NoForm:
         return None
     return {
         "tensor": Tensor,
         "storage": Storage,
         "spec": TensorSpec,
+        "number": np.generic,
         "context": context,
         "eager": EAGER,
         "is_grad_enabled": call.key[1],
@@ -53,13 +66,40 @@ def describe_call(call: Call, captured: Captured, step: BoundStep) -> dict[str, 
         "blocks": config.blocks,
         "open_blocks": tuple(config.blocks),
         "missing": MISSING,
-        "arguments": arguments,
+        "positional": positional,
+        "named": named,
+        "arguments": [(shape, dtype, needs, dtype.numpy) for shape, dtype, needs in kinds],
         **captured.guards.description(),
         **step.description(),
     }
 
 
-def _is_plain(call: Call) -> bool:
-    """Whether a call has distinct tensors, by position, and nothing else."""
-    args, kwargs = pytree.unflatten(call.structure, call.places)
-    return not kwargs and args == tuple(range(len(args))) == call.places and arrays.device_types == ()
+def _form(structure: Any, leaves: Iterator[tuple[Any, int]], seen: set[int]) -> tuple[Any, ...]:
+    """Return what arguments must be, as `binding/arguments.h` takes it: ("tensor", place), ("again", place), ("same" or
+    "equal", value), ("sequence" or "mapping", type, keys, items)."""
+    if structure is pytree.LEAF:
+        leaf, place = next(leaves)
+        if place < 0:
+            return _value_form(leaf)
+        word = "again" if place in seen else "tensor"
+        seen.add(place)
+        return (word, place)
+    kind, keys = structure.kind, structure.keys
+    if kind is dict:
+        if any(type(key) not in _COMPARED for key in keys):
+            raise _NoForm
+        word = "mapping"
+    elif kind is list or (issubclass(kind, tuple) and kind.__iter__ is tuple.__iter__):
+        word, keys = "sequence", ()
+    else:
+        raise _NoForm
+    return (word, kind, keys, [_form(child, leaves, seen) for child in structure.children])
+
+
+def _value_form(value: Any) -> tuple[str, Any]:
+    if type(value) in _COMPARED:
+        return ("equal", value)
+    stands_for_itself = isinstance(static_key(value), Identity) and not hasattr(type(value), "__dataclass_fields__")
+    if stands_for_itself or isinstance(value, _UNCHANGING):
+        return ("same", value)
+    raise _NoForm

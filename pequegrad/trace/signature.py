@@ -26,6 +26,9 @@ _BY_VALUE = (str, bytes, int, bool, type(None), DType, enum.Enum, type, slice, r
 _BY_CONTENTS = (list, dict, deque, bytearray, functools.partial, *OPEN_CONTAINERS)
 """Containers that pytree does not take apart."""
 
+_LEAVES = 2
+"""Where in a key the parts of tensors and other leaves begin, after the structure and the gradient mode."""
+
 
 class Identity:
     """An object that stands for itself in a key: equal to nothing but the same object, which it keeps alive."""
@@ -55,6 +58,17 @@ class Call:
     leaves: Sequence[Any]
     tensors: list[Tensor]
     places: tuple[int, ...]
+
+    def kinds(self) -> list[tuple[Any, ...]]:
+        """Return (shape, dtype, requires_grad) of each tensor. Only where all lie on the CPU."""
+        parts = self.key[_LEAVES:]
+        if type(self.key[0]) is int:
+            return [parts[i : i + 3] for i in range(0, len(parts), 3)]
+        found: dict[int, Any] = {}
+        for place, part in zip(self.places, parts, strict=True):
+            if place >= 0:
+                found.setdefault(place, part)
+        return list(found.values())
 
     def rebuild(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) with ``tensors`` in the places of the call's own."""

@@ -258,7 +258,6 @@ class BoundStep:
             )
             and all(type(owner) is dict for _, owner, _ in self._scalars)
             and all(dtype.kind in "biuf" for _, dtype, _ in self._results)
-            and len(self._results) > 0
         )
 
     def description(self) -> dict[str, Any]:
@@ -278,8 +277,8 @@ class BoundStep:
         }
 
     def quick_call(self, description: dict[str, Any]) -> Callable[..., Any]:
-        """Return the native function that takes a call's arguments as a tuple; it returns NotImplemented, having changed
-        nothing, where the call is not as described. ``description`` must outlive it."""
+        """Return the native function that takes a call's arguments as a tuple and a dict; it returns NotImplemented, having
+        changed nothing, where the call is not as described. ``description`` must outlive it."""
         execute = self._execute
         assert isinstance(execute, Quick)
         return execute.make_call(description)

@@ -382,14 +382,16 @@ struct QuickCall {
     static constexpr const char *capsule_name = "pequegrad.call";
 
     // A function of C itself: pybind11 allocates at each call of one of its own.
-    static PyObject *call_with(PyObject *capsule, PyObject *arguments) {
+    static PyObject *call_with(PyObject *capsule, PyObject *const *arguments, Py_ssize_t count) {
         auto *const self = static_cast<QuickCall *>(PyCapsule_GetPointer(capsule, capsule_name));
         if (self == nullptr) return nullptr;
         try {
-            if (!PyTuple_Check(arguments)) throw py::type_error("a call takes its arguments as a tuple");
+            if (count != 2 || !PyTuple_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[1])) {
+                throw py::type_error("a call takes its arguments as a tuple and a dict");
+            }
             const auto run = [self](PyObject *const *arrays, std::size_t count) { return run_on(arrays, count, self->workers); };
             const auto fail = [self](const py::object &failure) { py::reinterpret_borrow<py::object>(self->check)(failure); };
-            return self->call(py::reinterpret_borrow<py::tuple>(arguments), run, fail).release().ptr();
+            return self->call(arguments[0], arguments[1], run, fail).release().ptr();
         } catch (py::error_already_set &error) {
             error.restore();
         } catch (const py::builtin_exception &error) {
@@ -403,10 +405,11 @@ struct QuickCall {
     }
 };
 
-// Returns a function that takes a call's arguments as a tuple and does all of the call; see call.h. Its entry "check" raises
+// Returns a function that takes a call's arguments, a tuple and a dict, and does all of the call; see call.h. Its entry "check" raises
 // what a failure of the step means.
 py::object make_call(const py::dict &description, int workers) {
-    static PyMethodDef definition = {"call", QuickCall::call_with, METH_O, nullptr};
+    static PyMethodDef definition = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(QuickCall::call_with)),
+                                     METH_FASTCALL, nullptr};
     auto *const made = new QuickCall{pg_call::Call(description), workers, py::object(description["check"]).ptr()};
     const py::capsule capsule(made, QuickCall::capsule_name, [](PyObject *object) {
         delete static_cast<QuickCall *>(PyCapsule_GetPointer(object, QuickCall::capsule_name));
@@ -524,7 +527,7 @@ PYBIND11_MODULE(pg_step, module) {
     module.def("run", &run, py::arg("arguments"), py::arg("workers"),
                "Run the step on C-contiguous arrays, buffers or device arrays; return None or (code, kernel, value, bound, text) of a failure.");
     module.def("make_call", &make_call, py::arg("description"), py::arg("workers"),
-               "Return the function that does all of a call with a tuple of arguments.");
+               "Return the function that does all of a call with a tuple and a dict of arguments.");
     module.def("run_many", &run_many, py::arg("arguments"), py::arg("workers"), py::arg("order"), py::arg("batched"),
                py::arg("stacked"),
                "Run a step per row of order, which names the rows of the batched arguments; the stacked ones take all results.");

@@ -18,6 +18,7 @@
 #include <sched.h>
 #endif
 
+#include "arguments.h"
 #include "guards.h"
 #include "objects.h"
 
@@ -53,7 +54,7 @@ struct GuardedTensor {
 
 struct GuardedGradient {
     PyObject *tensor;  // null: that of an argument
-    py::ssize_t argument;
+    std::size_t argument;
     bool is_none;
 };
 
@@ -71,29 +72,9 @@ struct Result {
 
 struct Gradient {
     PyObject *owner;  // null: an argument
-    py::ssize_t argument, output;
+    std::size_t argument;
+    py::ssize_t output;
     PyObject *tensor;
-};
-
-// Borrowed, without a look at the heap where there are few.
-class Objects {
-public:
-    explicit Objects(std::size_t count) {
-        if (count > usual_count) {
-            many_.resize(count);
-            objects_ = many_.data();
-        }
-    }
-    Objects(const Objects &) = delete;
-    Objects &operator=(const Objects &) = delete;
-    PyObject *&operator[](std::size_t index) { return objects_[index]; }
-    PyObject **data() { return objects_; }
-
-private:
-    static constexpr std::size_t usual_count = 64;
-    PyObject *few_[usual_count];
-    std::vector<PyObject *> many_;
-    PyObject **objects_ = few_;
 };
 
 // ---- The call. ------------------------------------------------------------------------------------------------------
@@ -103,9 +84,9 @@ public:
     Call(const py::dict &d)
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
           context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
-          config_(pointer(d, "config")), generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), thread_(PyThread_get_thread_ident()),
-          finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
-          unchanged_(d), has_threads_(py::cast<bool>(d["has_threads"])) {
+          number_(reinterpret_cast<PyTypeObject *>(pointer(d, "number"))), config_(pointer(d, "config")),
+          generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), thread_(PyThread_get_thread_ident()), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
+          positional_(d["positional"]), named_(d["named"]), unchanged_(d), has_threads_(py::cast<bool>(d["has_threads"])) {
         for (const py::handle block : d["open_blocks"]) open_blocks_.push_back(block.ptr());
         for (const py::handle item : d["arguments"]) {
             const auto t = py::cast<py::tuple>(item);
@@ -119,7 +100,7 @@ public:
         }
         for (const py::handle item : d["gradients"]) {
             const auto t = py::cast<py::tuple>(item);
-            gradients_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<bool>(t[2])});
+            gradients_.push_back({none_to_null(t[0]), argument(t[1]), py::cast<bool>(t[2])});
         }
         for (const py::handle item : d["slots"]) slots_.push_back(item.ptr());
         for (const py::handle item : d["places"]) {
@@ -142,7 +123,7 @@ public:
         for (std::vector<void *> *objects : {&sorted_written_, &owners_}) std::sort(objects->begin(), objects->end(), std::less<>());
         for (const py::handle item : d["actions"]) {
             const auto t = py::cast<py::tuple>(item);
-            actions_.push_back({none_to_null(t[0]), py::cast<py::ssize_t>(t[1]), py::cast<py::ssize_t>(t[2]), t[3].ptr()});
+            actions_.push_back({none_to_null(t[0]), argument(t[1]), py::cast<py::ssize_t>(t[2]), t[3].ptr()});
         }
         for (const char *name : {"PEQUEGRAD_STANCE", "PEQUEGRAD_NUM_THREADS", "OMP_NUM_THREADS", "PEQUEGRAD_DEBUG_NANS"}) {
             environment_.emplace_back(name, value_of(name));
@@ -152,10 +133,10 @@ public:
 
     // `run(arrays, count)` runs the step on arrays that it keeps alive; it returns None, or what `fail` raises an exception of.
     template <class Run, class Fail>
-    py::object operator()(const py::tuple &arguments, const Run &run, const Fail &fail) {
+    py::object operator()(PyObject *positional, PyObject *named, const Run &run, const Fail &fail) {
         const py::object not_here = py::reinterpret_borrow<py::object>(Py_NotImplemented);
-        Objects given(arguments_.size());
-        if (!is_usual() || !read_arguments(arguments, given) || !guards_hold(arguments)) return not_here;
+        Given given(arguments_.size());
+        if (!is_usual() || !read_arguments(positional, named, given) || !guards_hold(given)) return not_here;
         const py::object is_locked = called(lock_acquire_, Py_False);
         if (is_locked.ptr() != Py_True) return not_here;
         struct Release {
@@ -165,7 +146,7 @@ public:
         if (!read_scalars()) return not_here;
         Objects passed(slots_.size() + results_.size());
         std::copy(slots_.begin(), slots_.end(), passed.data());
-        for (const auto &place : places_) passed[place.first] = given[place.second];
+        for (const auto &place : places_) passed[place.first] = given.array(place.second);
         std::vector<py::object> made;
         for (std::size_t i = 0; i < results_.size(); ++i) {
             made.push_back(empty(results_[i]));
@@ -176,7 +157,7 @@ public:
         raise_versions();
         for (std::size_t i = 0; i < results_.size(); ++i) made[i] = wrapped(made[i], results_[i].spec);
         for (const Gradient &action : actions_) {
-            PyObject *const owner = action.owner != nullptr ? action.owner : PyTuple_GET_ITEM(arguments.ptr(), action.argument);
+            PyObject *const owner = action.owner != nullptr ? action.owner : given.object(action.argument);
             if (!is_tensor(owner)) continue;  // an array: the tensor around it would be gone by now
             set_slot(owner, layout_.grad, action.output >= 0 ? made[static_cast<std::size_t>(action.output)].ptr() : action.tensor);
         }
@@ -188,6 +169,11 @@ public:
 
 private:
     static PyObject *pointer(const py::dict &d, const char *name) { return py::object(d[name]).ptr(); }
+    // Of one that belongs to another tensor there is none, and nobody asks.
+    static std::size_t argument(const py::handle &index) {
+        const auto given = py::cast<py::ssize_t>(index);
+        return given < 0 ? 0 : static_cast<std::size_t>(given);
+    }
     static void *array_data(const py::handle &array) { return py::cast<py::array>(array).mutable_data(); }
     static std::string value_of(const char *name) {
         const char *const value = std::getenv(name);
@@ -200,6 +186,12 @@ private:
 #else
         return 0;
 #endif
+    }
+    // A NumPy number as an array.
+    static py::object array_of(PyObject *number) {
+        PyObject *const array = py::detail::npy_api::get().PyArray_FromAny_(number, nullptr, 0, 0, 0, nullptr);
+        if (array == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(array);
     }
     // Straight from NumPy: py::array works out strides that NumPy knows.
     static py::object empty(const Result &result) {
@@ -237,24 +229,25 @@ private:
         return attribute(context_, interpreter).ptr() == eager_ && attribute(context_, enabled).ptr() == is_grad_enabled_;
     }
 
-    // Fills `given` with the arguments' arrays; false where one is not as expected, or lies where the step writes.
-    bool read_arguments(const py::tuple &arguments, Objects &given) const {
-        if (arguments.size() != arguments_.size()) return false;
+    // Takes the arguments apart; false where one is not as expected, or lies where the step writes.
+    bool read_arguments(PyObject *positional, PyObject *named, Given &given) const {
+        if (!positional_.takes(positional, given) || !named_.takes(named, given) || !given.are_distinct()) return false;
         for (std::size_t i = 0; i < arguments_.size(); ++i) {
-            PyObject *const object = PyTuple_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(i));
-            for (std::size_t j = 0; j < i; ++j) {
-                if (PyTuple_GET_ITEM(arguments.ptr(), static_cast<py::ssize_t>(j)) == object) return false;
-            }
+            PyObject *const object = given.object(i);
             const Argument &expected = arguments_[i];
             PyObject *array = object;
+            py::object made;
             if (is_tensor(object)) {
                 array = slot(object, layout_.array);
                 if (!is_like(object, expected) || is_among(sorted_written_, slot(object, layout_.tensor_storage))) return false;
             } else if (expected.requires_grad != Py_False) {
                 return false;
+            } else if (PyObject_TypeCheck(object, number_) != 0) {
+                made = array_of(object);
+                array = made.ptr();
             }
             if (array == nullptr || !is_usable(array, expected)) return false;
-            given[i] = array;
+            given.add_array(array);
         }
         return true;
     }
@@ -284,13 +277,13 @@ private:
         return !is_among(owners_, array->base != nullptr ? array->base : object);
     }
 
-    bool guards_hold(const py::tuple &arguments) const {
+    bool guards_hold(Given &given) const {
         for (const GuardedTensor &guard : tensors_) {
             if (slot(guard.tensor, layout_.tensor_storage) != guard.storage) return false;
             if (slot(guard.tensor, layout_.requires_grad) != guard.requires_grad) return false;
         }
         for (const GuardedGradient &guard : gradients_) {
-            PyObject *const tensor = guard.tensor != nullptr ? guard.tensor : PyTuple_GET_ITEM(arguments.ptr(), guard.argument);
+            PyObject *const tensor = guard.tensor != nullptr ? guard.tensor : given.object(guard.argument);
             const bool is_none = !is_tensor(tensor) || slot(tensor, layout_.grad) == Py_None;
             if (is_none != guard.is_none) return false;
         }
@@ -362,7 +355,9 @@ private:
     }
 
     Layout layout_;
-    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_, *config_, *generation_, *blocks_;
+    PyObject *lock_acquire_, *lock_release_, *context_, *eager_, *is_grad_enabled_;
+    PyTypeObject *number_;
+    PyObject *config_, *generation_, *blocks_;
     unsigned long thread_;
     std::vector<PyObject *> open_blocks_;
     PyObject *finish_;
@@ -370,6 +365,7 @@ private:
     std::vector<Argument> arguments_;
     std::vector<GuardedTensor> tensors_;
     std::vector<GuardedGradient> gradients_;
+    Form positional_, named_;
     Guards unchanged_;
     std::vector<PyObject *> slots_, written_;
     std::vector<std::pair<std::size_t, std::size_t>> places_;

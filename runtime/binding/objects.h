@@ -1,4 +1,4 @@
-// Python objects as they lie in memory: slots by their place, attributes, calls.
+// Python objects as they lie in memory: slots by their place, attributes, calls, a few objects on the stack.
 //
 // Invariant: what is returned as PyObject * is borrowed.
 #pragma once
@@ -6,6 +6,7 @@
 #include <structmember.h>
 
 #include <string>
+#include <vector>
 
 namespace pg_call {
 
@@ -44,5 +45,26 @@ inline py::object attribute(PyObject *object, PyObject *name) {
 inline PyObject *interned(const char *text) { return PyUnicode_InternFromString(text); }
 
 inline PyObject *none_to_null(const py::handle &object) { return object.is_none() ? nullptr : object.ptr(); }
+
+// Borrowed, without a look at the heap where there are few.
+class Objects {
+public:
+    explicit Objects(std::size_t count) {
+        if (count > usual_count) {
+            many_.resize(count);
+            objects_ = many_.data();
+        }
+    }
+    Objects(const Objects &) = delete;
+    Objects &operator=(const Objects &) = delete;
+    PyObject *&operator[](std::size_t index) { return objects_[index]; }
+    PyObject **data() { return objects_; }
+
+private:
+    static constexpr std::size_t usual_count = 64;
+    PyObject *few_[usual_count];
+    std::vector<PyObject *> many_;
+    PyObject **objects_ = few_;
+};
 
 }  // namespace pg_call
