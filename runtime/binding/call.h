@@ -85,7 +85,8 @@ public:
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
           context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
           number_(reinterpret_cast<PyTypeObject *>(pointer(d, "number"))), config_(pointer(d, "config")),
-          generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), thread_(PyThread_get_thread_ident()), finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
+          generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), thread_(PyThread_get_thread_ident()),
+          finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
           positional_(d["positional"]), named_(d["named"]), unchanged_(d), has_threads_(py::cast<bool>(d["has_threads"])) {
         for (const py::handle block : d["open_blocks"]) open_blocks_.push_back(block.ptr());
         for (const py::handle item : d["arguments"]) {
@@ -187,9 +188,10 @@ private:
         return 0;
 #endif
     }
-    // A NumPy number as an array.
-    static py::object array_of(PyObject *number) {
-        PyObject *const array = py::detail::npy_api::get().PyArray_FromAny_(number, nullptr, 0, 0, 0, nullptr);
+    // A NumPy number as an array, or an array's elements side by side.
+    static py::object array_of(PyObject *object) {
+        using py::detail::npy_api;
+        PyObject *const array = npy_api::get().PyArray_FromAny_(object, nullptr, 0, 0, npy_api::NPY_ARRAY_C_CONTIGUOUS_, nullptr);
         if (array == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(array);
     }
@@ -247,6 +249,10 @@ private:
                 array = made.ptr();
             }
             if (array == nullptr || !is_usable(array, expected)) return false;
+            if (!is_contiguous(array)) {
+                made = array_of(array);
+                array = made.ptr();
+            }
             given.add_array(array);
         }
         return true;
@@ -263,12 +269,15 @@ private:
                && PyObject_RichCompareBool(slot(spec, layout_.shape), expected.shape, Py_EQ) == 1;
     }
 
+    static bool is_contiguous(PyObject *array) {
+        return (py::detail::array_proxy(array)->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
+    }
+
     bool is_usable(PyObject *object, const Argument &expected) const {
         using py::detail::npy_api;
         if (Py_TYPE(object) != npy_api::get().PyArray_Type_) return false;
         const auto *array = py::detail::array_proxy(object);
-        constexpr int wanted = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
-        if ((array->flags & wanted) != wanted || array->nd != static_cast<int>(expected.extents.size())) return false;
+        if ((array->flags & npy_api::NPY_ARRAY_ALIGNED_) == 0 || array->nd != static_cast<int>(expected.extents.size())) return false;
         for (std::size_t axis = 0; axis < expected.extents.size(); ++axis) {
             if (array->dimensions[axis] != expected.extents[axis]) return false;
         }

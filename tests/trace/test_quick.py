@@ -76,17 +76,40 @@ def test_native_calls_do_what_python_calls_do():
     [
         X[:4],
         X.astype(np.float64),
-        np.asfortranarray(X),
         X.astype(">f4"),
-        np.concatenate([X, X], 1)[:, :4],
         pg.Tensor(X, requires_grad=True),
         X.tolist(),
         None,
     ],
-    ids=["shape", "dtype", "order", "bytes", "strided", "gradient", "list", "none"],
+    ids=["shape", "dtype", "bytes", "gradient", "list", "none"],
 )
 def test_another_argument_is_left_to_python(argument):
     assert quick(Training().step, argument) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [np.asfortranarray(X), np.concatenate([X, X], 1)[:, ::2], X[::-1], np.broadcast_to(X[0], X.shape)],
+    ids=["order", "strided", "reversed", "broadcast"],
+)
+def test_arrays_whose_elements_are_apart_are_copied_natively(argument):
+    """A column of a replay buffer, say: that call took 13 to 50 us."""
+    step = pg.compile(lambda x: x * 2 + 1, strict=True)
+    step(X), step(X)
+    np.testing.assert_array_equal(quick(step, argument).numpy(), argument * 2 + 1)
+    transposed = pg.Tensor(np.ascontiguousarray(argument.T)).T
+    np.testing.assert_array_equal(quick(step, transposed).numpy(), argument * 2 + 1)
+
+
+def test_parts_of_memory_that_the_step_writes_are_left_to_python():
+    weight = pg.ones(4, 8)
+    step = pg.compile(lambda x: weight.add_(x.sum()).sum(), strict=True)
+    with pg.no_grad():
+        x = np.ones((4, 4), np.float32)
+        step(x), step(x)
+        assert quick(step, x.T) is not NotImplemented
+        assert quick(step, weight.array[:, ::2]) is NotImplemented
+        assert quick(step, weight.detach()[:, ::2]) is NotImplemented
 
 
 def test_another_number_of_arguments_is_left_to_python():
