@@ -471,9 +471,10 @@ class BoundCompiledFunction:
     """A compiled method of one instance: calls, and whatever else a compiled function offers."""
 
     def __init__(self, compiled: CompiledFunction, instance: Any) -> None:
-        self._compiled = compiled
+        self._compiled = self.__wrapped__ = compiled
         self.__self__ = instance
-        functools.update_wrapper(self, compiled)
+        # What the class has too; the rest is found where this looks for all else. update_wrapper took 0.8 us of each call of a method.
+        self.__doc__, self.__module__ = compiled.__doc__, compiled.__module__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiled(*args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import inspect
 import threading
 import warnings
 import weakref
@@ -132,6 +133,21 @@ class Doubler:
 
     def run(self, x):
         return x * self.factor
+
+
+def test_a_compiled_method_says_what_it_is():
+    class Agent:
+        @pg.compile
+        def act(self, x: int) -> float:
+            """Say what to do."""
+            return x * 2
+
+    agent = Agent()
+    act = agent.act
+    assert (act.__name__, act.__doc__, act.__module__) == ("act", "Say what to do.", __name__)
+    assert act.__qualname__.endswith("Agent.act") and act.__annotations__ == Agent.act.__annotations__
+    assert act.__self__ is agent and inspect.unwrap(act) is inspect.unwrap(Agent.act)
+    assert act.cache_info() == agent.act.cache_info()
 
 
 def test_methods_compile_per_instance_and_let_it_go(traced):
