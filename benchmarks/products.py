@@ -1,7 +1,8 @@
 """The matrix products of training steps, each alone, against the measured peak: ``python -m benchmarks.products``.
 
 Takes the products out of the workloads' plans: those of at least 20 MFLOP, with operands that lie as they do there, and those of
-attention, batched. Each is compiled several times over in one step, on operands of their own, as many as no longer are near.
+attention, batched. Each is compiled several times over in one step, on operands of their own, as many as no longer are near. They take
+turns, in rounds: memory is slower in some minutes than in others, and that is not to decide which of them looks slow.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LEAST_FLOPS = 20e6
 COPIES_BYTES = 12 << 20
 """Operands and results of all copies of a product together, about: more than a core's own caches."""
 MOST_COPIES = 8
-PROFILES = 9
+ROUNDS = 9
 SECONDS = 0.2
 """Of a profile, about as long as measuring the peak beside it."""
 
@@ -94,30 +95,37 @@ def operands(product: Product, random: np.random.Generator) -> tuple[Any, Any]:
     return drawn(product.m, product.k, product.a), drawn(product.k, product.n, product.b)
 
 
-def measure_product(product: Product, measure_peak: Callable[[], Peak]) -> tuple[float, float]:
-    """Return GFLOP/s, the median over copies and profiles, and its share of the peak, the median over profiles of that beside
-    each. A product takes as long as the slowest thread."""
-    copies = max(2, min(MOST_COPIES, COPIES_BYTES // product.nbytes))
-    random = np.random.default_rng(0)
-    pairs = [operands(product, random) for _ in range(copies)]
+class Measurement:
+    """A product's step on operands of several copies, and what has been measured of it."""
 
-    def natural(x: Any, order: str) -> Any:
-        return x if order == "n" else x.transpose(-1, -2)
+    def __init__(self, product: Product, workloads: Sequence[str]) -> None:
+        self.product, self.workloads = product, workloads
+        copies = max(2, min(MOST_COPIES, COPIES_BYTES // product.nbytes))
+        random = np.random.default_rng(0)
+        self._pairs = [operands(product, random) for _ in range(copies)]
+        self._step = pg.compile(self._all_of_them, strict=True)
+        self._rates: list[float] = []
+        self._shares: list[float] = []
 
-    def all_of_them(pairs: Any) -> Any:
-        return [natural(a, product.a) @ natural(b, product.b) for a, b in pairs]
+    def _all_of_them(self, pairs: Any) -> Any:
+        def natural(x: Any, order: str) -> Any:
+            return x if order == "n" else x.transpose(-1, -2)
 
-    step = pg.compile(all_of_them, strict=True)
-    step(pairs)
-    found, shares = [], []
-    before = measure_peak().flops
-    for _ in range(PROFILES):
-        kernels = step.profile(pairs, seconds=SECONDS).kernels
+        return [natural(a, self.product.a) @ natural(b, self.product.b) for a, b in pairs]
+
+    def measure(self, measure_peak: Callable[[], Peak]) -> None:
+        """Profile the step once, the peak before and after. A product takes as long as the slowest thread."""
+        before = measure_peak().flops
+        kernels = self._step.profile(self._pairs, seconds=SECONDS).kernels
         after = measure_peak().flops
-        found.append(statistics.median(kernel.gflops for kernel in kernels if kernel.multiply_adds))
-        shares.append(found[-1] * 2e9 / (before + after))
-        before = after
-    return statistics.median(found), statistics.median(shares)
+        self._rates.append(statistics.median(kernel.gflops for kernel in kernels if kernel.multiply_adds))
+        self._shares.append(self._rates[-1] * 2e9 / (before + after))
+
+    def row(self) -> dict[str, Any]:
+        """Return what the report says: GFLOP/s, and the share of the peak, medians of all rounds."""
+        return {"product": str(self.product), "mflop": self.product.flops / 1e6, "workloads": self.workloads,
+                "attention": self.product.is_attention, "gflops": statistics.median(self._rates),
+                "share_of_peak": statistics.median(self._shares)}  # fmt: skip
 
 
 def measure_products(names: Sequence[str], threads: int) -> list[dict[str, Any]]:
@@ -127,14 +135,14 @@ def measure_products(names: Sequence[str], threads: int) -> list[dict[str, Any]]
         step, batch = compiled_step(find(name))
         for product in dict.fromkeys(products_of(step.lower(*batch).plan)):
             found.setdefault(product, []).append(name)
-    rows = []
+    ordered = sorted(found, key=lambda product: (product.is_attention, -product.flops))
+    measurements = [Measurement(product, found[product]) for product in ordered]
     with peak_meter(threads) as measure_peak:
-        for product in sorted(found, key=lambda product: (product.is_attention, -product.flops)):
-            gflops, share = measure_product(product, measure_peak)
-            rows.append({"product": str(product), "mflop": product.flops / 1e6, "workloads": found[product],
-                         "attention": product.is_attention, "gflops": gflops, "share_of_peak": share})  # fmt: skip
-            print(row_text(rows[-1]), flush=True)
-    return rows
+        for number_of_round in range(ROUNDS):
+            print(f"round {number_of_round + 1} of {ROUNDS} …", file=sys.stderr, flush=True)
+            for measurement in measurements:
+                measurement.measure(measure_peak)
+    return [measurement.row() for measurement in measurements]
 
 
 def row_text(row: dict[str, Any]) -> str:
@@ -158,9 +166,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON (%(default)s)")
     options = parser.parse_args(arguments)
-    print(f"{'m × n × k':<34}{'MFLOP':>8} {'GFLOP/s':>8} {'% peak':>8}  in")
     with pg.config(num_threads=options.threads, quiet=True):
         rows = measure_products(options.only, options.threads)
+    print(f"{'m × n × k':<34}{'MFLOP':>8} {'GFLOP/s':>8} {'% peak':>8}  in")
+    for row in rows:
+        print(row_text(row))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"products-{options.threads}threads.json"
     text = json.dumps({**machine(), "threads": options.threads, "rows": rows}, indent=1, ensure_ascii=False)

@@ -37,7 +37,7 @@ def test_operands_lie_as_a_product_says(product):
 
 
 def test_the_report_is_a_table_and_a_file(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(products, "PROFILES", 1)
+    monkeypatch.setattr(products, "ROUNDS", 2)
     assert products.main(["--only", "mlp", "--threads", "1", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert " × 784" in lines[1] and " 40.1 " in lines[1] and lines[1].endswith("mlp")
