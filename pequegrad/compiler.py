@@ -98,6 +98,10 @@ class CacheInfo:
     limit: int
 
 
+Native = tuple[Callable[..., Any], Any]
+"""A native call, and the description that must outlive it."""
+
+
 class _Entry:
     """One signature under one set of guards. ``step`` is None where this must run eagerly."""
 
@@ -105,15 +109,14 @@ class _Entry:
 
     def __init__(self, call: Call, captured: Captured, step: BoundStep | None) -> None:
         self.call, self.captured, self.step = call, captured, step
-        self.native: tuple[Callable[..., Any], Any] | None = None
-        """The native call, and the description that must outlive it."""
+        self.native: Native | None = None
         self.described_for: tuple[int, ...] | None = None
         """The moment of the settings that ``native`` is for."""
         self.settings: tuple[int, ...] | None = None
         """That of the latest call that Python did, and how many it did since that began."""
         self.calls_since = 0
 
-    def quick(self) -> tuple[Callable[..., Any], Any] | None:
+    def quick(self) -> Native | None:
         """Return what does all of a call natively, with what must outlive a call, or None where Python must take part."""
         moment = config.moment()
         if self.described_for != moment and self.step is not None:
@@ -152,7 +155,9 @@ class CompiledFunction:
         )
         self._entries: dict[Any, list[_Entry]] = {}
         self._latest: _Entry | None = None
-        self._natives: tuple[tuple[Callable[..., Any], Any], ...] = ()
+        self._native: Native | None = None
+        """The latest that fitted, one of these."""
+        self._natives: tuple[Native, ...] = ()
         self._said: set[str] = set()
         self._hits = self._eager_calls = 0
         self._lock = threading.RLock()
@@ -162,9 +167,15 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Both parts are held until the call is over: another thread may describe calls anew meanwhile.
-        for native in self._natives:
+        native = self._native
+        if native is not None:
             result = native[0](args, kwargs)
             if result is not NotImplemented:
+                self._hits += 1
+                return result
+        for other in self._natives:
+            if other is not native and (result := other[0](args, kwargs)) is not NotImplemented:
+                self._native = other
                 self._hits += 1
                 return result
         return self._run(read_call(args, kwargs))[0]
@@ -196,7 +207,7 @@ class CompiledFunction:
         result = entry.step(call.tensors)
         if not config.debug_nans and (native := entry.quick()) is not None:
             others = [other for other in self._natives if other is not native]
-            self._natives = (native, *others[: MOST_NATIVES - 1])
+            self._native, self._natives = native, (native, *others[: MOST_NATIVES - 1])
         return result, entry.step
 
     def _bound_step(self, call: Call) -> BoundStep | None:

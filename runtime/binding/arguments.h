@@ -18,34 +18,35 @@ namespace pg_call {
 // The distinct tensors or arrays of a call, and the memory of each, held until the call is over: containers may lose them meanwhile.
 class Given {
 public:
-    explicit Given(std::size_t count) : objects_(count), arrays_(count) {}
+    explicit Given(std::size_t count) : held_(2 * count), count_(count) {}
     ~Given() {
-        for (std::size_t i = 0; i < object_count_; ++i) Py_DECREF(objects_[i]);
-        for (std::size_t i = 0; i < array_count_; ++i) Py_DECREF(arrays_[i]);
+        for (std::size_t i = 0; i < object_count_; ++i) Py_DECREF(held_[i]);
+        for (std::size_t i = count_; i < count_ + array_count_; ++i) Py_DECREF(held_[i]);
     }
     Given(const Given &) = delete;
     Given &operator=(const Given &) = delete;
 
-    void add_object(PyObject *object) { objects_[object_count_++] = Py_NewRef(object); }
-    void add_array(PyObject *array) { arrays_[array_count_++] = Py_NewRef(array); }
-    PyObject *object(std::size_t index) { return objects_[index]; }
-    PyObject *array(std::size_t index) { return arrays_[index]; }
+    void add_object(PyObject *object) { held_[object_count_++] = Py_NewRef(object); }
+    void add_array(PyObject *array) { held_[count_ + array_count_++] = Py_NewRef(array); }
+    PyObject *object(std::size_t index) { return held_[index]; }
+    PyObject *array(std::size_t index) { return held_[count_ + index]; }
 
     bool are_distinct() {
+        PyObject *const *const objects = held_.data();
         if (object_count_ <= few_objects) {
             for (std::size_t i = 1; i < object_count_; ++i)
-                if (std::find(objects_.data(), objects_.data() + i, objects_[i]) != objects_.data() + i) return false;
+                if (std::find(objects, objects + i, objects[i]) != objects + i) return false;
             return true;
         }
-        std::vector<PyObject *> sorted(objects_.data(), objects_.data() + object_count_);
+        std::vector<PyObject *> sorted(objects, objects + object_count_);
         std::sort(sorted.begin(), sorted.end(), std::less<>());
         return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
     }
 
 private:
     static constexpr std::size_t few_objects = 16;
-    Objects objects_, arrays_;
-    std::size_t object_count_ = 0, array_count_ = 0;
+    Objects held_;  // all objects, then all arrays
+    std::size_t count_, object_count_ = 0, array_count_ = 0;
 };
 
 // What a value must be, all the way down. trace/quick.py makes them.
@@ -94,8 +95,10 @@ private:
     bool takes_sequence(PyObject *value, Given &given) const {
         if (reinterpret_cast<PyObject *>(Py_TYPE(value)) != value_ || static_cast<std::size_t>(Py_SIZE(value)) != items_.size()) return false;
         PyObject *const *const values = PySequence_Fast_ITEMS(value);
-        for (std::size_t i = 0; i < items_.size(); ++i)
-            if (!items_[i].takes(values[i], given)) return false;
+        for (std::size_t i = 0; i < items_.size(); ++i) {
+            if (items_[i].kind_ == Kind::tensor) given.add_object(values[i]);
+            else if (!items_[i].takes(values[i], given)) return false;
+        }
         return true;
     }
 
