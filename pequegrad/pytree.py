@@ -18,6 +18,8 @@ class Structure:
     kind: type
     keys: tuple[Any, ...] | None
     children: tuple[Any, ...]
+    key_types: tuple[type, ...] = ()
+    """Of a dict whose keys are not all strings: 1, 1.0 and True are equal, and not the same to whoever looks at them."""
 
 
 LEAF = None
@@ -38,7 +40,7 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
     if kind is tuple or kind is list:
         return Structure(kind, None, tuple([_flatten(item, leaves) for item in value]))
     if kind is dict or kind is OrderedDict:
-        return Structure(kind, tuple(value), tuple([_flatten(item, leaves) for item in value.values()]))
+        return of_mapping(kind, tuple(value), tuple([_flatten(item, leaves) for item in value.values()]))
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return Structure(kind, kind._fields, tuple([_flatten(item, leaves) for item in value]))
     fields = getattr(kind, "__dataclass_fields__", None)
@@ -53,6 +55,12 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
             return Structure(kind, names, children)
     leaves.append(value)
     return LEAF
+
+
+def of_mapping(kind: type, keys: tuple[Any, ...], children: tuple[Any, ...]) -> Structure:
+    """Return the structure of a dict or an OrderedDict."""
+    types = tuple([type(key) for key in keys])
+    return Structure(kind, keys, children, () if types == (str,) * len(keys) else types)
 
 
 def unflatten(structure: Any, leaves: Any) -> Any:

@@ -57,6 +57,13 @@ def test_structures_differ_by_type_keys_and_order():
     assert len(set(structures)) == len(values)
 
 
+def test_structures_differ_by_the_type_of_equal_keys():
+    """A step that was traced with the key True ran for the key 1."""
+    structures = [pytree.flatten({key: 0})[1] for key in (1, 1.0, True)]
+    assert len(set(structures)) == 3 and structures[0] == pytree.flatten({1: 5})[1]
+    assert pytree.flatten({"a": 0, 1: 0})[1] != pytree.flatten({"a": 0, True: 0})[1]
+
+
 def test_paths_read_like_python():
     assert pytree.leaf_paths(pytree.flatten([1, {"k": Pair(2, 3)}])[1]) == ["[0]", "[1]['k'].a", "[1]['k'].b"]
 

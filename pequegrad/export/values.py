@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 from ..dtypes import DType, as_dtype
-from ..pytree import LEAF, Structure
+from ..pytree import LEAF, Structure, of_mapping
 
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict, "OrderedDict": OrderedDict}
 _DEEPEST = 100  # of nested containers: far more than anyone writes, far less than Python's stack
@@ -104,7 +104,7 @@ def decode_structure(value: Any, depth: int = 0) -> Any:
     keys = value.get("keys")
     if not isinstance(keys, list) or len(keys) != len(children):
         raise ValueError("a dict has not as many keys as values")
-    return Structure(kind, tuple([decode(key) for key in keys]), children)
+    return of_mapping(kind, tuple([decode(key) for key in keys]), children)
 
 
 def count_leaves(value: Any) -> int:

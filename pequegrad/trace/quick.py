@@ -86,7 +86,7 @@ def _form(structure: Any, leaves: Iterator[tuple[Any, int]], seen: set[int]) -> 
         return (word, place)
     kind, keys = structure.kind, structure.keys
     if kind is dict:
-        if any(type(key) not in _COMPARED for key in keys):
+        if any(type(key) not in (*_COMPARED, bool) for key in keys):
             raise _NoForm
         word = "mapping"
     elif kind is list or (issubclass(kind, tuple) and kind.__iter__ is tuple.__iter__):

@@ -1,6 +1,7 @@
 """The native call takes all usual calls, notices all that changes, and leaves the rest to Python."""
 
 import collections
+import copy
 import dataclasses
 import enum
 import gc
@@ -18,6 +19,7 @@ import pytest
 import pequegrad as pg
 from pequegrad import nn, optim, pytree
 from pequegrad.nn import functional as F
+from pequegrad.trace.signature import read_call
 
 X = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
 FACTOR = 1.0
@@ -222,6 +224,70 @@ def test_arguments_of_another_form_are_left_to_python(way):
     assert quick(step, *other) is NotImplemented
     expected = total(*pytree.map_leaves(as_tensor, other))
     np.testing.assert_allclose(step(*other).numpy(), expected.numpy(), rtol=1e-6)
+
+
+def drawn(random, depth):
+    """Return arguments at random, the same few objects often."""
+    leaves = [
+        X,
+        Y,
+        X[:4],
+        np.float32(2),
+        np.float64(2),
+        np.int64(1),
+        1,
+        1.0,
+        True,
+        0.0,
+        -0.0,
+        None,
+        "a",
+        b"a",
+        Kind.SUM,
+        KEPT,
+    ]
+    kind = random.integers(0, 8) if depth else 0
+    if kind < 4:
+        return leaves[random.integers(0, len(leaves))]
+    items = [drawn(random, depth - 1) for _ in range(random.integers(1, 4))]
+    if kind == 4:
+        return tuple(items)
+    if kind == 5:
+        return items
+    if kind == 6:
+        return Batch(items[0], items[-1])
+    keys = ["x", "y", 1, True, 2.0]
+    return {keys[i]: item for i, item in zip(random.permutation(5) if random.integers(0, 2) else range(3), items)}
+
+
+def changed(random, value):
+    """Return a value with one of its leaves or containers replaced."""
+    if isinstance(value, dict) and value and random.integers(0, 4):
+        at = list(value)[random.integers(0, len(value))]
+        return {key: changed(random, item) if key == at else item for key, item in value.items()}
+    if isinstance(value, list | tuple) and value and random.integers(0, 4):
+        at = random.integers(0, len(value))
+        items = [changed(random, item) if i == at else item for i, item in enumerate(value)]
+        return Batch(*items) if isinstance(value, Batch) else type(value)(items)
+    return copy.copy(value) if random.integers(0, 2) else drawn(random, 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_native_calls_take_what_has_the_same_key_and_nothing_else(seed):
+    random = np.random.default_rng(seed)
+    arguments = [X + 1, *(drawn(random, 3) for _ in range(4))]
+    step = pg.compile(lambda *arguments: arguments[0] * 2, strict=True)
+    step(*arguments), step(*arguments)
+    key, taken = read_call(tuple(arguments), {}).key, 0
+    for _ in range(2000):
+        others = list(arguments)
+        for _ in range(random.integers(1, 3)):
+            at = random.integers(1, len(others))
+            others[at] = changed(random, others[at])
+        is_native = quick(step, *others) is not NotImplemented
+        assert is_native == (read_call(tuple(others), {}).key == key), (arguments, others)
+        taken += is_native
+    assert taken > 20
 
 
 def test_names_and_places_of_arguments_are_not_the_same():
