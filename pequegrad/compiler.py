@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import arrays, targets
 from .build import known
 from .build.keys import CacheKey
+from .calling import Described, Native
 from .config import STANCES, config
 from .errors import (
     CacheError,
@@ -98,40 +99,25 @@ class CacheInfo:
     limit: int
 
 
-Native = tuple[Callable[..., Any], Any]
-"""A native call, and the description that must outlive it."""
-
-
 class _Entry:
     """One signature under one set of guards. ``step`` is None where this must run eagerly."""
 
-    __slots__ = ("call", "calls_since", "captured", "described_for", "native", "settings", "step")
+    __slots__ = ("call", "captured", "described", "step")
 
     def __init__(self, call: Call, captured: Captured, step: BoundStep | None) -> None:
         self.call, self.captured, self.step = call, captured, step
-        self.native: Native | None = None
-        self.described_for: tuple[int, ...] | None = None
-        """The moment of the settings that ``native`` is for."""
-        self.settings: tuple[int, ...] | None = None
-        """That of the latest call that Python did, and how many it did since that began."""
-        self.calls_since = 0
+        self.described = Described()
 
-    def quick(self) -> Native | None:
-        """Return what does all of a call natively, with what must outlive a call, or None where Python must take part."""
-        moment = config.moment()
-        if self.described_for != moment and self.step is not None:
-            self.calls_since = self.calls_since + 1 if self.settings == moment else 1
-            self.settings = moment
-            if config.blocks and self.calls_since < CALLS_BEFORE_A_BLOCK_PAYS:
-                return None
-            self.described_for = moment
-            description = describe_call(self.call, self.captured, self.step)
-            self.native = None if description is None else (self.step.quick_call(description), description)
-        return self.native
+    def native(self) -> Native | None:
+        """Return what does all of a call natively, or None where Python must take part."""
+        return self.described.now(self._describe)
 
+    def _describe(self) -> Native | None:
+        if self.step is None:
+            return None
+        description = describe_call(self.call, self.captured, self.step)
+        return None if description is None else (self.step.quick_call(description), description)
 
-# A description takes 70 to 90 us, two to three times Python's part of a call: a block of settings may be over before that pays.
-CALLS_BEFORE_A_BLOCK_PAYS = 8
 
 # Of the latest signatures: a step that is called with a flag now on, now off, is native both ways. One that does not fit takes 0.2 us.
 MOST_NATIVES = 4
@@ -205,7 +191,7 @@ class CompiledFunction:
             return self._run_eagerly(call), None
         self._hits += 1
         result = entry.step(call.tensors)
-        if not config.debug_nans and (native := entry.quick()) is not None:
+        if not config.debug_nans and (native := entry.native()) is not None:
             others = [other for other in self._natives if other is not native]
             self._native, self._natives = native, (native, *others[: MOST_NATIVES - 1])
         return result, entry.step

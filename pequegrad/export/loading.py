@@ -7,6 +7,7 @@ or raises before it has changed anything.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 import warnings
@@ -18,14 +19,16 @@ import numpy as np
 
 from .. import arrays, pytree, serialization
 from ..build import loader
-from ..build.loader import StepFailure, StepModule
+from ..build.loader import StepModule
+from ..calling import Described, Native
 from ..config import config
 from ..dtypes import DType, as_dtype
 from ..errors import ArtifactError, AutogradError, CacheError, DataError, DeviceError, PequegradWarning, SignatureError
 from ..forking import ForkSafeLock
-from ..ops.core import EAGER, REGISTRY, TensorSpec, bind, grad_mode, use_interpreter
+from ..ops.core import EAGER, TensorSpec, grad_mode, use_interpreter
 from ..tensor import FUSED_GRADIENT, Tensor
 from . import files, machine, values
+from .calls import check_failure, check_views, describe_call, result_leaf
 from .manifest import STATE_ROLES, FileRecord, Leaf, Manifest, TensorRecord, parse
 from .state import State, make_tensor
 
@@ -63,7 +66,7 @@ def load_step(path: str | os.PathLike[str]) -> LoadedStep:
     machine.check(manifest, str(folder))
     contents = read_contents(folder, manifest)
     state = _read_state(contents[manifest.state.name], manifest, folder)
-    _check_views(manifest, folder)
+    check_views(manifest, folder)
     return LoadedStep(manifest, contents, state, _module(folder, manifest), _home(manifest))
 
 
@@ -120,13 +123,6 @@ def _read_state(content: bytes, manifest: Manifest, folder: Path) -> dict[str, n
             raise ArtifactError(f"{where}: expected {name} as {slot.dtype}{list(slot.shape)}. Got {tensor!r:.200}.")
         state[name] = tensor.array
     return state
-
-
-def _check_views(manifest: Manifest, folder: Path) -> None:
-    for leaf in manifest.results.leaves:
-        for view in leaf.views:
-            if view.op not in REGISTRY or not REGISTRY[view.op].view:
-                raise ArtifactError(f"{folder}: {view.op!r:.80} is no view that this version knows.")
 
 
 class LoadedStep:
@@ -186,6 +182,8 @@ class LoadedStep:
         self._seen_structure: Any = None
         self._home = home
         self._addressable = arrays.addressable_types(manifest.requires.device)
+        self._native: Native | None = None
+        self._described = Described()
         self._workers = manifest.workers if manifest.requires.device == "cpu" else 1
 
     def __repr__(self) -> str:
@@ -199,7 +197,29 @@ class LoadedStep:
 
         Raises SignatureError for other arguments, IndexOutOfRange for a bad index among them.
         """
-        tensors = self._read_arguments(args, kwargs)
+        native = self._native
+        if native is not None:
+            result = native[0](args, kwargs)
+            if result is not NotImplemented:
+                return result
+        result = self._run(self._read_arguments(args, kwargs))
+        self._native = self._described.now(self._describe)
+        return result
+
+    def _describe(self) -> Native | None:
+        manifest, workers = self.manifest, self._workers_now()
+        description = describe_call(manifest, self._seen_structure, self._template, self._written, self._tensors)
+        if description is None or self._home != arrays.CPU:
+            return None
+        description["acquire"], description["release"] = self._lock.acquire, self._lock.release
+        description["check"] = functools.partial(check_failure, manifest)
+        description["has_threads"] = self._workers > 1
+        return self._module.make_call(description, workers), description
+
+    def _workers_now(self) -> int:
+        return min(self._workers, config.workers()) if self._workers > 1 else 1
+
+    def _run(self, tensors: Sequence[Tensor]) -> Any:
         with self._lock:
             slots = self._template.copy()
             for slot, index in self._arguments:
@@ -209,9 +229,7 @@ class LoadedStep:
             slots += results
             for number in self._words:  # NumPy exports no buffer of bfloat16
                 slots[number] = slots[number].view("uint16")
-            failure = self._module.try_run(slots, min(self._workers, config.workers()) if self._workers > 1 else 1)
-            if failure is not None:
-                self._raise(StepFailure(*failure))
+            check_failure(self.manifest, self._module.try_run(slots, self._workers_now()))
             for array, staged in back:
                 arrays.copy_into(array, staged)
             for tensor in self._written:
@@ -221,7 +239,8 @@ class LoadedStep:
             made = [
                 Tensor._wrap(array, TensorSpec(shape, dtype)) for array, (shape, dtype) in zip(results, self._results)
             ]
-            leaves = [self._leaf(leaf, made, tensors) for leaf in self.manifest.results.leaves]
+            manifest = self.manifest
+            leaves = [result_leaf(leaf, made, tensors, self._tensors, manifest) for leaf in manifest.results.leaves]
             self._set_gradients(made, tensors)
         return pytree.unflatten(self._result_structure, leaves)
 
@@ -229,11 +248,6 @@ class LoadedStep:
         if self._home == arrays.CPU or dtype.name == "bfloat16":
             return np.empty(shape, dtype.numpy)
         return arrays.cupy().empty(shape, dtype.numpy)
-
-    def _raise(self, failure: StepFailure) -> None:
-        kernels = self.manifest.kernels
-        is_known = failure.is_index and 0 <= failure.kernel < len(kernels)
-        raise failure.error(f"{kernels[failure.kernel]}: " if is_known else f"{self.name}: ")
 
     def _read_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """Return the distinct tensors of a call. Raises SignatureError unless it is like the one that was saved."""
@@ -330,18 +344,6 @@ class LoadedStep:
             if slots[slot] is not array:
                 back.append((array, slots[slot]))
         return back
-
-    def _leaf(self, leaf: Leaf, made: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
-        if leaf.kind == "result":
-            return made[leaf.index]
-        if leaf.kind == "value":
-            return values.decode(leaf.value)
-        tensor = tensors[leaf.index] if leaf.kind == "tensor" else self._tensors[self.manifest.slots[leaf.index].name]
-        with use_interpreter(EAGER), grad_mode(False):
-            for view in leaf.views:
-                params = {key: values.decode(value) for key, value in view.params}
-                tensor = bind(REGISTRY[view.op], tensor, **params)
-        return tensor
 
     def _set_gradients(self, made: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         for action in self.manifest.gradients:

@@ -83,7 +83,7 @@ class Call {
 public:
     Call(const py::dict &d)
         : layout_(d["tensor"], d["storage"], d["spec"]), lock_acquire_(pointer(d, "acquire")), lock_release_(pointer(d, "release")),
-          context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(pointer(d, "is_grad_enabled")),
+          context_(pointer(d, "context")), eager_(pointer(d, "eager")), is_grad_enabled_(none_to_null(d["is_grad_enabled"])),
           number_(reinterpret_cast<PyTypeObject *>(pointer(d, "number"))), config_(pointer(d, "config")),
           generation_(pointer(d, "generation")), blocks_(pointer(d, "blocks")), thread_(PyThread_get_thread_ident()),
           finish_(pointer(d, "finish")), numbers_(static_cast<double *>(array_data(d["numbers"]))),
@@ -218,7 +218,7 @@ private:
         return count == 0 || PyThread_get_thread_ident() == thread_;
     }
 
-    // Stance and threads are what they were, nothing is traced, and gradients are on or off as they were.
+    // Stance and threads are what they were, nothing is traced, and gradients are on or off as they were, if that matters.
     bool is_usual() const {
         static PyObject *const interpreter = interned("interpreter"), *const enabled = interned("is_grad_enabled");
         static PyObject *const generation = interned("generation");
@@ -228,7 +228,8 @@ private:
             if (variable.second != (now != nullptr ? now : "")) return false;
         }
         if (has_threads_ && cores() != cores_) return false;
-        return attribute(context_, interpreter).ptr() == eager_ && attribute(context_, enabled).ptr() == is_grad_enabled_;
+        if (attribute(context_, interpreter).ptr() != eager_) return false;
+        return is_grad_enabled_ == nullptr || attribute(context_, enabled).ptr() == is_grad_enabled_;
     }
 
     // Takes the arguments apart; false where one is not as expected, or lies where the step writes.

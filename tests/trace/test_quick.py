@@ -684,13 +684,13 @@ def test_calls_inside_a_block_of_settings_become_native():
 
 def test_a_block_that_is_over_after_a_few_calls_costs_no_description():
     training = Training()
-    native = training.step._latest.native
+    native = training.step._native
     for _ in range(5):
         with pg.config(num_threads=1):
             training.step(X)
             training.step(X)
     training.step(X)
-    assert training.step._latest.native is native and quick(training.step, X) is not NotImplemented
+    assert training.step._native is native and quick(training.step, X) is not NotImplemented
 
 
 def test_what_a_call_reads_outlives_it_though_another_thread_describes_calls_anew():
