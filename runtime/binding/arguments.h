@@ -28,6 +28,10 @@ public:
 
     void add_object(PyObject *object) { held_[object_count_++] = Py_NewRef(object); }
     void add_array(PyObject *array) { held_[count_ + array_count_++] = Py_NewRef(array); }
+    void replace_array(std::size_t index, py::object array) {
+        Py_DECREF(held_[count_ + index]);
+        held_[count_ + index] = array.release().ptr();
+    }
     PyObject *object(std::size_t index) { return held_[index]; }
     PyObject *array(std::size_t index) { return held_[count_ + index]; }
 

@@ -145,6 +145,8 @@ public:
             ~Release() { Py_XDECREF(PyObject_CallNoArgs(release)); }
         } release{lock_release_};
         if (!read_scalars()) return not_here;
+        for (std::size_t i = 0; i < arguments_.size(); ++i)
+            if (!is_contiguous(given.array(i))) given.replace_array(i, array_of(given.array(i)));
         Objects passed(slots_.size() + results_.size());
         std::copy(slots_.begin(), slots_.end(), passed.data());
         for (const auto &place : places_) passed[place.first] = given.array(place.second);
@@ -250,10 +252,6 @@ private:
                 array = made.ptr();
             }
             if (array == nullptr || !is_usable(array, expected)) return false;
-            if (!is_contiguous(array)) {
-                made = array_of(array);
-                array = made.ptr();
-            }
             given.add_array(array);
         }
         return true;
