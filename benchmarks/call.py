@@ -2,16 +2,19 @@
 
 Each step reads 20 captured tensors of 16 numbers and returns one number, next to no arithmetic. What differs is where
 the tensors and a few settings are kept, for all of that is checked at each call: in a module, in a list, in a dict, as
-an agent's attributes; and how arguments are given: one tensor, or a batch of tensors and settings in containers, by name,
-with a flag that is now on, now off. Printed are the microseconds of a whole call from Python, and of the same step inside,
-by its own clock, which adds a little; signature, guards, binding and result are what lies between.
+an agent's attributes, or with a step that was saved and loaded; and how arguments are given: one tensor, or a batch of
+tensors and settings in containers, by name, with a flag that is now on, now off. Printed are the microseconds of a whole
+call from Python, and of the same step inside, by its own clock, which adds a little; signature, guards, binding and
+result are what lies between.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,15 +104,24 @@ def call_microseconds(step: Callable[..., Any], turns: Sequence[Arguments]) -> f
     return 1e6 * statistics.median(rounds)
 
 
+def loaded(step: Any, turns: Sequence[Arguments]) -> Callable[..., Any]:
+    """Return a compiled step as another process would have it."""
+    args, kwargs = turns[0]
+    with tempfile.TemporaryDirectory(prefix="benchmark-call-") as folder:
+        step.compile(*args, **kwargs).save(Path(folder) / "step")
+        return pg.load_step(Path(folder) / "step")
+
+
 def main() -> None:
     """Measure and print."""
     print(f"{TENSORS} captured tensors in   a call   inside of it")
     for name, (function, turns) in make_steps().items():
         step = pg.compile(function, strict=True)
-        whole = call_microseconds(step, turns)
         args, kwargs = turns[0]
         inside = step.profile(*args, **kwargs, seconds=0.2).microseconds
-        print(f"{name:<22} {whole:5.2f} µs   {inside:5.2f} µs", flush=True)
+        steps = {name: step, f"{name}, loaded": loaded(step, turns)} if name == "list" else {name: step}
+        for title, called in steps.items():
+            print(f"{title:<22} {call_microseconds(called, turns):5.2f} µs   {inside:5.2f} µs", flush=True)
 
 
 if __name__ == "__main__":

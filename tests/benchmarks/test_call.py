@@ -1,4 +1,4 @@
-"""What a call costs is printed for tensors kept, and arguments given, in each way."""
+"""What a call costs is printed for tensors kept, and arguments given, in each way, and for a loaded step."""
 
 from benchmarks import call
 
@@ -11,6 +11,7 @@ def test_each_way_has_a_row(monkeypatch, capsys):
     assert [row.split("  ")[0] for row in rows[1:]] == [
         "module",
         "list",
+        "list, loaded",
         "dict",
         "agent",
         "list, batch in a dict",
