@@ -57,7 +57,7 @@ class TensorDataset(Dataset):
     def take(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Return the rows ``indices`` of each tensor, stacked: arrays of shape (len(indices), ...)."""
         rows = np.asarray(indices, np.int64)
-        return tuple(_array(tensor)[rows] for tensor in self.tensors)
+        return tuple(_rows(_array(tensor), rows) for tensor in self.tensors)
 
 
 class Subset(Dataset):
@@ -108,3 +108,9 @@ def random_split(dataset: Any, lengths: Sequence[int | float], generator: Genera
 
 def _array(tensor: Any) -> np.ndarray:
     return tensor.detach().numpy() if isinstance(tensor, Tensor) else tensor
+
+
+def _rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return some rows, copied. `take` does it in two thirds of the time of an index, of an array whose elements are apart
+    only after it has copied all of it."""
+    return array.take(rows, 0) if array.flags.c_contiguous else array[rows]

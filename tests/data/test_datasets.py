@@ -25,6 +25,20 @@ def test_take_equals_stacked_samples_for_tensors_and_arrays():
         assert np.array_equal(taken, x[[3, 0]])
 
 
+@pytest.mark.parametrize("kind", ["dense", "transposed", "every other", "tensor", "read-only"])
+def test_take_copies_rows_however_they_lie(kind):
+    x = np.arange(60.0).reshape(6, 10)
+    x = {"transposed": x.T, "every other": x[::2, ::3]}.get(kind, x)
+    if kind == "read-only":
+        x.flags.writeable = False
+    rows = [2, 0, 2, -1]
+    (found,) = TensorDataset(pg.Tensor(x) if kind == "tensor" else x).take(rows)
+    np.testing.assert_array_equal(found, x[rows])
+    assert found.flags.owndata and found.flags.writeable
+    with pytest.raises(IndexError):
+        TensorDataset(x).take([0, len(x)])
+
+
 @pytest.mark.parametrize(
     ("tensors", "complaint"),
     [
