@@ -80,7 +80,7 @@ PG_NOINLINE void gemm_into(T* C, long c_row, long M, long N, long K, const T* A,
 
 // The rectangle of C for one worker: the split of rows and columns with the least work in any one share. In fifths of the product of a row
 // and a vector that is 5 for each of C; 60 for 16 columns of B, 10 where it stays in L2 as it lies; for each row of A, as often as
-// it is read, 2, or 1 where rows are packed; and 20 of a whole sum of a row and a vector for each cut of k, 128 where sums do not stay in
+// it is read, 2; where rows are packed, 1, and for each cut of k 20 of a whole sum of a row and a vector, or 128 if sums do not stay in
 // L2: measured over the shapes of benchmarks.products, none takes 1 % longer than split the other way. Rows of an A that the workers' L2
 // keep count 10, so that a layer's weight, and the gradient that changes it, stay with one worker: where both read all of a
 // weight [200, 784] of which each had changed half, a step took 0.99 times as long in most minutes and 1.25 times in some, in which one core
@@ -101,7 +101,8 @@ inline gemm_team gemm_share(long M, long N, long K, long a_row, long a_col, long
     const long packing = (cut.b_stays ? 10 : 60) * columns / 16;
     const long reading = (is_transposed ? 1 : a_stays ? 10 : 2) * share_rows * cut.column_blocks;
     const bool sums_stay = cut.sums() * long(sizeof(T)) <= PG_L2_KIB * 512L;
-    const long adding = (cut.k_blocks - 1) * (sums_stay ? 20 : 128) * share_rows * share_vectors / (K > 0 ? K : 1);
+    const long cuts = is_transposed ? cut.k_blocks - 1 : 0;
+    const long adding = cuts * (sums_stay ? 20 : 128) * share_rows * share_vectors / (K > 0 ? K : 1);
     const long cost = 5 * share_rows * share_vectors + packing + reading + adding;
     if (best_cost < 0 || cost < best_cost) {
       best_cost = cost;
