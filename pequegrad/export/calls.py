@@ -51,7 +51,7 @@ def describe_call(
     ):
         return None
     try:
-        form = forms(structure, _leaf_forms(manifest.arguments.leaves))
+        form = forms(structure, _leaf_forms(manifest.arguments.leaves, len(records)))
     except NoForm:
         return None
     owners = [array if array.base is None else array.base for array in (tensor.array for tensor in written)]
@@ -94,7 +94,9 @@ _NO_GUARDS: dict[str, Any] = {
 """Of user code, which a loaded step has none of."""
 
 
-def _leaf_forms(leaves: Sequence[Leaf]) -> Iterator[LeafForm]:
+def _leaf_forms(leaves: Sequence[Leaf], tensors: int) -> Iterator[LeafForm]:
+    if len({leaf.index for leaf in leaves if leaf.kind == "tensor"}) != tensors:  # one that no leaf is
+        raise NoForm
     seen = 0
     for leaf in leaves:
         if leaf.kind == "value":

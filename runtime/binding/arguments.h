@@ -53,7 +53,7 @@ private:
     std::size_t count_, object_count_ = 0, array_count_ = 0;
 };
 
-// What a value must be, all the way down. trace/quick.py makes them.
+// What a value must be, all the way down. calling.py makes them.
 class Form {
 public:
     explicit Form(const py::handle &description) {
@@ -71,6 +71,13 @@ public:
             for (const py::handle key : parts[2]) keys_.push_back(key.ptr());
             for (const py::handle item : parts[3]) items_.emplace_back(item);
         }
+    }
+
+    // How many tensors there are in it, each counted once.
+    std::size_t tensors() const {
+        std::size_t count = kind_ == Kind::tensor ? 1 : 0;
+        for (const Form &item : items_) count += item.tensors();
+        return count;
     }
 
     // Whether a value is so; adds its tensors to those given, in order.

@@ -95,6 +95,7 @@ public:
             for (const py::handle extent : t[0]) argument.extents.push_back(py::cast<py::ssize_t>(extent));
             arguments_.push_back(std::move(argument));
         }
+        if (positional_.tensors() + named_.tensors() != arguments_.size()) throw py::value_error("the arguments' form has other tensors");
         for (const py::handle item : d["tensors"]) {
             const auto t = py::cast<py::tuple>(item);
             tensors_.push_back({t[0].ptr(), t[1].ptr(), t[2].ptr()});

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 
@@ -10,6 +11,7 @@ import pytest
 
 import pequegrad as pg
 from pequegrad.errors import SignatureError
+from pequegrad.export.calls import describe_call
 from tests.export.helpers import batches, losses, make_program
 
 pytestmark = pytest.mark.usefixtures("saved")
@@ -155,3 +157,13 @@ def test_a_loaded_step_is_freed_with_its_last_reference(tmp_path):
     gone = weakref.ref(step)
     del step
     assert gone() is None
+
+
+def test_a_tensor_that_no_argument_is_has_no_native_call(tmp_path):
+    """A manifest could name one: its memory would be that of nothing."""
+    step = load(tmp_path, lambda x: x * 2, X)
+    manifest = dataclasses.replace(step.manifest, tensors=step.manifest.tensors * 2)
+    _, description = step._native
+    assert describe_call(manifest, step._seen_structure, step._template, (), {}) is None
+    with pytest.raises(ValueError, match="other tensors"):
+        step._module.make_call({**description, "arguments": description["arguments"] * 2}, 1)
