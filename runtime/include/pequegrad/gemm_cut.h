@@ -25,12 +25,13 @@ template <class T> struct gemm_cut {
   enum { is_deep = PG_L2_KIB >= 1024 && PG_L1_KIB >= 48, kept_deep_b = PG_L2_KIB * 448 / int(sizeof(T)) };
   enum { most_k = (PG_L2_KIB < 1024 ? 1536 : 2048) / int(sizeof(T)), most_deep_k = is_deep ? 4096 / int(sizeof(T)) : int(most_k) };
   long k_blocks, k, columns, column_blocks, row_blocks, rows;
+  bool comes_from_memory;  // what is read of A
   bool b_stays;  // in L2 where it lies, from tile to tile
   bool reads_b;  // where it lies, but for a panel that is not full
 
   PG_INLINE gemm_cut(long all_rows, long K, long all_columns, bool packs_rows, long b_row, long b_col) {
     const bool is_whole = K <= most_deep_k && all_columns <= whole_columns(padded(K)), goes_deep = is_deep && !packs_rows;
-    const bool comes_from_memory = all_rows * K * long(sizeof(T)) > PG_L2_KIB * 16384L;
+    comes_from_memory = all_rows * K * long(sizeof(T)) > PG_L2_KIB * 16384L;
     set(all_rows, K, is_whole || (goes_deep && !comes_from_memory) ? most_deep_k : most_k);
     const long part = (goes_deep ? long(kept_deep_b) : long(kept_b)) / (k ? k : 1) / tile::width * tile::width;
     const long most_part = most_cut_columns / tile::width * tile::width;

@@ -70,8 +70,11 @@ PG_INLINE void gemm_sums(long K, const T* __restrict a, long a_row, long a_k, co
     *reinterpret_cast<unaligned*>(tile + n * L) = sum[r][n];
 }
 
+// Where their loops begin within a line of instructions is 1 % of some products: at the beginning of one, no other code moves them.
+#define PG_MICRO_KERNEL PG_NOINLINE __attribute__((aligned(64)))
+
 template <class T, int ROWS, int VECTORS, bool INDIRECT>
-PG_NOINLINE void gemm_kernel(long K, const T* a, long a_row, long a_k, const T* b, long b_k, const long* offsets, T* tile, long tile_row,
+PG_MICRO_KERNEL void gemm_kernel(long K, const T* a, long a_row, long a_k, const T* b, long b_k, const long* offsets, T* tile, long tile_row,
                              bool accumulate) {
   gemm_sums<T, ROWS, VECTORS, INDIRECT>(K, a, a_row, a_k, b, b_k, offsets, tile, tile_row, accumulate, [](long) {});
 }

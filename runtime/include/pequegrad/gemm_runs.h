@@ -99,7 +99,7 @@ struct gemm_run {
 // vector, while here multiplications go on. A [4096, 1024] and [512, 1024] transposed, 256 and 128 columns, take 3 % less, and B [784, 128]
 // transposed and 200 rows; copied like that, panels of B take as long.
 template <class T, int VECTORS, gemm_run::run_kind PACKING>
-PG_NOINLINE void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
+PG_MICRO_KERNEL void gemm_kernel_ahead(long K, const T* a, long a_row, long a_k, const T* b, long b_k, T* tile, long tile_row, bool accumulate,
                                    gemm_run* run, gemm_run* end) {
   long total = 0;
   for (const gemm_run* r = run; r < end; ++r) total += r->due();
