@@ -111,6 +111,6 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return some rows, copied. `take` does it in two thirds of the time of an index, of an array whose elements are apart
+    """Return some rows, copied. `take` does it in four fifths of the time of an index, of an array whose elements are apart
     only after it has copied all of it."""
     return array.take(rows, 0) if array.flags.c_contiguous else array[rows]
