@@ -219,6 +219,11 @@ def is_ready(array: Any) -> bool:
     return not isinstance(array, device_types) or not array.size or array.data.ptr % ALIGNMENT == 0
 
 
+def owner_of(array: Any) -> Any:
+    """Return what owns an array's memory: itself, or the array that it is a view of."""
+    return array if array.base is None else array.base
+
+
 LINE = 64
 """Bytes of a line of cache, and of the widest vector: one that crosses the end of a line is read and written as two."""
 _LEAST_ON_LINES = 1024

@@ -54,7 +54,6 @@ def describe_call(
         form = forms(structure, _leaf_forms(manifest.arguments.leaves, len(records)))
     except NoForm:
         return None
-    owners = [array if array.base is None else array.base for array in (tensor.array for tensor in written)]
     return {
         **surroundings(),
         **form,
@@ -72,7 +71,7 @@ def describe_call(
         "scalars": [],
         "results": [(spec.shape, spec.dtype.numpy, spec) for spec in results],
         "written": [tensor.storage for tensor in written],
-        "owners": [*map(id, owners), *(id(tensor.array) for tensor in written)],
+        "owners": [id(found) for tensor in written for found in (tensor.array, arrays.owner_of(tensor.array))],
         "actions": [
             (
                 None,

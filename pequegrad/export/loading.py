@@ -209,7 +209,7 @@ class LoadedStep:
     def _describe(self) -> Native | None:
         manifest, workers = self.manifest, self._workers_now()
         description = describe_call(manifest, self._seen_structure, self._template, self._written, self._tensors)
-        if description is None or self._home != arrays.CPU:
+        if description is None:
             return None
         description["acquire"], description["release"] = self._lock.acquire, self._lock.release
         description["check"] = functools.partial(check_failure, manifest)

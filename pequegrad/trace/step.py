@@ -127,7 +127,7 @@ class BoundStep:
         self._empty: Callable[..., Any] = arrays.cupy().empty if is_made_there else np.empty
         self._moves_results = self._home != arrays.CPU and not is_made_there
         self._written_set = set(self._written)
-        self._owners = {id(_owner(storage.data)) for storage in self._written}
+        self._owners = {id(arrays.owner_of(storage.data)) for storage in self._written}
         self._check_states()
         self._actions = _prepare(trace.gradients)
         self._moves_gradients = any(isinstance(action[3], FromGradient) for action in self._actions)
@@ -460,10 +460,6 @@ def _prepare(actions: Sequence[GradientAction]) -> list[tuple[Any, int, int, Any
         )
         for action in actions
     ]
-
-
-def _owner(array: Any) -> Any:
-    return array if array.base is None else array.base
 
 
 def _byte_bounds(array: Any) -> tuple[int, int]:
