@@ -90,6 +90,31 @@ def test_product_equals_numpy_for_every_stride_order(library, orders: str, dtype
         np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64), err_msg=str((m, n, k)))
 
 
+@pytest.fixture
+def small_cache(build, lanes: int) -> ctypes.CDLL:
+    """For a machine whose L2 is so small that rows of A come from memory soon."""
+    probe = build("gemm_probe", "-DPG_L1_KIB=32", "-DPG_L2_KIB=256")
+    probe.lanes, probe.l1, probe.l2 = lanes, 32 << 10, 256 << 10
+    return probe
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC"])
+def test_rows_that_come_from_memory_meet_several_blocks_of_columns_at_once(
+    small_cache, orders: str, dtype: type
+) -> None:
+    """The sums of all these blocks wait, from one cut of k to the next, side by side in a scratch that is no larger for it."""
+    random = np.random.default_rng(15)
+    # Of sixteen lanes: seven blocks at once, three, and two of five.
+    for m, n, k in [(60, 300, 18000), (301, 140, 3700), (600, 233, 1801)]:
+        a, b = operand(random, (m, k), orders[0], dtype), operand(random, (k, n), orders[1], dtype)
+        expected = a.astype(np.float64) @ b.astype(np.float64)
+        for workers in (1, 2):
+            c, touched = product(small_cache, a, b, workers)
+            assert np.all(touched == 1), (m, n, k)
+            np.testing.assert_array_equal(c, expected, err_msg=str((m, n, k)))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_lines_asked_for_ahead_change_no_bit_and_reach_not_too_far(library, dtype: type) -> None:
     random = np.random.default_rng(12)

@@ -57,6 +57,21 @@ def test_bits_do_not_depend_on_who_takes_a_tile(library, orders: str, runs_on: b
             np.testing.assert_array_equal(taken, alone, err_msg=str((m, n, k, workers, slow)))
 
 
+@pytest.mark.parametrize("orders", ["CC", "FC"])
+def test_sums_of_several_blocks_wait_where_others_add_to_them(build, orders: str) -> None:
+    """Rows that come from memory meet several blocks of columns for each cut of k, whoever takes them."""
+    far = build("gemm_team_probe", "-pthread", "-DPG_L1_KIB=32", "-DPG_L2_KIB=256")
+    random = np.random.default_rng(22)
+    for m, n, k in [(601, 150, 3600), (1201, 97, 1801)]:
+        a = np.asarray(random.normal(size=(m, k)).astype(np.float32), order=orders[0])
+        b = np.asarray(random.normal(size=(k, n)).astype(np.float32), order=orders[1])
+        alone, _ = product(far, a, b, 1)
+        np.testing.assert_allclose(alone, a.astype(np.float64) @ b, rtol=1e-4, atol=1e-3)
+        for workers, slow in [(2, 0), (2, 1), (4, 2)]:
+            taken, _ = product(far, a, b, workers, slow, 1)
+            np.testing.assert_array_equal(taken, alone, err_msg=str((m, n, k, workers, slow)))
+
+
 @pytest.mark.parametrize(("m", "n", "k", "order"), [(400, 16, 80, "C"), (1000, 200, 80, "F"), (400, 16, 1100, "C")])
 def test_what_a_slow_worker_does_not_come_to_others_take(library, m: int, n: int, k: int, order: str) -> None:
     random = np.random.default_rng(21)

@@ -14,15 +14,24 @@ from tests.runtime.test_gemm import product
 SIZES = [(1, 16), (5, 20), (16, 64), (17, 129), (31, 1024), (64, 300), (96, 1100), (130, 40)]
 
 
+# Of a cache so small that weights come from memory: of 600 rows, two blocks of the batch's rows pass by for each cut of the sums.
+FAR = [(130, 2100)]
+
+
+@pytest.mark.parametrize(("l2_kib", "sizes"), [(512, SIZES), (256, FAR)], ids=["near", "far"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products_of_transposes_are_the_same_bits(build, lanes: int, dtype: type) -> None:
-    turned, plain = build("gemm_turned_probe"), build("gemm_probe")
-    plain.lanes, plain.l1, plain.l2 = lanes, 32 << 10, 512 << 10
+def test_products_of_transposes_are_the_same_bits(
+    build, lanes: int, dtype: type, l2_kib: int, sizes: list[tuple[int, int]]
+) -> None:
+    turned, plain = (
+        build(name, "-DPG_L1_KIB=32", f"-DPG_L2_KIB={l2_kib}") for name in ("gemm_turned_probe", "gemm_probe")
+    )
+    plain.lanes, plain.l1, plain.l2 = lanes, 32 << 10, l2_kib << 10
     multiply = turned.turned_f32 if dtype is np.float32 else turned.turned_f64
     scratch_bytes = turned.turned_scratch_f32 if dtype is np.float32 else turned.turned_scratch_f64
     scratch_bytes.restype = ctypes.c_long
     random = np.random.default_rng(21)
-    for (m, k), n, order in itertools.product(SIZES, (2, 33, 48, 77, 600), "CF"):
+    for (m, k), n, order in itertools.product(sizes, (2, 33, 48, 77, 600), "CF"):
         a = np.array(random.normal(size=(m, k)), dtype, order=order)
         b = np.array(random.normal(size=(n, k)), dtype)
         expected, _ = product(plain, a, b.T, workers=1)

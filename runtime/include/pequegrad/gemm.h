@@ -130,12 +130,12 @@ inline gemm_team gemm_share(long M, long N, long K, long a_row, long a_col, long
                                         const gemm_update*, int, bool, gemm_team);         \
   PART bool gemm_walk<float>::next();                                                      \
   PART bool gemm_walk<float>::take();                                                      \
-  PART void gemm_walk<float>::set_columns(long);                                           \
-  PART void gemm_walk<float>::enter(long);                                                 \
+  PART void gemm_walk<float>::enter_part(long);                                            \
+  PART void gemm_walk<float>::enter_block();                                               \
   PART bool gemm_walk<float>::next_panels();                                               \
-  PART void gemm_walk<float>::pack(long);                                                  \
+  PART void gemm_walk<float>::pack();                                                      \
   PART void gemm_walk<float>::begin_next_part();                                           \
-  PART void gemm_walk<float>::begin_part(long, long);                                      \
+  PART void gemm_walk<float>::begin_part(long);                                            \
   PART void gemm_walk<float>::pack_slice(long);                                            \
   PART void gemm_walk<float>::look_for_b();                                                \
   PART void gemm_walk<float>::enter_group(long);                                           \

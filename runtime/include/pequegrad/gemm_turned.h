@@ -26,10 +26,10 @@ PG_INLINE void gemm_turned(long M, long K, const T* A, long a_row, long a_col, c
   for (long begin = col_begin; begin < col_end; begin += turned_columns) {
     const long end = col_end - begin < turned_columns ? col_end : begin + turned_columns;
     gemm_walk<T> walk(N, K, B, b_col, 1, A, a_col, a_row, scratch, begin, end, 0, M, nullptr, 0, true, {});
-    for (long block = 0; block < walk.blocks(); ++block) {
-      walk.enter(block);
+    while (walk.part + 1 < walk.all_parts()) {
+      walk.enter_block();
       for (long t = 0; t < walk.tiles; ++t) walk.tile(t);
-      const T* sums = walk.kept();
+      const T* sums = walk.owners_sums;
       const long first_row = walk.col, rows = walk.columns, stride = walk.stride;
       for (long col = begin; col < end; col += PG_LANES, sums += PG_LANES * stride) {
         const long count = N % PG_LANES == 0 || end - col >= PG_LANES ? long(PG_LANES) : end - col;

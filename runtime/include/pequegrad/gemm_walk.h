@@ -66,8 +66,9 @@ template <class T> struct gemm_walk {
   gemm_cut<T> cut;
   bool keeps_sums;  // of all tiles of a block
   long vectors, panels;  // of the rectangle
-  long block, first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride;  // of the block
-  long k_begin, k_count;                         // of the part of B that is packed
+  long part;                     // of B, which is packed: some k of a block of columns; counted on over blocks of rows
+  long k_begin, k_count;         // of the part
+  long first_row, block_rows, tiles, first_panel, block_panels, col, columns, stride, columns_before;  // of the block
   long tile_first, tile_next, tile_end;          // The tiles that next() goes through before it enters a block or takes more.
   // Of each of these tiles, the panels that are packed; the others follow when all tiles have passed by.
   long panel_begin, panel_end;
@@ -98,10 +99,9 @@ template <class T> struct gemm_walk {
   // lines of a slice, which is packed before the next. Asked for long before, lines of a power of two apart drive each other out:
   // A [4096, 1024] transposed and 256 columns took 10 % longer.
   bool is_far;
-  // The part of B, some k of a block of columns, that is packed: `packed` k of a panel, and all panels before. It is multiplied next, or
-  // `is_current`.
+  // The part of B that is being packed: `packed` k of a panel, and all panels before. It is multiplied next, or `is_current`.
   struct next_part {
-    long k, k_count, first_panel, column, panels, panel, packed;
+    long number, k, k_count, first_panel, column, panels, panel, packed;
     bool is_current;
     panel_place* places;
     T* to;  // of the panel
@@ -131,8 +131,8 @@ template <class T> struct gemm_walk {
       : A(A), B(B), M(M), K(K), a_row(a_row), a_col(a_col), b_row(b_row), b_col(b_col), row_begin(row_begin), row_end(row_end),
         col_begin(col_begin), col_end(col_end), scratch(scratch), updates(updates),
         update_count(update_count < most_updates ? update_count : int(most_updates)), team(team),
-        cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), block(-1),
-        block_panels(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index),
+        cut(row_end - row_begin, K, col_end - col_begin, is_transposed(), b_row, b_col), keeps_sums(keeps_sums || cut.k_blocks > 1), part(-1),
+        block_panels(0), columns_before(0), tile_next(0), tile_end(0), panel_begin(0), panel_end(0), panel_next(0), kernel_rows(0), owner(team.index),
         owners_sums(kept()), taken(0), claimed(0), joined(0), result(nullptr), result_row(0), place(places[0]), coming(), group(),
         coming_rows(), runs() {
     vectors = (col_end - col_begin + PG_LANES - 1) / PG_LANES;
@@ -151,10 +151,11 @@ template <class T> struct gemm_walk {
   // last column, the next row replaces, or the panel of its first columns, which is summed later.
   PG_INLINE bool joins_rows() const { return columns == joined && !is_cut(); }
 
-  // The sums of the block's first row, or of the tile's.
+  // Where sums wait: of the block's rows, from block to block of those at once, or of the tile's.
   PG_INLINE T* kept() const { return packed_groups() + 2 * cut.packed_group(); }
   PG_INLINE T* packed_groups() const { return scratch + 2 * cut.packed_b(); }
-  PG_INLINE long blocks() const { return cut.row_blocks * cut.column_blocks; }
+  PG_INLINE long parts() const { return cut.k_blocks * cut.column_blocks; }  // of each block of rows
+  PG_INLINE long all_parts() const { return cut.row_blocks * parts(); }
   PG_INLINE bool is_cut() const { return cut.k_blocks > 1; }
   PG_INLINE bool is_last_k() const { return k_begin + k_count == K; }
   PG_INLINE bool is_transposed() const { return gemm_is_transposed(a_row, a_col); }
@@ -163,6 +164,7 @@ template <class T> struct gemm_walk {
   PG_INLINE bool packs_rows() const { return is_transposed() && block_panels >= (a_col * long(sizeof(T)) % 2048 == 0 ? 2 : 4); }
   // Rows whose elements are dense, but which fall into the same sets of L1.
   PG_INLINE bool copies_rows() const { return gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0; }
+  PG_INLINE long panel_of_block(long across) const { return even_cut(panels, cut.column_blocks, across); }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
   PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
 
@@ -173,8 +175,8 @@ template <class T> struct gemm_walk {
         if (team.size > 1) {
           if (!take()) return false;
         } else {
-          if (block + 1 == blocks()) return false;
-          enter(block + 1);
+          if (part + 1 == all_parts()) return false;
+          enter_block();
         }
       }
       enter_tile(tile_next++);
@@ -219,9 +221,8 @@ template <class T> struct gemm_walk {
   PG_NOINLINE bool take() {
     gemm_queue& own = team.queues[team.index];
     if (is_cut() && owner != team.index) __atomic_fetch_add(&team.queues[owner].done_by_others, tile_end - tile_first, __ATOMIC_RELEASE);
-    if (is_cut() && block < 0) {
+    if (is_cut() && part < 0) {
       own.sums = kept();
-      set_columns(0);
       open_part(0);
     }
     if (claimed > 0) {
@@ -236,20 +237,15 @@ template <class T> struct gemm_walk {
       // What others do of its own lies in its scratch, and the next part of k comes on top of it.
       for (long turn = 0; taken + __atomic_load_n(&own.done_by_others, __ATOMIC_ACQUIRE) < own.open; ++turn)
         if (turn > 100) sched_yield();
-      if (!is_last_k()) {
-        open_part(k_begin + k_count);
-      } else {
-        if (block + 1 == cut.column_blocks) return false;
-        set_columns(block + 1);
-        open_part(0);
-      }
+      if (part + 1 == parts()) return false;
+      open_part(part + 1);
     }
   }
 
-  PG_INLINE void open_part(long k) {
+  PG_INLINE void open_part(long number) {
     gemm_queue& own = team.queues[team.index];
     set_rows_of(team.index);
-    pack(k);
+    enter_part(number);
     __atomic_store_n(&own.open, own.open + tiles, __ATOMIC_RELEASE);
   }
 
@@ -257,13 +253,13 @@ template <class T> struct gemm_walk {
   PG_INLINE bool take_of(int member) {
     set_rows_of(member);
     long position;
-    const long count = claim(member, is_cut() ? part_end() : cut.column_blocks * tiles, position);
+    const long count = claim(member, is_cut() ? part_end() : parts() * tiles, position);
     if (count > 0) begin_tiles(member, position, count);
     return count > 0;
   }
 
-  // What a queue counts to until all tiles of the part of k, or of the block, are taken.
-  PG_INLINE long part_end() const { return (is_cut() ? block * cut.k_blocks + k_begin / cut.k + 1 : block + 1) * tiles; }
+  // What a queue counts to until all tiles of the part are taken.
+  PG_INLINE long part_end() const { return (part + 1) * tiles; }
 
   // How many tiles of a member's, from `position` on and before `end`, now are this worker's to do.
   PG_INLINE long claim(int member, long end, long& position) {
@@ -292,10 +288,10 @@ template <class T> struct gemm_walk {
 
   PG_INLINE void begin_tiles(int member, long position, long count) {
     set_rows_of(member);
-    if (!is_cut() && position / tiles != block) set_columns(position / tiles);
+    if (position / tiles != part) enter_part(position / tiles);
     set_tiles(position % tiles, position % tiles + count);
     owner = member;
-    owners_sums = is_cut() ? static_cast<T*>(team.queues[member].sums) : kept();
+    if (is_cut()) owners_sums = static_cast<T*>(team.queues[member].sums) + block_rows * columns_before;
   }
 
   PG_INLINE void set_tiles(long begin, long end) {
@@ -320,38 +316,39 @@ template <class T> struct gemm_walk {
     tiles = (block_rows + tile_size::rows - 1) / tile_size::rows;
   }
 
-  // Enters a block of columns; all k of B are packed where they are not cut.
-  PG_NOINLINE void set_columns(long across) {
-    block = across;
-    first_panel = even_cut(panels, cut.column_blocks, across);
-    block_panels = even_cut(panels, cut.column_blocks, across + 1) - first_panel;
+  // Goes on to a part, of the rows that are set: packs what is left of it, or, where micro-kernels pack the others, the first panel.
+  PG_NOINLINE void enter_part(long number) {
+    part = number;
+    const typename gemm_cut<T>::part_place at = cut.part_at(part % parts());
+    first_panel = panel_of_block(at.across);
+    block_panels = panel_of_block(at.across + 1) - first_panel;
     col = col_begin + panel_col(first_panel);
     stride = panel_col(first_panel + block_panels) - panel_col(first_panel);
     columns = col_end - col < stride ? col_end - col : stride;
+    columns_before = panel_col(first_panel) - panel_col(panel_of_block(at.first_across));
     if (joins_rows()) stride = columns;
-    if (!is_cut()) pack(0);
+    owners_sums = kept() + block_rows * columns_before;
+    pack();
   }
 
-  // Enters a block: afterwards its sums lack the last block of k, whose part of B is packed.
-  PG_NOINLINE void enter(long number) {
-    const long down = number / cut.column_blocks, all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
-    set_rows(row_begin + begin, row_begin + even_cut(all_rows, cut.row_blocks, down + 1));
-    set_columns(number % cut.column_blocks);
-    block = number;
-    set_tiles(0, tiles);
-    for (long k = 0; is_cut() && k < cut.k_blocks; ++k) {
-      pack(k * cut.k);
-      for (long t = 0; k + 1 < cut.k_blocks && t < tiles; ++t) tile(t);
+  // Goes on to the next block whose sums lack the last of k alone. That part of B is packed.
+  PG_NOINLINE void enter_block() {
+    for (;;) {
+      const long down = (part + 1) / parts(), all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
+      set_rows(row_begin + begin, row_begin + even_cut(all_rows, cut.row_blocks, down + 1));
+      enter_part(part + 1);
+      set_tiles(0, tiles);
+      if (is_last_k()) return;
+      for (long t = 0; t < tiles; ++t) tile(t);
     }
   }
 
   // ---- packing B ----
 
-  // Goes on to a part of B: packs what is left of it, or, where micro-kernels pack the others, the first panel.
-  PG_NOINLINE void pack(long k) {
-    const bool has_begun = coming.panels > 0 && coming.k == k && coming.first_panel == first_panel;
-    if (!has_begun) begin_part(k, block % cut.column_blocks);
-    k_begin = k;
+  PG_NOINLINE void pack() {
+    const bool has_begun = coming.panels > 0 && coming.number == part;
+    if (!has_begun) begin_part(part);
+    k_begin = coming.k;
     k_count = coming.k_count;
     place = coming.places;
     coming.is_current = !has_begun && block_panels > 1 && !joins_rows() && tiles_while_turning() > 0;
@@ -361,30 +358,30 @@ template <class T> struct gemm_walk {
   }
 
   PG_NOINLINE void begin_next_part() {
-    const long across = block % cut.column_blocks;
     coming.panels = coming.panel = 0;
     coming.is_current = false;
     has_errands = is_far || update_count > 0;
     if (!is_far) return;
-    if (!is_last_k()) begin_part(k_begin + k_count, across);
-    else if (block + 1 < blocks()) begin_part(0, (across + 1) % cut.column_blocks);
+    if (part + 1 < all_parts()) begin_part(part + 1);
     look_for_b();
   }
 
-  PG_NOINLINE void begin_part(long k, long across) {
+  PG_NOINLINE void begin_part(long number) {
     next_part& c = coming;
     panel_place* const to = c.places = is_far && place == places[0] ? places[1] : places[0];
-    c.k = k;
-    c.k_count = K - k < cut.k ? K - k : cut.k;
-    c.first_panel = even_cut(panels, cut.column_blocks, across);
+    const typename gemm_cut<T>::part_place at = cut.part_at(number % parts());
+    c.number = number;
+    c.k = at.k;
+    c.k_count = K - c.k < cut.k ? K - c.k : cut.k;
+    c.first_panel = panel_of_block(at.across);
     c.column = panel_col(c.first_panel);
-    c.panels = even_cut(panels, cut.column_blocks, across + 1) - c.first_panel;
+    c.panels = panel_of_block(at.across + 1) - c.first_panel;
     c.panel = c.packed = 0;
     T* packed = c.to = to == places[0] ? scratch : scratch + cut.packed_b();
     for (long p = 0; p < c.panels; ++p) {
       const long column = panel_col(c.first_panel + p), width = panel_col(c.first_panel + p + 1) - column;
       const bool is_packed = !cut.reads_b || used_columns(column, width) != width;
-      to[p] = {is_packed ? packed : B + k * b_row + (col_begin + column) * b_col, is_packed ? width : b_row, width / PG_LANES,
+      to[p] = {is_packed ? packed : B + c.k * b_row + (col_begin + column) * b_col, is_packed ? width : b_row, width / PG_LANES,
                column - c.column};
       packed += is_packed ? c.k_count * width : 0;
     }
