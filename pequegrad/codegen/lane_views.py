@@ -70,10 +70,11 @@ FEW_ROWS, FEW_ROWS_OF_LONG_SUMS, LONG_SUM = 4, 8, 256
 # Sums of rows are finished together where a row has at most so many vectors: summing across the lanes and arithmetic on single
 # numbers take as long as about 20 of them.
 SHORT_ROW_VECTORS = 32
-# For a few tens of rows the product of the operands' transposes beats turning B: that takes as long as so many rows of
-# multiplications do, so no more may be added to fill a vector. Measured with AVX-512 on one core, B 1024 x 1024 and 3072 x 768: 16
-# rows take 0.64 and 0.52 of the time, 32 rows 0.81 and 0.73, 96 rows 0.94 and 0.90, 128 rows 0.97 and 1.0.
-MOST_TURNED_ROWS, PACKING_ROWS = 96, 6
+# The product of the operands' transposes beats turning B, which takes as long as so many rows of multiplications do, where turning A
+# instead, and the result, of which a square takes as long as four of theirs, takes less, and what rows lack to whole vectors does not
+# outweigh it. Measured on two cores with AVX-512: 16 rows take 0.70 to 0.90 of the time; 64 rows 0.89 with n and k of 768, 1.19 with
+# 784 and 128; 128 rows 0.96 and 1.22; 160 rows 0.98 with 1024 and 1024, 1.01 if those come from memory. With AVX2 the same to 3 %.
+MOST_TURNED_ROWS, PACKING_ROWS, TURNING_SQUARES = 144, 6, 4
 # A product is small where a panel of B, of so many vectors' width, and all of A take no more than so many bytes: the panel stays
 # in L1 while all rows of A pass by, and A near it while all panels do.
 SMALL_VECTORS = 4
@@ -357,8 +358,10 @@ def _form(kernel: Contract, lanes: int, is_far: bool) -> str:
         return "dots"
     if form != "any" and _is_small(kernel, lanes):
         return "small"
-    is_turned = would_turn_b and kernel.m <= min(MOST_TURNED_ROWS, kernel.n // 2) and -kernel.m % lanes < PACKING_ROWS
-    return "turned" if is_turned else form
+    if not would_turn_b or kernel.m > min(MOST_TURNED_ROWS, kernel.n // 2):
+        return form
+    spared_rows = PACKING_ROWS * (1 - kernel.m / kernel.n - TURNING_SQUARES * kernel.m / kernel.k)
+    return "turned" if -kernel.m % lanes < spared_rows else form
 
 
 def _is_small(kernel: Contract, lanes: int) -> bool:

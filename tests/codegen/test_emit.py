@@ -320,7 +320,7 @@ def test_products_whose_operands_stay_in_caches_are_of_constant_sizes():
     ("rows", "name", "form"),
     [
         (1, "x86-64-v4", "gemm_dots"), (8, "x86-64-v4", "gemm_dots"), (9, "x86-64-v4", "gemm<"),
-        (16, "x86-64-v4", "gemm_turned"), (96, "x86-64-v4", "gemm_turned"), (97, "x86-64-v4", "gemm<"),
+        (16, "x86-64-v4", "gemm_turned"), (48, "x86-64-v4", "gemm_turned"), (49, "x86-64-v4", "gemm<"), (64, "x86-64-v4", "gemm<"),
         (7, "x86-64-v3", "gemm_dots"), (16, "x86-64-v3", "gemm_turned"), (1, "scalar", "gemm_small"), (16, "scalar", "gemm_small"),
     ],
 )  # fmt: skip

@@ -3,7 +3,7 @@
 using namespace pg;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-#define COLUMNS(N) N(2) N(33) N(48) N(77) N(600)
+#define COLUMNS(N) N(2) N(33) N(48) N(77) N(600) N(4500)
 
 // `touched` counts how often the epilogue saw each element.
 template <class T, long N>

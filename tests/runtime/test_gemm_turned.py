@@ -10,19 +10,21 @@ import pytest
 
 from tests.runtime.test_gemm import product
 
-# Rows and sums: less than a vector, several panels, sums cut into blocks, rows whole pages apart.
-SIZES = [(1, 16), (5, 20), (16, 64), (17, 129), (31, 1024), (64, 300), (96, 1100), (130, 40)]
+# KiB of L2, rows and sums, and columns.
+CASES = {
+    # Less than a vector, several panels, sums cut into blocks, rows whole pages apart.
+    "near": (512, [(1, 16), (5, 20), (16, 64), (17, 129), (31, 1024), (64, 300), (96, 1100), (130, 40)], [2, 33, 48, 77, 600]),
+    # Of a cache so small that weights come from memory: several blocks of the batch's rows pass by for each cut of the sums.
+    "far": (256, [(130, 2100)], [600]),
+    # More than go by at once, where sums are cut and where not.
+    "many": (512, [(17, 129), (20, 500)], [4500]),
+}  # fmt: skip
 
 
-# Of a cache so small that weights come from memory: of 600 rows, two blocks of the batch's rows pass by for each cut of the sums.
-FAR = [(130, 2100)]
-
-
-@pytest.mark.parametrize(("l2_kib", "sizes"), [(512, SIZES), (256, FAR)], ids=["near", "far"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products_of_transposes_are_the_same_bits(
-    build, lanes: int, dtype: type, l2_kib: int, sizes: list[tuple[int, int]]
-) -> None:
+def test_products_of_transposes_are_the_same_bits(build, lanes: int, dtype: type, case: str) -> None:
+    l2_kib, sizes, columns = CASES[case]
     turned, plain = (
         build(name, "-DPG_L1_KIB=32", f"-DPG_L2_KIB={l2_kib}") for name in ("gemm_turned_probe", "gemm_probe")
     )
@@ -31,7 +33,7 @@ def test_products_of_transposes_are_the_same_bits(
     scratch_bytes = turned.turned_scratch_f32 if dtype is np.float32 else turned.turned_scratch_f64
     scratch_bytes.restype = ctypes.c_long
     random = np.random.default_rng(21)
-    for (m, k), n, order in itertools.product(sizes, (2, 33, 48, 77, 600), "CF"):
+    for (m, k), n, order in itertools.product(sizes, columns, "CF"):
         a = np.array(random.normal(size=(m, k)), dtype, order=order)
         b = np.array(random.normal(size=(n, k)), dtype)
         expected, _ = product(plain, a, b.T, workers=1)

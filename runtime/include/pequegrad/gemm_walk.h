@@ -65,6 +65,7 @@ template <class T> struct gemm_walk {
   gemm_team team;
   gemm_cut<T> cut;
   bool keeps_sums;  // of all tiles of a block
+  bool whole_tiles = false;  // of as many rows as a tile can have, but for the last, instead of equal ones
   long vectors, panels;  // of the rectangle
   long part;                     // of B, which is packed: some k of a block of columns; counted on over blocks of rows
   long k_begin, k_count;         // of the part
@@ -166,7 +167,10 @@ template <class T> struct gemm_walk {
   PG_INLINE bool copies_rows() const { return gemm_copies_rows && a_col == 1 && a_row * long(sizeof(T)) % 4096 == 0; }
   PG_INLINE long panel_of_block(long across) const { return even_cut(panels, cut.column_blocks, across); }
   PG_INLINE long panel_col(long p) const { return even_cut(vectors, panels, p) * PG_LANES; }
-  PG_INLINE long tile_row(long t) const { return even_cut(block_rows, tiles, t); }
+  PG_INLINE long tile_row(long t) const {
+    if (!whole_tiles) return even_cut(block_rows, tiles, t);
+    return t < tiles ? t * tile_size::rows : block_rows;
+  }
 
   // Goes on to the next panel whose sums are complete, or whole rows where they are joined; false when there is none left.
   PG_NOINLINE bool next() {
