@@ -49,7 +49,7 @@ template <class T> struct gemm_cut {
     // What comes from memory is packed: a whole B of more than 8 MiB, with 1 MiB of L2, took 6 % longer where it lies.
     const bool is_near = K * all_columns * long(sizeof(T)) <= PG_L2_KIB * 8192L;
     b_stays = b_col == 1 && is_near && gemm_stays(K < k ? K : k, kept_columns * long(sizeof(T)), b_row * long(sizeof(T)));
-    reads_b = b_stays || (b_col == 1 && rows <= gemm_few_tiles * tile::rows);
+    reads_b = b_stays || (b_col == 1 && rows <= gemm_few_tiles<T>(k, b_row, is_near) * tile::rows);
   }
   // What there is at most, whatever the columns and whether rows are packed.
   PG_INLINE gemm_cut(long all_rows, long K, long most) {

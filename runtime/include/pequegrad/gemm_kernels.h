@@ -212,12 +212,18 @@ template <class T> PG_NOINLINE void gemm_copy_rows(T* to, long to_row, const T* 
 // Whether k rows of B, `stride` bytes apart, stay in L2 between tiles of rows where they lie: then they are read there, of 400 rows of A
 // as fast as packed, of 256 up to 4 %, of 32 and 24 rows 15 and 29 % faster. Rows a multiple of a power of two apart fall into few sets.
 // Half of L2 and no more: of [256, 768] a panel's rows, each in a page of its own, come from further away, and 1,536 rows of A took 5 % longer.
-// Those that do not stay are faster packed only where more tiles pass by than these: measured with 1 MiB of L2, of 20 rows it is 20 %, of
-// 32 rows 5 to 25, of 64 and 96 rows 1 to 7, of 128 rows 7 % faster where they lie.
-constexpr long gemm_few_tiles = 16;
 PG_INLINE bool gemm_stays(long k, long row_bytes, long stride) {
   const long lines = (row_bytes + 63) / 64, apart = stride % 64 == 0 ? (stride & -stride) / 64 : 1;
   return k * (lines > apart ? lines : apart) * 64 <= PG_L2_KIB * 512L;
+}
+
+// Those that do not stay are faster packed only where more tiles pass by than these: measured with 1 MiB of L2, of 20 rows it is 20 %, of
+// 32 rows 5 to 25, of 64 and 96 rows 1 to 7, of 128 rows 7 % faster where they lie. So many rows whole pages apart that their pages are not
+// at hand either are packed for fewer: B [1024, 1024] and 96 rows take 1 to 7, [2048, 2048] and 128 rows 8 to 14, [1024, 8192] and 64 rows 20 % less.
+template <class T> PG_INLINE long gemm_few_tiles(long k, long b_row, bool is_near) {
+  const long size = sizeof(T);
+  if (k * size <= 2048 || b_row * size % 4096 != 0) return 16;
+  return is_near ? 8 : 5;
 }
 
 }  // namespace pg
