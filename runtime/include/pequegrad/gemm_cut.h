@@ -39,11 +39,14 @@ template <class T> struct gemm_cut {
     columns = all_columns <= whole_columns(k) && (k_blocks == 1 || !goes_deep) ? whole_columns(k) : part < most_part ? part : most_part;
     const long panels = (all_columns + tile::width - 1) / tile::width;
     column_blocks = blocks_of(panels, columns / tile::width);
-    // Sums of several blocks wait together as far as L2 takes them: of 1024 rows and three blocks that took up to 3 % longer, of 256 and two
-    // it takes 1.5 % less. They lie where less of B is packed at once than scratch is for.
-    const long least = PG_L2_KIB * 1024L / long(sizeof(T)), left = gemm_cut(all_rows, K, most_k).elements() - 2 * packed_b() - 2 * packed_group();
-    const long most_at_once = comes_from_memory && k_blocks > 1 ? (left < least ? left : least) / sums() : 1;
-    at_once = most_at_once < 1 ? 1 : most_at_once < column_blocks ? most_at_once : column_blocks;
+    at_once = 1;
+    if (comes_from_memory && k_blocks > 1) {
+      // Sums of several blocks wait together as far as L2 takes them: of 1024 rows and three blocks that took up to 3 % longer, of 256 and
+      // two it takes 1.5 % less. They lie where less of B is packed at once than scratch is for.
+      const long usual = gemm_cut(all_rows, K, most_k).elements(), left = usual - 2 * packed_b() - 2 * packed_group();
+      const long stay = PG_L2_KIB * 1024L / long(sizeof(T)), most = (left < stay ? left : stay) / sums();
+      at_once = most < 1 ? 1 : most < column_blocks ? most : column_blocks;
+    }
     const long block_columns = (panels + column_blocks - 1) / column_blocks * tile::width;
     const long kept_columns = block_columns < all_columns ? block_columns : all_columns;
     // What comes from memory is packed: a whole B of more than 8 MiB, with 1 MiB of L2, took 6 % longer where it lies.
