@@ -320,7 +320,7 @@ template <class T> struct gemm_walk {
     tiles = (block_rows + tile_size::rows - 1) / tile_size::rows;
   }
 
-  // Goes on to a part, of the rows that are set: packs what is left of it, or, where micro-kernels pack the others, the first panel.
+  // Goes on to a part, of the rows that are set.
   PG_NOINLINE void enter_part(long number) {
     part = number;
     const typename gemm_cut<T>::part_place at = cut.part_at(part % parts());
@@ -335,7 +335,7 @@ template <class T> struct gemm_walk {
     pack();
   }
 
-  // Goes on to the next block whose sums lack the last of k alone. That part of B is packed.
+  // Goes on to the next block of which sums lack only the last k, whose part of B is packed.
   PG_NOINLINE void enter_block() {
     for (;;) {
       const long down = (part + 1) / parts(), all_rows = row_end - row_begin, begin = even_cut(all_rows, cut.row_blocks, down);
@@ -349,6 +349,7 @@ template <class T> struct gemm_walk {
 
   // ---- packing B ----
 
+  // Packs what is left of the part, or, where micro-kernels pack the others, the first panel; then begins the next.
   PG_NOINLINE void pack() {
     const bool has_begun = coming.panels > 0 && coming.number == part;
     if (!has_begun) begin_part(part);
